@@ -1,0 +1,206 @@
+/* backward.c: hex_contrast_backward. Each tile's coefficients dObjective/ds are formed once, in cache, and multiplied into
+ * the gradient of its anchors (S k) and of its keys (S^T a); in a symmetric problem the two are halves of one gradient. */
+#include <math.h>
+#include <string.h>
+
+#include "core.h"
+
+typedef struct {
+    const hex_settings *s;
+    const double *row_state;
+    const hex_gradients *out;
+    double inv_tau;
+    bool shared;
+    bool rows, cols;            /* gradient of the tile's anchors / keys wanted */
+    double *scale;              /* [mp] dObjective/dL_i */
+    char *params;               /* T[HEX_PARAMS][mp] */
+    char *row_grad;             /* T[mb][Dp/P][block_m][P] */
+    char *col_grad;             /* T[nb][block_n/P][Dp][P] */
+    double *tile_sc;            /* [tasks] sum of S c */
+    double *paired, *paired_s;  /* [mp] cosine and coefficient of the paired positive */
+    double *extra;              /* [mp][d] the paired positive's part of a gradient */
+} backward;
+
+static void fill_params(hex_run *run, backward *b) {
+    static const int from[HEX_PARAMS] = {-1, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
+                                         HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
+    int64_t mp = run->g.mp, size = run->k->size;
+    b->shared = true;
+    for (int64_t i = 0; i < mp; i++) {
+        const double *state = b->row_state + i * HEX_ROW_STATE;
+        double eps = INFINITY;
+        if (i < run->g.m && b->s->threshold_count > 0) eps = b->s->threshold[b->s->threshold_count == 1 ? 0 : i];
+        run->k->fill(b->params + i * size, 1, eps);
+        for (int q = 1; q < HEX_PARAMS; q++) {
+            double value = i < run->g.m ? state[from[q]] : 0;
+            if (q >= HEX_P_GG && q <= HEX_P_PO) value *= i < run->g.m ? b->scale[i] : 0;
+            run->k->fill(b->params + (q * mp + i) * size, 1, value);
+        }
+        for (int q = HEX_R_SHIFT_G; q <= HEX_R_SHIFT_P; q++)
+            if (i < run->g.m && !(state[q] == b->row_state[0])) b->shared = false;
+    }
+}
+
+static void fill_scale(const hex_run *run, const backward *b, const double *grad) {
+    double counted = 0;
+    for (int64_t i = 0; i < run->g.m; i++) counted += b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        double g = grad[b->s->reduction == HEX_REDUCTION_NONE ? i : 0];
+        if (b->s->reduction == HEX_REDUCTION_MEAN) g = g / counted;
+        b->scale[i] = b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0 ? g : 0;
+    }
+}
+
+static void backward_tile(hex_worker *worker, int64_t t, void *context) {
+    backward *b = context;
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    const hex_task *task = run->task + t;
+    int64_t panel = g->k->panel, size = g->k->size;
+    bool diagonal = g->symmetric && task->i == task->j;
+    hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
+    const char *row = b->params + task->i * g->block_m * size, *col = b->params + task->j * g->block_n * size;
+    hex_sides sides = {.inv_tau = b->inv_tau, .beta = b->s->beta, .shared_shift = b->shared, .row = row,
+                       .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch};
+    /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient, and S c counts twice. */
+    b->tile_sc[t] = run->k->coefficients(&tile, &sides, worker->out) * (diagonal ? 0.5 : 1);
+    int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
+    if (b->rows)
+        run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
+                        hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
+                        hex_block(run, b->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row);
+    if (b->cols && !diagonal)
+        run->k->product(g->d, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
+                        worker->out, tile.stride, hex_block(run, b->col_grad, g->block_n, task->j), g->dp * panel,
+                        !task->first_col);
+}
+
+/* Was the column accumulator of this block of keys ever written? */
+static bool has_columns(const hex_run *run, int64_t j) {
+    if (!run->g.symmetric) return true;
+    for (int64_t t = 0; t < run->g.tasks; t++)
+        if (run->task[t].j == j && run->task[t].i != j) return true;
+    return false;
+}
+
+static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
+    const backward *b = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->col_grad, g->block_m, i) : NULL;
+    const double *extra = NULL;
+    int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
+    if (b->paired) {
+        run->k->scale_rows(hex_block(run, run->paired.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d,
+                           b->extra + first * g->d);
+        extra = b->extra + first * g->d;
+    }
+    run->k->unpack(hex_block(run, b->row_grad, g->block_m, i), cols, extra, hex_block(run, run->a.k_major, g->block_m, i),
+                   run->a.norms + first, first, rows, g->block_m, g->d, run->problem->normalize, b->inv_tau,
+                   run->problem->dtype, b->out->anchors, worker->scratch);
+}
+
+static void finish_keys(hex_worker *worker, int64_t j, void *context) {
+    const backward *b = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    run->k->unpack(NULL, hex_block(run, b->col_grad, g->block_n, j), NULL, hex_block(run, run->key.k_major, g->block_n, j),
+                   run->key.norms + j * g->block_n, j * g->block_n, hex_block_rows(g->n, g->block_n, j), g->block_n, g->d,
+                   run->problem->normalize, b->inv_tau, run->problem->dtype, b->out->keys, worker->scratch);
+}
+
+static void finish_paired(hex_worker *worker, int64_t i, void *context) {
+    const backward *b = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
+    double *extra = b->extra + first * g->d;
+    run->k->scale_rows(hex_block(run, run->a.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d, extra);
+    run->k->unpack(NULL, NULL, extra, hex_block(run, run->paired.k_major, g->block_m, i), run->paired.norms + first, first,
+                   rows, g->block_m, g->d, run->problem->normalize, b->inv_tau, run->problem->dtype, b->out->paired,
+                   worker->scratch);
+}
+
+static void paired_block(hex_worker *worker, int64_t i, void *context) {
+    backward *b = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
+    run->k->row_dots(hex_block(run, run->a.k_major, g->block_m, i), hex_block(run, run->paired.k_major, g->block_m, i), rows,
+                     g->block_m, g->d, b->paired + first);
+    for (int64_t r = first; r < first + rows; r++) {
+        const double *state = b->row_state + r * HEX_ROW_STATE;
+        b->paired_s[r] = state[HEX_R_VALID] == 0 ? 0 : b->scale[r] * hex_row_positive(state, b->paired[r] * b->inv_tau);
+    }
+}
+
+/* dObjective/dtau = -sum C s / tau, plus the terms that hold tau by themselves. */
+static double temperature_gradient(const hex_run *run, const backward *b) {
+    double sc = 0, direct = 0;
+    for (int64_t t = 0; t < run->g.tasks; t++) sc += b->tile_sc[t];
+    for (int64_t i = 0; i < run->g.m; i++) {
+        if (b->paired) sc += b->paired_s[i] * b->paired[i];
+        if (b->scale[i] != 0) direct += b->scale[i] * b->row_state[i * HEX_ROW_STATE + HEX_R_DTAU];
+    }
+    return direct - sc * b->inv_tau * b->inv_tau;
+}
+
+/* Anchors whose loss is NaN have NaN gradients, and so has every key, which all anchors share. */
+static bool spread_nan(hex_run *run, const backward *b) {
+    bool any = false;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        if (b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == b->row_state[i * HEX_ROW_STATE + HEX_R_VALID]) continue;
+        any = true;
+        run->a.norms[i] = NAN;
+        if (run->problem->paired.data) run->paired.norms[i] = NAN;
+    }
+    if (!any) return false;
+    for (int64_t j = 0; j < run->g.n; j++) run->key.norms[j] = NAN;
+    return true;
+}
+
+static int64_t place(const hex_problem *p, const hex_geometry *g, char *base, backward *b) {
+    char *at = base;
+    int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
+    b->scale = (double *)at, at += row;
+    b->params = at, at += HEX_PARAMS * g->mp * size;
+    b->tile_sc = (double *)at, at += hex_round_up(g->tasks * (int64_t)sizeof(double), HEX_PANEL_BYTES);
+    if (p->paired.data) {
+        b->paired = (double *)at, at += row;
+        b->paired_s = (double *)at, at += row;
+        b->extra = (double *)at, at += row * g->d;
+    }
+    b->row_grad = at, at += b->rows ? g->mp * g->dp * size : 0;
+    b->col_grad = at, at += b->cols ? g->np * g->dp * size : 0;
+    return at - base;
+}
+
+hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *s, const double *grad,
+                                 const double *row_state, int64_t token, const hex_gradients *gradients) {
+    hex_geometry g;
+    hex_geometry_of(problem, &g);
+    backward b = {.s = s, .row_state = row_state, .out = gradients};
+    b.rows = gradients->anchors != NULL;
+    b.cols = g.symmetric ? b.rows : gradients->keys != NULL;
+    int64_t extra = place(problem, &g, NULL, &b);
+    hex_run run;
+    hex_status status = hex_run_open(&run, problem, token, false, extra);
+    if (status != HEX_OK) return status;
+    if (!problem->paired.data) b.paired = NULL;
+    place(problem, &g, run.extra, &b);
+    b.inv_tau = s->temperature > 0 ? 1 / s->temperature : NAN;
+    run.k->narrow(&b.inv_tau, 1, b.params);
+    b.inv_tau = run.k->widen(b.params, 0);
+    fill_scale(&run, &b, grad);
+    fill_params(&run, &b);
+    if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &b);
+    if (b.rows || b.cols || gradients->temperature) hex_each_task(&run, backward_tile, &b);
+    bool poisoned = spread_nan(&run, &b);
+    if (gradients->anchors) hex_each_block(&run, g.mb, finish_anchors, &b);
+    if (gradients->keys) hex_each_block(&run, g.nb, finish_keys, &b);
+    if (gradients->paired) hex_each_block(&run, g.mb, finish_paired, &b);
+    if (gradients->temperature) *gradients->temperature = poisoned ? NAN : temperature_gradient(&run, &b);
+    if (poisoned) run.token = 0;   /* the kept norms were overwritten */
+    hex_run_close(&run, false);
+    return HEX_OK;
+}

@@ -1,0 +1,205 @@
+/* classes.c: who is positive and who is negative for whom, from group ids, a period, or a relation. The key that is the
+ * anchor itself is neither. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+
+enum { NO_GROUP = -1 };   /* a row id that no key has */
+
+static int64_t self_of(const hex_classes *c, int64_t anchor) {
+    int64_t offset = c->g->symmetric ? 0 : c->problem->self_offset;
+    return offset < 0 ? -1 : anchor + offset;
+}
+
+int64_t hex_classes_bytes(const hex_geometry *g) {
+    return hex_round_up((g->mp + g->np + 2 * (g->mb + g->nb) + 2 * g->m) * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+}
+
+/* A dictionary from any int64 to 0, 1, 2, ... by open addressing. */
+typedef struct {
+    int64_t *key;
+    int32_t *value;   /* -1: vacant */
+    int64_t mask;
+    int32_t count;
+} dictionary;
+
+static bool dictionary_open(dictionary *d, int64_t most) {
+    int64_t size = 16;
+    while (size < 2 * most) size *= 2;
+    d->key = malloc((size_t)size * sizeof *d->key);
+    d->value = malloc((size_t)size * sizeof *d->value);
+    d->mask = size - 1;
+    d->count = 0;
+    if (!d->key || !d->value) return false;
+    memset(d->value, 0xff, (size_t)size * sizeof *d->value);
+    return true;
+}
+
+static void dictionary_close(dictionary *d) {
+    free(d->key);
+    free(d->value);
+}
+
+static int32_t dictionary_id(dictionary *d, int64_t key) {
+    uint64_t hash = (uint64_t)key * 0x9e3779b97f4a7c15u;
+    int64_t at = (int64_t)((hash ^ (hash >> 32)) & (uint64_t)d->mask);
+    while (d->value[at] >= 0 && d->key[at] != key) at = (at + 1) & d->mask;
+    if (d->value[at] < 0) {
+        d->key[at] = key;
+        d->value[at] = d->count++;
+    }
+    return d->value[at];
+}
+
+static bool number_groups(hex_classes *c) {
+    const hex_problem *p = c->problem;
+    const hex_geometry *g = c->g;
+    dictionary d;
+    bool ok = dictionary_open(&d, g->m + (g->symmetric ? 0 : g->n));
+    if (ok) {
+        for (int64_t i = 0; i < g->m; i++) c->row_id[i] = dictionary_id(&d, p->groups[i]);
+        if (!g->symmetric)
+            for (int64_t j = 0; j < g->n; j++) c->col_id[j] = dictionary_id(&d, p->key_groups[j]);
+    }
+    dictionary_close(&d);
+    return ok;
+}
+
+static void number_period(hex_classes *c) {
+    int64_t period = c->problem->period;
+    for (int64_t i = 0; i < c->g->m; i++) c->row_id[i] = period > 0 ? (int32_t)(i % period) : NO_GROUP;
+    for (int64_t j = 0; j < c->g->n && (!c->g->symmetric || period == 0); j++)
+        c->col_id[j] = period > 0 ? (int32_t)(j % period) : NO_GROUP - 1;
+}
+
+static void find_ranges(const int32_t *id, int64_t count, int64_t block, int64_t blocks, int32_t *range) {
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = b * block, rows = hex_block_rows(count, block, b);
+        int32_t least = id[first], largest = id[first];
+        for (int64_t i = first; i < first + rows; i++) {
+            least = id[i] < least ? id[i] : least;
+            largest = id[i] > largest ? id[i] : largest;
+        }
+        range[2 * b] = least;
+        range[2 * b + 1] = largest;
+    }
+}
+
+static bool count_groups(hex_classes *c) {
+    const hex_geometry *g = c->g;
+    int32_t most = 0;
+    for (int64_t i = 0; i < g->m; i++) most = c->row_id[i] > most ? c->row_id[i] : most;
+    for (int64_t j = 0; j < g->n; j++) most = c->col_id[j] > most ? c->col_id[j] : most;
+    int32_t *members = calloc((size_t)most + 1, sizeof *members);
+    if (!members) return false;
+    for (int64_t j = 0; j < g->n; j++)
+        if (c->col_id[j] >= 0) members[c->col_id[j]]++;
+    for (int64_t i = 0; i < g->m; i++) {
+        int32_t id = c->row_id[i], same = id >= 0 ? members[id] : 0;
+        int64_t self = self_of(c, i);
+        bool self_same = self >= 0 && c->col_id[self] == id;
+        c->positives[i] = same - (self_same ? 1 : 0);
+        c->negatives[i] = (int32_t)(g->n - same) - (self >= 0 && !self_same ? 1 : 0);
+    }
+    free(members);
+    return true;
+}
+
+static void count_relation(hex_classes *c) {
+    for (int64_t i = 0; i < c->g->m; i++) {
+        const int8_t *row = c->problem->relation + i * c->g->n;
+        int64_t self = self_of(c, i);
+        int32_t positives = 0, negatives = 0;
+        for (int64_t j = 0; j < c->g->n; j++) {
+            positives += row[j] > 0;
+            negatives += row[j] < 0;
+        }
+        if (self >= 0) {
+            positives -= row[self] > 0;
+            negatives -= row[self] < 0;
+        }
+        c->positives[i] = positives;
+        c->negatives[i] = negatives;
+    }
+}
+
+bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *memory, hex_classes *c) {
+    c->problem = problem;
+    c->g = g;
+    c->row_id = (int32_t *)memory;
+    c->col_id = g->symmetric && (problem->groups || problem->period > 0) ? c->row_id : c->row_id + g->mp;
+    c->row_range = c->row_id + g->mp + g->np;
+    c->col_range = c->row_range + 2 * g->mb;
+    c->positives = c->col_range + 2 * g->nb;
+    c->negatives = c->positives + g->m;
+    if (problem->relation) {
+        count_relation(c);
+        return true;
+    }
+    if (!problem->groups)
+        number_period(c);
+    else if (!number_groups(c))
+        return false;
+    find_ranges(c->row_id, g->m, g->block_m, g->mb, c->row_range);
+    find_ranges(c->col_id, g->n, g->block_n, g->nb, c->col_range);
+    return count_groups(c);
+}
+
+/* May the tile hold anything but plain negatives? */
+static bool is_uniform(const hex_classes *c, int64_t i, int64_t j, const hex_tile *tile, int view) {
+    const hex_geometry *g = c->g;
+    if (tile->cols % g->k->panel != 0) return false;
+    if (view == HEX_VIEW_ALL) return true;
+    if (c->problem->relation) return false;
+    int64_t self = self_of(c, i * g->block_m), first = j * g->block_n;
+    if (self >= 0 && self < first + tile->cols && self + tile->rows > first) return false;
+    const int32_t *rows = c->row_range + 2 * i, *cols = c->col_range + 2 * j;
+    return rows[1] < cols[0] || cols[1] < rows[0];
+}
+
+static void codes_from_ids(int32_t row, const int32_t *col, int64_t count, hex_code *codes) {
+    for (int64_t l = 0; l < count; l++) codes[l] = (hex_code)(col[l] == row ? 1 : -1);
+}
+
+static void codes_from_relation(const int8_t *relation, int64_t step, int64_t count, hex_code *codes) {
+    for (int64_t l = 0; l < count; l++) codes[l] = (hex_code)((relation[l * step] > 0) - (relation[l * step] < 0));
+}
+
+/* One side's codes. `turned`: as the anchors of block j see the keys of block i (symmetric problems). */
+static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, bool turned, const hex_tile *tile,
+                       hex_code *codes) {
+    const hex_geometry *g = c->g;
+    int64_t panel = g->k->panel, row0 = i * g->block_m, col0 = j * g->block_n;
+    for (int64_t p = 0; p * panel < tile->cols; p++) {
+        int64_t left = tile->cols - p * panel, count = left < panel ? left : panel, col = col0 + p * panel;
+        for (int64_t r = 0; r < tile->rows; r++) {
+            hex_code *out = codes + p * tile->stride + r * panel;
+            memset(out, 0, (size_t)panel);
+            if (view == HEX_VIEW_ALL) {
+                memset(out, -1, (size_t)count);
+                continue;
+            }
+            if (!c->problem->relation)
+                codes_from_ids(c->row_id[row0 + r], c->col_id + col, count, out);
+            else if (turned)
+                codes_from_relation(c->problem->relation + col * g->n + row0 + r, g->n, count, out);
+            else
+                codes_from_relation(c->problem->relation + (row0 + r) * g->n + col, 1, count, out);
+            int64_t self = self_of(c, row0 + r);
+            if (self >= col && self < col + count) out[self - col] = 0;
+        }
+    }
+}
+
+void hex_classify(const hex_classes *c, int64_t i, int64_t j, int view, hex_code *codes, hex_code *col_codes,
+                  hex_tile *tile) {
+    tile->codes = tile->col_codes = NULL;
+    if (is_uniform(c, i, j, tile, view)) return;
+    fill_codes(c, i, j, view, false, tile, codes);
+    tile->codes = tile->col_codes = codes;
+    if (c->g->symmetric && c->problem->relation && view != HEX_VIEW_ALL) {
+        fill_codes(c, i, j, view, true, tile, col_codes);
+        tile->col_codes = col_codes;
+    }
+}

@@ -1,0 +1,160 @@
+/* core.h: what the files of core/ share. No Python, no ISA code; element types are hidden behind the kernel table,
+ * so buffers of T are void pointers and `size` bytes an element.
+ *
+ * One call = one hex_run: geometry (blocks, schedule), packed rows, classes, and a fetch of cosine tiles that reads the
+ * kept ones or multiplies anew. Rows of anchors are cut into mb blocks of block_m, keys into nb blocks of block_n; a
+ * task is one tile (anchor block, key block). In a symmetric problem (the keys are the anchors) only tiles i <= j exist,
+ * and a task serves the anchors of both its blocks. */
+#ifndef HEX_CORE_H
+#define HEX_CORE_H
+
+#include "../hex.h"
+#include "../kernels/kernels.h"
+
+/* plan.c */
+
+typedef struct {
+    int32_t i, j;              /* anchor block, key block */
+    int32_t turn_i, turn_j;    /* how many earlier tasks use that block: the task runs when they are done */
+    bool first_row, first_col; /* no earlier task adds to the row / column accumulators of i / j */
+} hex_task;
+
+typedef struct {
+    const hex_kernels *k;
+    int64_t m, n, d;           /* anchors, keys, columns */
+    int64_t d_panels, dp;      /* columns in panels, padded */
+    int64_t block_m, block_n, mb, nb, mp, np; /* mp = mb * block_m */
+    bool symmetric;
+    int64_t tasks;
+} hex_geometry;
+
+void hex_geometry_of(const hex_problem *problem, hex_geometry *g);
+int64_t hex_tile_bytes(const hex_geometry *g);
+/* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order, and neighbours in the
+ * list share no block, so threads seldom wait. */
+void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
+
+/* workspace.c: memory that outlives a call, found again by its token. */
+
+typedef struct hex_slab hex_slab;
+/* Memory for the caller alone until put back: the one kept under token if there is one (*hit), else some. NULL: none. */
+hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit);
+/* keep: hold the contents under token; otherwise the slab may be reused at once. */
+void hex_slab_put(hex_slab *slab, uint64_t token, bool keep);
+char *hex_slab_memory(hex_slab *slab);
+
+/* pool.c */
+
+int hex_threads(void);
+void hex_parallel(int64_t tasks, hex_body body, void *context);
+
+/* classes.c: who is positive and who is negative for whom. */
+
+typedef struct {
+    const hex_problem *problem;
+    const hex_geometry *g;
+    int32_t *row_id, *col_id;      /* (mp), (np) dense group ids; the same array when symmetric */
+    int32_t *row_range, *col_range; /* (mb, 2), (nb, 2) least and largest id of a block */
+    int32_t *positives, *negatives; /* (m) counts among the keys */
+} hex_classes;
+
+int64_t hex_classes_bytes(const hex_geometry *g);
+/* memory: hex_classes_bytes, zeroed or not. false: no memory for the dictionary of ids. */
+bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *memory, hex_classes *classes);
+/* What a tile's elements are: +1, -1, 0 as in the spec... */
+enum { HEX_VIEW_CONTRAST, HEX_VIEW_ALL, HEX_VIEW_NEGATIVES };
+/* Fills codes (and col_codes, which may come out equal to codes) of a tile, and sets tile->codes to NULL where every
+ * element is a negative (HEX_VIEW_ALL: a member). */
+void hex_classify(const hex_classes *c, int64_t i, int64_t j, int view, hex_code *codes, hex_code *col_codes,
+                  hex_tile *tile);
+
+/* run.c */
+
+typedef struct {
+    void *k_major, *r_major;   /* blocks of rows, block after block */
+    double *norms;             /* padded count */
+    bool finite;               /* every row is */
+    double largest;            /* largest norm of a finite row */
+} hex_rows;
+
+typedef struct hex_run hex_run;
+struct hex_run {
+    const hex_problem *problem;
+    hex_geometry g;
+    const hex_kernels *k;
+    hex_slab *kept, *scratch;
+    hex_rows a, key, paired;   /* key == a when symmetric; paired without r_major */
+    hex_classes classes;
+    hex_task *task;
+    void *tiles;               /* NULL: not kept */
+    bool tiles_ready;
+    uint64_t *ready;           /* in the kept memory: the token its tiles were finished under */
+    uint64_t token;
+    int workers;
+    char *extra;               /* the caller's extra bytes, 64-byte aligned, uninitialised */
+    char *worker_memory;
+    int64_t worker_bytes;
+};
+
+typedef struct {
+    hex_run *run;
+    int index;
+    void *tile, *out, *scratch;    /* T[block_m * block_n] twice; kernels' scratch */
+    hex_code *codes, *col_codes;
+} hex_worker;
+
+/* want_tiles: keep cosine tiles if they fit the budget. */
+hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, int64_t extra_bytes);
+/* Returns what is kept: a token, or 0. */
+int64_t hex_run_close(hex_run *run, bool keep);
+
+/* body(worker, task index, context) for all tasks, those that share a block one after another in a fixed order. */
+typedef void (*hex_task_body)(hex_worker *worker, int64_t task, void *context);
+void hex_each_task(hex_run *run, hex_task_body body, void *context);
+/* body(worker, block) for independent blocks. */
+typedef void (*hex_block_body)(hex_worker *worker, int64_t block, void *context);
+void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context);
+
+/* The tile of a task: valid rows and columns, cosines, classes in the given view. */
+hex_tile hex_fetch(hex_worker *worker, int64_t task, int view);
+/* The same for any pair of blocks, always multiplied anew, rows' side only. */
+hex_tile hex_multiply(hex_worker *worker, int64_t i, int64_t j, int view);
+
+static inline char *hex_block(const hex_run *run, const void *rows, int64_t block_rows, int64_t block) {
+    return (char *)rows + block * block_rows * run->g.dp * run->g.k->size;
+}
+
+static inline int64_t hex_block_rows(int64_t count, int64_t block_rows, int64_t block) {
+    int64_t left = count - block * block_rows;
+    return left < block_rows ? left : block_rows;
+}
+
+static inline int64_t hex_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+/* row_loss.c: from an anchor's sums to its loss and its backward weights, in double and in logarithms. */
+
+/* Columns of the row state; VALID: 1, 0 (left out) or NaN (poisoned by NaN or infinity). */
+enum { HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2, HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN,
+       HEX_R_DTAU, HEX_R_VALID };
+
+typedef struct {
+    double inv_tau;
+    double keys;                        /* N */
+    double shift_g, shift_h, shift_p;
+    double sums[HEX_SUMS];              /* paired positive included */
+    double positives, negatives;        /* counts, paired positive included */
+    double own_log, own_share;          /* denominator "own" with several positives: the sums of hex_kernels.own */
+    /* from hex_row_negatives: */
+    double log_neg;                     /* log Neg_i, -inf without negatives */
+    bool floor;                         /* the floor of the local term is active */
+} hex_row;
+
+/* Several positives with a denominator each: needs the sums of hex_kernels.own before hex_row_loss. */
+bool hex_row_needs_own(const hex_settings *s, const hex_row *row);
+void hex_row_negatives(const hex_settings *s, hex_row *row);
+/* The loss (0 where left out) and the row state. */
+double hex_row_loss(const hex_settings *s, const hex_row *row, double *state);
+/* dLoss/ds of a positive with logit s. */
+double hex_row_positive(const double *state, double s);
+
+#endif

@@ -1,0 +1,252 @@
+/* forward.c: hex_contrast. Tiles stream past every anchor's class sums; row_loss.c makes losses of them. */
+#include <math.h>
+#include <string.h>
+
+#include "core.h"
+
+typedef struct {
+    const hex_settings *s;
+    double inv_tau;
+    bool shared;                /* one shift for all anchors and classes */
+    double shift;
+    char *params;               /* T[HEX_PARAMS][mp] */
+    char *maxima;               /* T[HEX_MAXIMA][mp]; not shared only */
+    double *sums;               /* [HEX_SUMS][mp] */
+    double *own;                /* [2][mp] */
+    double *log_neg;            /* [mp] */
+    double *paired;             /* [mp] cosine of the paired positive */
+    double *losses;             /* [mp] */
+    double *row_state;
+} contrast;
+
+static double row_threshold(const hex_settings *s, int64_t i) {
+    return s->threshold_count == 0 ? INFINITY : s->threshold[s->threshold_count == 1 ? 0 : i];
+}
+
+static char *param(const hex_run *run, const contrast *c, int which, int64_t i) {
+    return c->params + (which * run->g.mp + i) * run->k->size;
+}
+
+static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t task, bool both) {
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    int64_t i = run->task[task].i * g->block_m, j = run->task[task].j * g->block_m;
+    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared_shift = c->shared, .row = param(run, c, 0, i),
+                       .col = both ? param(run, c, 0, j) : NULL, .ld = g->mp, .row_log_neg = c->log_neg + i,
+                       .col_log_neg = both ? c->log_neg + j : NULL, .scratch = worker->scratch};
+}
+
+enum pass { MAXIMA, SUMS, OWN };
+
+static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass pass) {
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    int64_t i = run->task[t].i * g->block_m, j = run->task[t].j * g->block_m;
+    bool both = g->symmetric && i != j;
+    hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
+    hex_sides sides = sides_of(worker, c, t, both);
+    if (pass == MAXIMA)
+        run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
+    else if (pass == SUMS)
+        run->k->sums(&tile, &sides, c->sums + i, both ? c->sums + j : NULL);
+    else
+        run->k->own(&tile, &sides, c->own + i, both ? c->own + j : NULL);
+}
+
+static void maxima_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MAXIMA); }
+static void sums_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, SUMS); }
+static void own_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, OWN); }
+
+static void pass_over(hex_run *run, hex_task_body body, contrast *c) {
+    hex_each_task(run, body, c);
+    run->tiles_ready = run->tiles != NULL;
+}
+
+static void paired_block(hex_worker *worker, int64_t b, void *context) {
+    const contrast *c = context;
+    const hex_run *run = worker->run;
+    int64_t block = run->g.block_m;
+    run->k->row_dots(hex_block(run, run->a.k_major, block, b), hex_block(run, run->paired.k_major, block, b),
+                     hex_block_rows(run->g.m, block, b), block, run->g.d, c->paired + b * block);
+}
+
+/* One exponential e^(s - bound) serves every class of both sides of a tile when nothing it is used in can leave the
+ * number format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum. */
+static void choose_shift(const hex_run *run, contrast *c) {
+    double keys = run->key.largest > run->paired.largest ? run->key.largest : run->paired.largest;
+    double bound = run->problem->normalize ? 1 : run->a.largest * keys, lowest = INFINITY;
+    int64_t count = c->s->threshold_count;
+    for (int64_t i = 0; i < count; i++) lowest = c->s->threshold[i] < lowest ? c->s->threshold[i] : lowest;
+    double hard = lowest > -bound ? bound - lowest : 2 * bound;
+    hard = hard > 0 ? hard : 0;
+    c->shared = (2 * bound + c->s->beta * hard) * c->inv_tau <= (double)run->k->limit;
+    c->shift = c->shared ? bound * c->inv_tau : 0;
+}
+
+static void fill_thresholds(const hex_run *run, const contrast *c) {
+    for (int64_t i = 0; i < run->g.mp; i++)
+        run->k->fill(param(run, c, HEX_P_EPS, i), 1, i < run->g.m ? row_threshold(c->s, i) : INFINITY);
+}
+
+static void fill_shifts(hex_run *run, contrast *c) {
+    const hex_geometry *g = &run->g;
+    if (c->shared) {
+        run->k->fill(param(run, c, HEX_P_SHIFT_G, 0), 3 * g->mp, c->shift);
+        return;
+    }
+    run->k->fill(c->maxima, HEX_MAXIMA * g->mp, -INFINITY);
+    pass_over(run, maxima_tile, c);
+    for (int q = 0; q < HEX_MAXIMA; q++)
+        for (int64_t i = 0; i < g->mp; i++) {
+            double top = i < g->m ? run->k->widen(c->maxima, q * g->mp + i) : 0;
+            if (q == HEX_M_POS && run->problem->paired.data && i < g->m) top = fmax(top, c->paired[i]);
+            run->k->fill(param(run, c, HEX_P_SHIFT_G + q, i), 1, top == -INFINITY ? 0 : top * c->inv_tau);
+        }
+}
+
+static hex_row row_of(const hex_run *run, const contrast *c, int64_t i) {
+    hex_row row = {.inv_tau = c->inv_tau, .keys = (double)run->g.n, .positives = run->classes.positives[i],
+                   .negatives = run->classes.negatives[i], .own_log = c->own[i], .own_share = c->own[run->g.mp + i]};
+    row.shift_g = run->k->widen(param(run, c, HEX_P_SHIFT_G, i), 0);
+    row.shift_h = run->k->widen(param(run, c, HEX_P_SHIFT_H, i), 0);
+    row.shift_p = run->k->widen(param(run, c, HEX_P_SHIFT_P, i), 0);
+    for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.mp + i];
+    if (run->problem->paired.data) {
+        row.positives += 1;
+        row.sums[HEX_S_POS] += exp(c->paired[i] * c->inv_tau - row.shift_p);
+        row.sums[HEX_S_POS_C] += c->paired[i];
+    }
+    return row;
+}
+
+static bool poisoned(const hex_run *run, const contrast *c, int64_t i) {
+    bool paired = run->problem->paired.data && !isfinite(run->paired.norms[i]);
+    double eps = row_threshold(c->s, i);
+    return !run->key.finite || !isfinite(run->a.norms[i]) || paired || !(c->inv_tau > 0) || eps != eps;
+}
+
+static void negatives_block(hex_worker *worker, int64_t b, void *context) {
+    contrast *c = context;
+    const hex_run *run = worker->run;
+    for (int64_t i = b * run->g.block_m; i < run->g.m && i < (b + 1) * run->g.block_m; i++) {
+        hex_row row = row_of(run, c, i);
+        hex_row_negatives(c->s, &row);
+        c->log_neg[i] = row.log_neg;
+        if (hex_row_needs_own(c->s, &row) && run->problem->paired.data) {   /* the paired one's share of own's sums */
+            double s = c->paired[i] * c->inv_tau, gap = s - row.log_neg;
+            c->own[i] += (gap > 0 ? s : row.log_neg) + log1p(exp(-fabs(gap)));
+            c->own[run->g.mp + i] += 1 / (1 + exp(gap));
+        }
+    }
+}
+
+static void loss_block(hex_worker *worker, int64_t b, void *context) {
+    contrast *c = context;
+    const hex_run *run = worker->run;
+    for (int64_t i = b * run->g.block_m; i < run->g.m && i < (b + 1) * run->g.block_m; i++) {
+        double *state = c->row_state + i * HEX_ROW_STATE;
+        hex_row row = row_of(run, c, i);
+        hex_row_negatives(c->s, &row);
+        c->losses[i] = hex_row_loss(c->s, &row, state);
+        if (poisoned(run, c, i)) c->losses[i] = state[HEX_R_VALID] = NAN;
+    }
+}
+
+static bool any_needs_own(const hex_run *run, const contrast *c) {
+    for (int64_t i = 0; i < run->g.m; i++) {
+        hex_row row = {.positives = run->classes.positives[i] + (run->problem->paired.data ? 1 : 0)};
+        if (hex_row_needs_own(c->s, &row)) return true;
+    }
+    return false;
+}
+
+static void reduce(const hex_run *run, const contrast *c, double *out) {
+    double sum = 0, counted = 0;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        if (c->s->reduction == HEX_REDUCTION_NONE) out[i] = c->losses[i];
+        sum += c->losses[i];
+        counted += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0;
+    }
+    if (c->s->reduction == HEX_REDUCTION_SUM) *out = sum;
+    if (c->s->reduction == HEX_REDUCTION_MEAN) *out = counted > 0 ? sum / counted : 0;
+}
+
+/* Sum of all cosines: the product of the two sums of rows. */
+static double sum_of_cosines(const hex_run *run, double *column) {
+    const hex_geometry *g = &run->g;
+    double *anchors = column, *keys = column + g->d, sum = 0;
+    memset(column, 0, (size_t)(2 * g->d) * sizeof(double));
+    for (int64_t b = 0; b < g->mb; b++)
+        run->k->column_sums(hex_block(run, run->a.k_major, g->block_m, b), hex_block_rows(g->m, g->block_m, b), g->block_m,
+                            g->d, anchors);
+    for (int64_t b = 0; b < g->nb && !g->symmetric; b++)
+        run->k->column_sums(hex_block(run, run->key.k_major, g->block_n, b), hex_block_rows(g->n, g->block_n, b), g->block_n,
+                            g->d, keys);
+    for (int64_t d = 0; d < g->d; d++) sum += anchors[d] * (g->symmetric ? anchors : keys)[d];
+    return sum;
+}
+
+static void batch_statistics(const hex_run *run, const contrast *c, double *column, double *out) {
+    double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0;
+    bool finite = run->a.finite && run->key.finite;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        hex_row row = row_of(run, c, i);
+        for (int q = 0; q < HEX_SUMS; q++) total[q] += row.sums[q];
+        positives += row.positives;
+        negatives += row.negatives;
+        skipped += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == 0;
+        eps += row_threshold(c->s, i);
+    }
+    double others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C], none = finite ? 1 : NAN;
+    out[HEX_BATCH_THRESHOLD] = eps / (double)run->g.m;
+    out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * none;
+    out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * none;
+    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * none : NAN;
+    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = total[HEX_S_HARD_C] / total[HEX_S_HARD_N] * none;
+    out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
+}
+
+static int64_t place(const hex_geometry *g, char *base, contrast *c, double **column) {
+    char *at = base;
+    int64_t row = g->mp * (int64_t)sizeof(double), element = g->mp * g->k->size;
+    c->params = at, at += HEX_PARAMS * element;
+    c->maxima = at, at += HEX_MAXIMA * element;
+    c->sums = (double *)at, at += HEX_SUMS * row;
+    c->own = (double *)at, at += 2 * row;
+    c->log_neg = (double *)at, at += row;
+    c->paired = (double *)at, at += row;
+    c->losses = (double *)at, at += row;
+    *column = (double *)at, at += hex_round_up(2 * g->d * (int64_t)sizeof(double), HEX_PANEL_BYTES);
+    return at - base;
+}
+
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *s, bool keep, double *losses,
+                        double *batch_stats, double *row_state, int64_t *token) {
+    hex_geometry g;
+    hex_geometry_of(problem, &g);
+    contrast c = {.s = s, .row_state = row_state};
+    double *column;
+    int64_t extra = place(&g, NULL, &c, &column);
+    hex_run run;
+    hex_status status = hex_run_open(&run, problem, *token, keep, extra);
+    if (status != HEX_OK) return status;
+    place(&g, run.extra, &c, &column);
+    memset(c.sums, 0, (size_t)((HEX_SUMS + 2) * g.mp) * sizeof(double));   /* and own, which follows */
+    c.inv_tau = s->temperature > 0 ? 1 / s->temperature : NAN;
+    run.k->narrow(&c.inv_tau, 1, c.params);
+    c.inv_tau = run.k->widen(c.params, 0);   /* the number that the kernels use, so that all terms agree */
+    if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &c);
+    choose_shift(&run, &c);
+    fill_thresholds(&run, &c);
+    fill_shifts(&run, &c);
+    pass_over(&run, sums_tile, &c);
+    if (any_needs_own(&run, &c)) {
+        hex_each_block(&run, g.mb, negatives_block, &c);
+        pass_over(&run, own_tile, &c);
+    }
+    hex_each_block(&run, g.mb, loss_block, &c);
+    reduce(&run, &c, losses);
+    batch_statistics(&run, &c, column, batch_stats);
+    *token = hex_run_close(&run, keep);
+    return HEX_OK;
+}

@@ -1,0 +1,195 @@
+/* measure.c: row statistics of the cosines, the exact quantile among them.
+ *
+ * The quantile is the k-th largest of a row (the k-th smallest below the median, by changing signs). Tiles stream past
+ * every anchor's list of candidates; where the lists of all anchors would not fit, each worker keeps one block's lists and
+ * multiplies that block's tiles itself. */
+#include <math.h>
+#include <string.h>
+
+#include "core.h"
+
+/* Bytes of candidates for all anchors at once, past which one block at a time is measured. */
+static const int64_t LISTS_BYTES = 32 << 20;
+
+typedef struct {
+    bool quantile, moments;
+    int view;
+    double sign;              /* -1: the k-th smallest */
+    int32_t *k, *count;       /* (m) */
+    int64_t capacity;
+    char *bound, *values;     /* T: (m) bounds; candidates of all anchors, or of one block per worker */
+    bool by_block;
+    double *moment;           /* HEX_MOMENTS x mp */
+    double *row_stats;
+} measure;
+
+static int64_t members_of(const hex_run *run, const measure *me, int64_t i) {
+    return me->view == HEX_VIEW_ALL ? run->g.n : run->classes.negatives[i];
+}
+
+/* nearbyint rounds half to even, as "nearest" asks. */
+static int64_t nearest_index(double quantile, int64_t members) { return (int64_t)nearbyint(quantile * (double)(members - 1)); }
+
+static void choose_k(const hex_run *run, measure *me, double quantile) {
+    me->sign = quantile >= 0.5 ? 1 : -1;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        int64_t n = members_of(run, me, i), index = n > 0 ? nearest_index(quantile, n) : 0;
+        me->k[i] = (int32_t)(n < 1 ? 0 : me->sign > 0 ? n - index : index + 1);
+    }
+}
+
+/* Selection of the anchors from `first` on; in by-block mode the lists are the worker's own. */
+static hex_selection selection_at(const hex_run *run, const measure *me, int64_t first, int64_t list) {
+    int64_t size = run->k->size;
+    return (hex_selection){me->bound + first * size, me->values + list * me->capacity * size, me->count + first,
+                           me->k + first, me->capacity};
+}
+
+static void reset_selection(const hex_run *run, const measure *me) {
+    for (int64_t i = 0; i < run->g.mp; i++) {
+        bool wants = i < run->g.m && me->k[i] > 0;
+        run->k->fill(me->bound + i * run->k->size, 1, wants ? -INFINITY : INFINITY);
+        me->count[i] = 0;
+    }
+}
+
+static void finish_rows(const hex_run *run, const measure *me, int64_t first, int64_t rows, const hex_selection *s) {
+    for (int64_t i = 0; i < rows; i++)
+        me->row_stats[(first + i) * HEX_ROW_STATS + HEX_STAT_QUANTILE] = me->sign * run->k->select_finish(s, i);
+}
+
+static void measure_tile(hex_worker *worker, int64_t t, void *context) {
+    const measure *me = context;
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    int64_t i = run->task[t].i, j = run->task[t].j;
+    bool both = g->symmetric && i != j;
+    hex_tile tile = hex_fetch(worker, t, me->view);
+    if (me->quantile && !me->by_block) {
+        hex_selection row = selection_at(run, me, i * g->block_m, i * g->block_m);
+        hex_selection col = selection_at(run, me, j * g->block_m, j * g->block_m);
+        run->k->select(&tile, me->sign, &row, both ? &col : NULL);
+    }
+    if (me->moments)
+        run->k->moments(&tile, me->moment + i * g->block_m, both ? me->moment + j * g->block_m : NULL, g->mp);
+}
+
+static void measure_block(hex_worker *worker, int64_t b, void *context) {
+    const measure *me = context;
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    hex_selection row = selection_at(run, me, b * g->block_m, worker->index * g->block_m);
+    for (int64_t j = 0; j < g->nb; j++) {
+        hex_tile tile = hex_multiply(worker, b, j, me->view);
+        run->k->select(&tile, me->sign, &row, NULL);
+    }
+    finish_rows(run, me, b * g->block_m, hex_block_rows(g->m, g->block_m, b), &row);
+}
+
+static void finish_block(hex_worker *worker, int64_t b, void *context) {
+    const measure *me = context;
+    const hex_geometry *g = &worker->run->g;
+    hex_selection s = selection_at(worker->run, me, b * g->block_m, b * g->block_m);
+    finish_rows(worker->run, me, b * g->block_m, hex_block_rows(g->m, g->block_m, b), &s);
+}
+
+static void finish_moments(const hex_run *run, const measure *me, double *stats) {
+    for (int64_t i = 0; i < run->g.m; i++) {
+        const double *m = me->moment + i;
+        int64_t ld = run->g.mp;
+        double count = m[HEX_MO_COUNT * ld], *out = stats + i * HEX_ROW_STATS;
+        if (count == 0) continue;
+        double mean = m[HEX_MO_SUM * ld] / count, variance = m[HEX_MO_SQUARES * ld] / count - mean * mean;
+        out[HEX_STAT_MIN] = m[HEX_MO_MIN * ld];
+        out[HEX_STAT_MAX] = m[HEX_MO_MAX * ld];
+        out[HEX_STAT_MEAN] = mean;
+        out[HEX_STAT_VARIANCE] = variance < 0 ? 0 : variance;   /* rounding; NaN passes */
+    }
+}
+
+/* Extra memory of a call: k, count, bounds, lists, moments. */
+static int64_t extra_bytes(const hex_geometry *g, int64_t capacity, int64_t lists, bool moments) {
+    int64_t bytes = 2 * hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+    bytes += hex_round_up(g->mp * g->k->size, HEX_PANEL_BYTES);
+    bytes += hex_round_up(lists * capacity * g->k->size, HEX_PANEL_BYTES);
+    return bytes + (moments ? HEX_MOMENTS * g->mp * (int64_t)sizeof(double) : 0);
+}
+
+/* Candidates per anchor: more than k, with room so that lists are seldom cut. */
+static int64_t capacity_bound(double quantile, int64_t n) {
+    int64_t index = nearest_index(quantile, n), k = quantile >= 0.5 ? n - index : index + 1;
+    int64_t capacity = 2 * (k + 1) + 32;   /* + 1: a shorter row may round the other way */
+    return capacity < n ? capacity : n + 1;
+}
+
+static void place(hex_run *run, measure *me, int64_t capacity, int64_t lists) {
+    const hex_geometry *g = &run->g;
+    char *at = run->extra;
+    me->k = (int32_t *)at;
+    at += hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+    me->count = (int32_t *)at;
+    at += hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+    me->bound = at;
+    at += hex_round_up(g->mp * g->k->size, HEX_PANEL_BYTES);
+    me->values = at;
+    at += hex_round_up(lists * capacity * g->k->size, HEX_PANEL_BYTES);
+    me->moment = (double *)at;
+}
+
+static void run_passes(hex_run *run, measure *me, double quantile) {
+    const hex_geometry *g = &run->g;
+    if (me->quantile) {
+        choose_k(run, me, quantile);
+        reset_selection(run, me);
+    }
+    if (me->moments) memset(me->moment, 0, (size_t)(HEX_MOMENTS * g->mp) * sizeof(double));
+    for (int64_t i = 0; me->moments && i < g->mp; i++) {
+        me->moment[HEX_MO_MIN * g->mp + i] = INFINITY;
+        me->moment[HEX_MO_MAX * g->mp + i] = -INFINITY;
+    }
+    if (me->moments || (me->quantile && !me->by_block)) {
+        hex_each_task(run, measure_tile, me);
+        run->tiles_ready = run->tiles != NULL;
+    }
+    if (me->moments) finish_moments(run, me, me->row_stats);
+    if (me->quantile) hex_each_block(run, g->mb, me->by_block ? measure_block : finish_block, me);
+}
+
+/* NaN where an embedding is not finite; the mean over the rows that have members. */
+static double finish(const hex_run *run, const measure *me) {
+    double sum = 0;
+    int64_t counted = 0;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        double *out = me->row_stats + i * HEX_ROW_STATS;
+        out[HEX_STAT_COUNT] = (double)members_of(run, me, i);
+        if (!run->key.finite || !isfinite(run->a.norms[i]))
+            for (int q = 0; q < HEX_ROW_STATS; q++)
+                if (q != HEX_STAT_COUNT) out[q] = NAN;
+        if (members_of(run, me, i) == 0) continue;
+        sum += out[HEX_STAT_QUANTILE];
+        counted++;
+    }
+    return counted ? sum / (double)counted : NAN;
+}
+
+hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
+                       double *row_stats, double *mean_quantile, int64_t *token) {
+    hex_geometry g;
+    hex_geometry_of(problem, &g);
+    measure me = {.quantile = want & HEX_WANT_QUANTILE, .moments = want & HEX_WANT_MOMENTS,
+                  .view = negatives_only ? HEX_VIEW_NEGATIVES : HEX_VIEW_ALL, .row_stats = row_stats};
+    int64_t capacity = me.quantile ? capacity_bound(quantile, g.n) : 0;
+    me.by_block = g.mp * capacity * g.k->size > LISTS_BYTES;
+    int64_t lists = me.by_block ? hex_threads() * g.block_m : g.mp;
+    hex_run run;
+    hex_status status = hex_run_open(&run, problem, 0, keep, extra_bytes(&g, capacity, lists, me.moments));
+    if (status != HEX_OK) return status;
+    if (run.workers * g.block_m > lists && me.by_block) run.workers = (int)(lists / g.block_m);
+    me.capacity = capacity;
+    place(&run, &me, capacity, lists);
+    for (int64_t i = 0; i < g.m * HEX_ROW_STATS; i++) row_stats[i] = NAN;
+    run_passes(&run, &me, quantile);
+    *mean_quantile = finish(&run, &me);
+    *token = hex_run_close(&run, keep);
+    return HEX_OK;
+}

@@ -1,0 +1,69 @@
+/* plan.c: how a problem is cut into tiles, and in which order they are visited. */
+#include "core.h"
+
+/* Rows per block: small enough that few rows still make work for several threads, large enough that a block's
+ * products outweigh moving it. Independent of the number of threads, as results must be. */
+static int64_t block_rows(int64_t count) {
+    if (count <= 512) return 64;
+    if (count <= 4096) return 128;
+    return 256;
+}
+
+void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
+    g->k = hex_kernels_for(problem->dtype);
+    g->symmetric = problem->keys.data == NULL;
+    g->m = problem->anchors.rows;
+    g->n = g->symmetric ? g->m : problem->keys.rows;
+    g->d = problem->anchors.cols;
+    g->d_panels = (g->d + g->k->panel - 1) / g->k->panel;
+    g->dp = g->d_panels * g->k->panel;
+    g->block_m = block_rows(g->m);
+    g->block_n = block_rows(g->n);
+    g->mb = (g->m + g->block_m - 1) / g->block_m;
+    g->nb = (g->n + g->block_n - 1) / g->block_n;
+    g->mp = g->mb * g->block_m;
+    g->np = g->nb * g->block_n;
+    g->tasks = g->symmetric ? g->mb * (g->mb + 1) / 2 : g->mb * g->nb;
+}
+
+int64_t hex_tile_bytes(const hex_geometry *g) { return g->tasks * g->block_m * g->block_n * g->k->size; }
+
+static void add_task(const hex_geometry *g, hex_task *task, int64_t *count, int32_t *turns, int64_t i, int64_t j) {
+    int32_t *turn_i = turns + i, *turn_j = g->symmetric ? turns + j : turns + g->mb + j;
+    hex_task *t = task + (*count)++;
+    t->i = (int32_t)i;
+    t->j = (int32_t)j;
+    t->turn_i = (*turn_i)++;
+    t->turn_j = turn_j == turn_i ? t->turn_i : (*turn_j)++;
+}
+
+/* Symmetric: the diagonal first, then a round-robin tournament (circle method) in which every block meets every
+ * other once and each round's pairs are disjoint. Otherwise each round shifts the keys' blocks by one. */
+void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns) {
+    int64_t count = 0;
+    for (int64_t b = 0; b < g->mb + g->nb; b++) turns[b] = 0;
+    if (g->symmetric) {
+        int64_t seats = g->mb + (g->mb & 1);   /* an odd block sits out */
+        for (int64_t b = 0; b < g->mb; b++) add_task(g, task, &count, turns, b, b);
+        for (int64_t round = 0; round + 1 < seats; round++)
+            for (int64_t pair = 0; pair < seats / 2; pair++) {
+                int64_t x = pair == 0 ? seats - 1 : (round + pair) % (seats - 1);
+                int64_t y = (round + seats - 1 - pair) % (seats - 1);
+                if (x >= g->mb || y >= g->mb) continue;
+                add_task(g, task, &count, turns, x < y ? x : y, x < y ? y : x);
+            }
+    } else {
+        int64_t few = g->mb < g->nb ? g->mb : g->nb, many = g->mb < g->nb ? g->nb : g->mb;
+        for (int64_t round = 0; round < many; round++)
+            for (int64_t x = 0; x < few; x++) {
+                int64_t y = (x + round) % many;
+                add_task(g, task, &count, turns, g->mb < g->nb ? x : y, g->mb < g->nb ? y : x);
+            }
+    }
+    for (int64_t b = 0; b < g->mb + g->nb; b++) turns[b] = 0;
+    for (int64_t t = 0; t < count; t++) {
+        bool diagonal = g->symmetric && task[t].i == task[t].j;
+        task[t].first_row = turns[task[t].i]++ == 0;
+        task[t].first_col = !diagonal && turns[g->mb + task[t].j]++ == 0;
+    }
+}

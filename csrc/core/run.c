@@ -1,0 +1,341 @@
+/* run.c: one call's frame: packed rows, classes, memory, and tiles that are kept or multiplied anew. */
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core.h"
+
+/* --- fingerprint of the embeddings: what names kept tiles --- */
+
+static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
+
+enum { LANES = 8 };
+
+static void mix_bytes(uint64_t lane[LANES], const char *bytes, int64_t count) {
+    int64_t at = 0;
+    for (; at + 8 * LANES <= count; at += 8 * LANES)
+        for (int l = 0; l < LANES; l++) {
+            uint64_t word;
+            memcpy(&word, bytes + at + 8 * l, 8);
+            lane[l] = rotate(lane[l] ^ word, 29) * 0x9e3779b97f4a7c15u;
+        }
+    for (int l = 0; at < count; at += 8, l++) {
+        uint64_t word = 0;
+        memcpy(&word, bytes + at, (size_t)(count - at < 8 ? count - at : 8));
+        lane[l] = rotate(lane[l] ^ word ^ (uint64_t)(count - at), 29) * 0x9e3779b97f4a7c15u;
+    }
+}
+
+static int64_t dtype_bytes(hex_dtype dtype) { return dtype == HEX_F64 ? 8 : dtype == HEX_F32 ? 4 : 2; }
+
+typedef struct {
+    const hex_matrix *x;
+    int64_t bytes, block;
+    uint64_t *out;
+} print_job;
+
+static void print_blocks(int64_t begin, int64_t end, void *context) {
+    const print_job *job = context;
+    for (int64_t b = begin; b < end; b++) {
+        uint64_t lane[LANES];
+        for (int l = 0; l < LANES; l++) lane[l] = (uint64_t)(b * LANES + l + 1) * 0xd1342543de82ef95u;
+        int64_t last = (b + 1) * job->block < job->x->rows ? (b + 1) * job->block : job->x->rows;
+        for (int64_t r = b * job->block; r < last; r++) {
+            const char *row = (const char *)job->x->data + r * job->x->row_stride * job->bytes;
+            if (job->x->col_stride == 1) {
+                mix_bytes(lane, row, job->x->cols * job->bytes);
+                continue;
+            }
+            for (int64_t d = 0; d < job->x->cols; d++)
+                mix_bytes(lane, row + d * job->x->col_stride * job->bytes, job->bytes);
+        }
+        job->out[b] = 0;
+        for (int l = 0; l < LANES; l++) job->out[b] = rotate(job->out[b] ^ lane[l], 31) * 0xbf58476d1ce4e5b9u;
+    }
+}
+
+enum { PRINT_BLOCKS = 64 };
+
+static uint64_t print_matrix(uint64_t seed, const hex_matrix *x, hex_dtype dtype) {
+    uint64_t out[PRINT_BLOCKS];
+    int64_t block = (x->rows + PRINT_BLOCKS - 1) / PRINT_BLOCKS;
+    block = block < 64 ? 64 : block;
+    int64_t blocks = (x->rows + block - 1) / block;
+    print_job job = {x, dtype_bytes(dtype), block, out};
+    hex_parallel(blocks, print_blocks, &job);
+    for (int64_t b = 0; b < blocks; b++) seed = rotate(seed ^ out[b], 31) * 0xbf58476d1ce4e5b9u;
+    return seed;
+}
+
+/* Equal tokens mean equal tiles: embeddings, geometry and kernels all enter. Never 0. */
+static uint64_t fingerprint(const hex_problem *p, const hex_geometry *g) {
+    uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
+                        (uint64_t)g->symmetric, (uint64_t)g->block_m, (uint64_t)g->block_n};
+    uint64_t lane[LANES] = {1, 2, 3, 4, 5, 6, 7, 8}, token = 0;
+    mix_bytes(lane, (const char *)parts, sizeof parts);
+    for (int l = 0; l < LANES; l++) token = rotate(token ^ lane[l], 31) * 0xbf58476d1ce4e5b9u;
+    token = print_matrix(token, &p->anchors, p->dtype);
+    if (!g->symmetric) token = print_matrix(token, &p->keys, p->dtype);
+    return token ? token : 1;
+}
+
+/* --- memory --- */
+
+static char *carve(char **at, int64_t bytes) {
+    char *here = *at;
+    *at += hex_round_up(bytes, HEX_PANEL_BYTES);
+    return here;
+}
+
+static void place_rows(char **at, const hex_geometry *g, int64_t padded, bool both, hex_rows *rows) {
+    rows->k_major = carve(at, padded * g->dp * g->k->size);
+    rows->r_major = both ? carve(at, padded * g->dp * g->k->size) : NULL;
+    rows->norms = (double *)carve(at, padded * (int64_t)sizeof(double));
+}
+
+/* Two passes over one layout: with base NULL only the size matters. */
+static int64_t place_kept(hex_run *run, char *base, bool tiles) {
+    const hex_geometry *g = &run->g;
+    char *at = base;
+    run->ready = (uint64_t *)carve(&at, HEX_PANEL_BYTES);
+    place_rows(&at, g, g->mp, true, &run->a);
+    if (g->symmetric)
+        run->key = run->a;
+    else
+        place_rows(&at, g, g->np, true, &run->key);
+    run->tiles = tiles ? carve(&at, hex_tile_bytes(g)) : NULL;
+    return at - base;
+}
+
+static int64_t worker_bytes(const hex_geometry *g) {
+    int64_t tile = hex_round_up(g->block_m * g->block_n * g->k->size, HEX_PANEL_BYTES);
+    int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
+    int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
+    int64_t row = hex_round_up((g->dp + g->d) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
+    return 2 * tile + 2 * codes + (scratch > row ? scratch : row);
+}
+
+static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
+    const hex_geometry *g = &run->g;
+    char *at = base;
+    char *classes = carve(&at, hex_classes_bytes(g));
+    /* the tasks, then one counter per block */
+    run->task = (hex_task *)carve(&at, g->tasks * (int64_t)sizeof(hex_task) +
+                                           (g->mb + g->nb) * (int64_t)sizeof(int32_t));
+    if (run->problem->paired.data) place_rows(&at, g, g->mp, false, &run->paired);
+    run->extra = carve(&at, extra_bytes);
+    run->worker_bytes = worker_bytes(g);
+    run->worker_memory = carve(&at, run->workers * run->worker_bytes);
+    run->classes.row_id = (int32_t *)classes;
+    return at - base;
+}
+
+/* --- workers --- */
+
+static hex_worker worker_of(hex_run *run, int64_t index) {
+    const hex_geometry *g = &run->g;
+    char *at = run->worker_memory + index * run->worker_bytes;
+    hex_worker w = {.run = run, .index = (int)index};
+    w.tile = carve(&at, g->block_m * g->block_n * g->k->size);
+    w.out = carve(&at, g->block_m * g->block_n * g->k->size);
+    w.codes = (hex_code *)carve(&at, g->block_m * g->block_n);
+    w.col_codes = (hex_code *)carve(&at, g->block_m * g->block_n);
+    w.scratch = at;
+    return w;
+}
+
+typedef struct {
+    hex_run *run;
+    hex_task_body task_body;
+    hex_block_body block_body;
+    void *context;
+    int64_t count;
+    atomic_llong next;
+    atomic_int *done;   /* per block: tasks finished */
+} crew;
+
+static void wait_for(atomic_int *done, int32_t turn) {
+    for (int spins = 0; atomic_load_explicit(done, memory_order_acquire) != turn; spins++)
+        if (spins > 1000) sched_yield();
+}
+
+/* Tasks are handed out in order and the earliest unfinished one never waits, so this cannot deadlock, even where
+ * the pool runs all workers on one thread. */
+static void work_tasks(int64_t begin, int64_t end, void *context) {
+    crew *c = context;
+    const hex_geometry *g = &c->run->g;
+    for (int64_t index = begin; index < end; index++) {
+        hex_worker worker = worker_of(c->run, index);
+        for (;;) {
+            int64_t t = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
+            if (t >= c->count) break;
+            const hex_task *task = c->run->task + t;
+            atomic_int *i = c->done + task->i, *j = c->done + (g->symmetric ? 0 : g->mb) + task->j;
+            wait_for(i, task->turn_i);
+            if (j != i) wait_for(j, task->turn_j);
+            c->task_body(&worker, t, c->context);
+            atomic_store_explicit(i, task->turn_i + 1, memory_order_release);
+            if (j != i) atomic_store_explicit(j, task->turn_j + 1, memory_order_release);
+        }
+    }
+}
+
+static void work_blocks(int64_t begin, int64_t end, void *context) {
+    crew *c = context;
+    for (int64_t index = begin; index < end; index++) {
+        hex_worker worker = worker_of(c->run, index);
+        for (;;) {
+            int64_t b = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
+            if (b >= c->count) break;
+            c->block_body(&worker, b, c->context);
+        }
+    }
+}
+
+void hex_each_task(hex_run *run, hex_task_body body, void *context) {
+    atomic_int *done = (atomic_int *)(run->task + run->g.tasks);
+    for (int64_t b = 0; b < run->g.mb + run->g.nb; b++) atomic_init(done + b, 0);
+    crew c = {.run = run, .task_body = body, .context = context, .count = run->g.tasks, .done = done};
+    hex_parallel(run->workers < run->g.tasks ? run->workers : run->g.tasks, work_tasks, &c);
+}
+
+void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context) {
+    crew c = {.run = run, .block_body = body, .context = context, .count = blocks};
+    hex_parallel(run->workers < blocks ? run->workers : blocks, work_blocks, &c);
+}
+
+/* --- rows --- */
+
+typedef struct {
+    const hex_matrix *src;
+    hex_rows *rows;
+    int64_t block;
+} pack_job;
+
+static void pack_block(hex_worker *worker, int64_t b, void *context) {
+    const pack_job *job = context;
+    const hex_run *run = worker->run;
+    const hex_problem *p = run->problem;
+    void *r_major = job->rows->r_major ? hex_block(run, job->rows->r_major, job->block, b) : NULL;
+    run->k->pack(job->src, p->dtype, b * job->block, hex_block_rows(job->src->rows, job->block, b), job->block,
+                 p->normalize, hex_block(run, job->rows->k_major, job->block, b), r_major,
+                 job->rows->norms + b * job->block, worker->scratch);
+}
+
+static void pack_rows(hex_run *run, const hex_matrix *src, int64_t block, hex_rows *rows) {
+    pack_job job = {src, rows, block};
+    hex_each_block(run, (src->rows + block - 1) / block, pack_block, &job);
+}
+
+static void survey_rows(int64_t count, hex_rows *rows) {
+    rows->finite = true;
+    rows->largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(rows->norms[i]))
+            rows->finite = false;
+        else if (rows->norms[i] > rows->largest)
+            rows->largest = rows->norms[i];
+    }
+}
+
+/* --- opening and closing --- */
+
+hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, int64_t extra_bytes) {
+    *run = (hex_run){.problem = problem, .workers = hex_threads()};
+    hex_geometry_of(problem, &run->g);
+    run->k = run->g.k;
+    hex_geometry *g = &run->g;
+    if (run->workers > g->tasks) run->workers = (int)g->tasks;
+    int64_t budget = hex_workspace_budget();
+    bool tiles = want_tiles && hex_tile_bytes(g) <= budget, hit, unused;
+    run->token = token || (want_tiles && budget > 0) ? fingerprint(problem, g) : 0;
+    bool known = token && (uint64_t)token == run->token;
+
+    /* What an earlier step kept has tiles or not by its own choice; look for the larger form first. */
+    run->kept = NULL;
+    if (known && !tiles && hex_tile_bytes(g) <= budget) {
+        run->kept = hex_slab_take(run->token, place_kept(run, NULL, true), &hit);
+        if (run->kept && !hit) hex_slab_put(run->kept, 0, false);
+        if (hit)
+            tiles = true;
+        else
+            run->kept = NULL;
+    }
+    if (!run->kept) run->kept = hex_slab_take(known ? run->token : 0, place_kept(run, NULL, tiles), &hit);
+    if (!run->kept) return HEX_NO_MEMORY;
+    run->scratch = hex_slab_take(0, place_scratch(run, NULL, extra_bytes), &unused);
+    if (!run->scratch) {
+        hex_slab_put(run->kept, 0, false);
+        return HEX_NO_MEMORY;
+    }
+    place_kept(run, hex_slab_memory(run->kept), tiles);
+    place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
+    if (!hit) {
+        *run->ready = 0;
+        pack_rows(run, &problem->anchors, g->block_m, &run->a);
+        if (!g->symmetric) pack_rows(run, &problem->keys, g->block_n, &run->key);
+    }
+    run->tiles_ready = tiles && *run->ready == run->token;
+    survey_rows(g->m, &run->a);
+    if (g->symmetric)
+        run->key = run->a;
+    else
+        survey_rows(g->n, &run->key);
+    if (problem->paired.data) {
+        pack_rows(run, &problem->paired, g->block_m, &run->paired);
+        survey_rows(g->m, &run->paired);
+    }
+    if (!hex_classes_of(problem, g, (char *)run->classes.row_id, &run->classes)) {
+        hex_run_close(run, false);
+        return HEX_NO_MEMORY;
+    }
+    hex_schedule(g, run->task, (int32_t *)(run->task + g->tasks));
+    return HEX_OK;
+}
+
+int64_t hex_run_close(hex_run *run, bool keep) {
+    keep = keep && run->token != 0 && hex_workspace_budget() > 0;
+    if (run->tiles) *run->ready = run->tiles_ready ? run->token : 0;
+    hex_slab_put(run->scratch, 0, false);
+    hex_slab_put(run->kept, run->token, keep);
+    return keep ? (int64_t)run->token : 0;
+}
+
+/* --- tiles --- */
+
+static hex_tile empty_tile(const hex_run *run, int64_t i, int64_t j) {
+    const hex_geometry *g = &run->g;
+    return (hex_tile){.stride = g->block_m * g->k->panel, .rows = hex_block_rows(g->m, g->block_m, i),
+                      .cols = hex_block_rows(g->n, g->block_n, j)};
+}
+
+static void multiply(const hex_run *run, int64_t i, int64_t j, const hex_tile *tile, void *out) {
+    const hex_geometry *g = &run->g;
+    int64_t panel = g->k->panel;
+    run->k->product(tile->rows, (tile->cols + panel - 1) / panel, g->d_panels,
+                    hex_block(run, run->a.k_major, g->block_m, i), g->block_m * panel,
+                    hex_block(run, run->key.r_major, g->block_n, j), g->dp * panel, out, tile->stride, false);
+}
+
+hex_tile hex_multiply(hex_worker *worker, int64_t i, int64_t j, int view) {
+    hex_run *run = worker->run;
+    hex_tile tile = empty_tile(run, i, j);
+    multiply(run, i, j, &tile, worker->tile);
+    tile.values = worker->tile;
+    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, &tile);
+    return tile;
+}
+
+hex_tile hex_fetch(hex_worker *worker, int64_t task, int view) {
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    int64_t i = run->task[task].i, j = run->task[task].j;
+    hex_tile tile = empty_tile(run, i, j);
+    char *slot = worker->tile;
+    if (run->tiles) slot = (char *)run->tiles + task * g->block_m * g->block_n * g->k->size;
+    if (!run->tiles_ready) multiply(run, i, j, &tile, slot);
+    tile.values = slot;
+    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, &tile);
+    return tile;
+}

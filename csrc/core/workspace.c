@@ -1,0 +1,176 @@
+/* workspace.c: a small pool of large blocks of memory, so that one loss's steps find each other's tiles and one training
+ * step's pages serve the next.
+ *
+ * A slab is in use (one caller's), held (its contents wait under a token), or free (reusable, contents possibly still
+ * those of its token). Held and free slabs together stay within the budget; the oldest go first. */
+#define _DEFAULT_SOURCE
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "core.h"
+
+enum slab_state { EMPTY, FREE, HELD, IN_USE };
+
+struct hex_slab {
+    char *memory;
+    int64_t bytes;
+    uint64_t token;
+    uint64_t age;
+    enum slab_state state;
+};
+
+/* Forward passes whose backward never comes must not pile up: only the latest stay held. */
+enum { HELD_MOST = 8 };
+
+enum { SLABS = 32, SLAB_ALIGNMENT = 64, HUGE_PAGE = 2 << 20 };
+
+static hex_slab slabs[SLABS];
+static uint64_t clock_now;
+static int64_t budget = -1;
+static atomic_flag lock = ATOMIC_FLAG_INIT;
+
+static void acquire(void) {
+    while (atomic_flag_test_and_set_explicit(&lock, memory_order_acquire)) {
+    }
+}
+
+static void release(void) { atomic_flag_clear_explicit(&lock, memory_order_release); }
+
+static int64_t budget_locked(void) {
+    if (budget >= 0) return budget;
+    const char *set = getenv("HEXSSL_WORKSPACE_MB");
+    char *end = NULL;
+    double megabytes = set && *set ? strtod(set, &end) : -1;
+    if (end && *end == '\0' && megabytes >= 0 && megabytes < 1e12) {
+        budget = (int64_t)(megabytes * 1048576);
+    } else {
+        int64_t quarter = (int64_t)sysconf(_SC_PHYS_PAGES) / 4 * (int64_t)sysconf(_SC_PAGESIZE);
+        int64_t most = (int64_t)4 << 30;
+        budget = quarter > 0 && quarter < most ? quarter : most;
+    }
+    return budget;
+}
+
+static void discard(hex_slab *slab) {
+    free(slab->memory);
+    *slab = (hex_slab){0};
+}
+
+/* Discards the oldest slabs until what rests, plus `coming` bytes, fits the budget. */
+static void shrink(int64_t coming) {
+    for (;;) {
+        int64_t resting = coming;
+        hex_slab *oldest = NULL;
+        for (int s = 0; s < SLABS; s++) {
+            if (slabs[s].state != FREE && slabs[s].state != HELD) continue;
+            resting += slabs[s].bytes;
+            if (!oldest || slabs[s].state < oldest->state ||
+                (slabs[s].state == oldest->state && slabs[s].age < oldest->age))
+                oldest = slabs + s;
+        }
+        if (!oldest || resting <= budget_locked()) return;
+        discard(oldest);
+    }
+}
+
+static void let_go_of_oldest_held(void) {
+    int held = 0;
+    hex_slab *oldest = NULL;
+    for (int s = 0; s < SLABS; s++) {
+        if (slabs[s].state != HELD) continue;
+        held++;
+        if (!oldest || slabs[s].age < oldest->age) oldest = slabs + s;
+    }
+    if (held > HELD_MOST) oldest->state = FREE;
+}
+
+static bool allocate(hex_slab *slab, int64_t bytes) {
+    bool huge = bytes >= 2 * HUGE_PAGE;
+    int64_t alignment = huge ? HUGE_PAGE : SLAB_ALIGNMENT;
+    void *memory = NULL;
+    bytes = hex_round_up(bytes, alignment);
+    if (posix_memalign(&memory, (size_t)alignment, (size_t)bytes) != 0) return false;
+#ifdef MADV_HUGEPAGE
+    if (huge) madvise(memory, (size_t)bytes, MADV_HUGEPAGE);   /* advice only: failure changes nothing but speed */
+#endif
+    *slab = (hex_slab){memory, bytes, 0, 0, IN_USE};
+    return true;
+}
+
+static hex_slab *find_kept(uint64_t token, int64_t bytes) {
+    for (int s = 0; token && s < SLABS; s++)
+        if ((slabs[s].state == FREE || slabs[s].state == HELD) && slabs[s].token == token && slabs[s].bytes >= bytes)
+            return slabs + s;
+    return NULL;
+}
+
+/* A free slab that is not wastefully large. */
+static hex_slab *find_free(int64_t bytes) {
+    hex_slab *best = NULL;
+    for (int s = 0; s < SLABS; s++)
+        if (slabs[s].state == FREE && slabs[s].bytes >= bytes && slabs[s].bytes <= 2 * bytes + HUGE_PAGE &&
+            (!best || slabs[s].bytes < best->bytes))
+            best = slabs + s;
+    return best;
+}
+
+static hex_slab *find_empty(void) {
+    hex_slab *oldest = NULL;
+    for (int s = 0; s < SLABS; s++) {
+        if (slabs[s].state == EMPTY) return slabs + s;
+        if (slabs[s].state != IN_USE && (!oldest || slabs[s].age < oldest->age)) oldest = slabs + s;
+    }
+    if (oldest) discard(oldest);
+    return oldest;
+}
+
+hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit) {
+    acquire();
+    hex_slab *slab = find_kept(token, bytes);
+    *hit = slab != NULL;
+    if (!slab) slab = find_free(bytes);
+    if (slab) {
+        slab->state = IN_USE;
+    } else {
+        shrink(bytes);
+        slab = find_empty();
+        if (slab && !allocate(slab, bytes)) slab = NULL;
+    }
+    release();
+    return slab;
+}
+
+void hex_slab_put(hex_slab *slab, uint64_t token, bool keep) {
+    acquire();
+    slab->token = token;
+    slab->age = ++clock_now;
+    slab->state = keep ? HELD : FREE;
+    let_go_of_oldest_held();
+    shrink(0);
+    release();
+}
+
+char *hex_slab_memory(hex_slab *slab) { return slab->memory; }
+
+void hex_set_workspace_budget(int64_t bytes) {
+    acquire();
+    budget = bytes < 0 ? -1 : bytes;
+    shrink(0);
+    release();
+}
+
+int64_t hex_workspace_budget(void) {
+    acquire();
+    int64_t bytes = budget_locked();
+    release();
+    return bytes;
+}
+
+void hex_release_workspace(void) {
+    acquire();
+    for (int s = 0; s < SLABS; s++)
+        if (slabs[s].state == FREE || slabs[s].state == HELD) discard(slabs + s);
+    release();
+}

@@ -1,0 +1,140 @@
+/* hex.h: the C interface of hexssl. Bindings include this file and nothing else of core/ or kernels/.
+ *
+ *     views --> hex_measure --> (decide a threshold) --> hex_contrast --> hex_contrast_backward
+ *
+ * The symbols are those of the HEX paper (arXiv 2410.23200): M anchors and N keys of D columns,
+ * cosines c_ij = a_i . k_j of the (normalised) rows, logits s_ij = c_ij / temperature.
+ *
+ * Ownership: every pointer belongs to the caller and is only borrowed for the call. Outputs are written in
+ * full. Nothing here knows Python or torch; nothing raises. Results are bitwise the same for any
+ * number of threads and from run to run.
+ */
+#ifndef HEX_H
+#define HEX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { HEX_F32 = 0, HEX_F64 = 1, HEX_F16 = 2, HEX_BF16 = 3 } hex_dtype;
+
+typedef enum { HEX_WEIGHTED = 0, HEX_RELEASED = 1 } hex_formulation;
+typedef enum { HEX_POSITIVES_SUM = 0, HEX_POSITIVES_MEAN = 1 } hex_positives;
+typedef enum { HEX_DENOMINATOR_ALL = 0, HEX_DENOMINATOR_OWN = 1, HEX_DENOMINATOR_NEGATIVES = 2 } hex_denominator;
+typedef enum { HEX_REDUCTION_NONE = 0, HEX_REDUCTION_MEAN = 1, HEX_REDUCTION_SUM = 2 } hex_reduction;
+
+/* A (rows, cols) matrix; strides in elements, any sign. data == NULL: absent. */
+typedef struct {
+    const void *data;
+    int64_t rows, cols, row_stride, col_stride;
+} hex_matrix;
+
+/* Who is compared with whom. float16 and bfloat16 are computed in float32. */
+typedef struct {
+    hex_dtype dtype;           /* of anchors, keys and paired */
+    hex_matrix anchors;        /* (M, D), M >= 1, D >= 1 */
+    hex_matrix keys;           /* (N, D), N >= 1; absent: the keys are the anchors, self_offset is 0 */
+    hex_matrix paired;         /* (M, D) one more positive per anchor, outside the keys; or absent */
+    /* Positives and negatives come from exactly one of: relation; groups (both arrays, or one when the keys
+     * are the anchors); else the period. */
+    const int8_t *relation;    /* (M, N) contiguous: > 0 positive, < 0 negative, 0 neither */
+    const int64_t *groups;     /* (M,) contiguous, any values */
+    const int64_t *key_groups; /* (N,) contiguous, any values; NULL when the keys are the anchors */
+    int64_t period;            /* > 0: the group of row r is r % period; 0: every key but self is a negative */
+    int64_t self_offset;       /* key i + self_offset is anchor i itself; -1: no key is an anchor */
+    bool normalize;            /* rows are divided by max(norm, 1e-12) */
+} hex_problem;
+
+typedef struct {
+    hex_formulation formulation;
+    hex_positives positives;
+    hex_denominator denominator;
+    hex_reduction reduction;
+    double temperature;        /* NaN or <= 0 gives NaN results */
+    double beta, tau_plus, local_weight;
+    const double *threshold;   /* threshold_count values on the cosine */
+    int64_t threshold_count;   /* 0: no hierarchical negatives; 1: one for all; M: one per anchor */
+} hex_settings;
+
+/* NULL if the arguments can be computed, else a static sentence that says what is wrong. settings may be
+ * NULL (measure). Does not read the embeddings. */
+const char *hex_check(const hex_problem *problem, const hex_settings *settings);
+
+/* How to run a body over tasks [0, tasks): the pool calls body(begin, end, context) on disjoint ranges, each on
+ * some thread, and returns when all are done. With pool == NULL the caller's thread does everything. */
+typedef void (*hex_body)(int64_t begin, int64_t end, void *context);
+typedef void (*hex_parallel_for)(int64_t tasks, hex_body body, void *context);
+void hex_set_pool(hex_parallel_for pool, int (*threads)(void));
+
+/* Tiles and packed rows are kept between the steps of one loss while they fit this many bytes. Default:
+ * HEXSSL_WORKSPACE_MB, else the smaller of 4 GiB and a quarter of the machine's memory. 0 keeps nothing. */
+void hex_set_workspace_budget(int64_t bytes);
+int64_t hex_workspace_budget(void);
+void hex_release_workspace(void); /* give back what is kept and not in use */
+
+/* Row statistics of the cosines. */
+enum { HEX_STAT_MIN, HEX_STAT_MAX, HEX_STAT_MEAN, HEX_STAT_VARIANCE, HEX_STAT_COUNT, HEX_STAT_QUANTILE, HEX_ROW_STATS };
+enum { HEX_WANT_QUANTILE = 1, HEX_WANT_MOMENTS = 2 };
+
+/* row_stats: (M, HEX_ROW_STATS). Columns not wanted are NaN, as is a row without members (count 0).
+ * The variance is the population's. mean_quantile: mean of the quantile over rows with members (NaN if none).
+ * quantile in [0, 1], "nearest": index round_half_even(q (n - 1)) of the ascending row.
+ * keep: keep the tiles for the contrast that follows. token: names what was kept (0: nothing); it depends
+ * on the embeddings alone, and passing a stale or foreign one is harmless. */
+typedef enum { HEX_OK = 0, HEX_NO_MEMORY = 1 } hex_status;
+hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
+                       double *row_stats, double *mean_quantile, int64_t *token);
+
+/* Batch statistics, in this order. Means over an empty set are NaN. THRESHOLD is the mean of the thresholds,
+ * +inf when there is none. */
+enum { HEX_BATCH_THRESHOLD, HEX_BATCH_HIERARCHICAL_FRACTION, HEX_BATCH_POSITIVE_SIMILARITY,
+       HEX_BATCH_NEGATIVE_SIMILARITY, HEX_BATCH_HIERARCHICAL_SIMILARITY, HEX_BATCH_SKIPPED_ANCHORS,
+       HEX_BATCH_STATS };
+
+/* Per-anchor numbers that forward hands to backward; opaque to callers. */
+enum { HEX_ROW_STATE = 12 };
+
+/* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value. batch_stats: (HEX_BATCH_STATS,).
+ * row_state: (M, HEX_ROW_STATE). keep as above, for the backward that follows. token: in, what an earlier step
+ * kept (0: nothing); out, what is kept now. */
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, bool keep, double *losses,
+                        double *batch_stats, double *row_state, int64_t *token);
+
+/* Contiguous, of the problem's dtype and the shape of what they are the gradient of; NULL: not wanted.
+ * Where the keys are the anchors, `anchors` gets both sides' gradient and `keys` is NULL. */
+typedef struct {
+    void *anchors, *keys, *paired;
+    double *temperature;
+} hex_gradients;
+
+/* grad: dObjective/dloss, (M,) for HEX_REDUCTION_NONE, else one value. */
+hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *settings, const double *grad,
+                                 const double *row_state, int64_t token, const hex_gradients *gradients);
+
+/* The naive oracle: the same contracts in plain double loops (reference/), slow, for HEX_F64 only. No token,
+ * no row state: losses and gradients (each may be NULL) in one go. */
+void hex_reference_measure(const hex_problem *problem, double quantile, bool negatives_only, double *row_stats,
+                           double *mean_quantile);
+void hex_reference_contrast(const hex_problem *problem, const hex_settings *settings, const double *grad,
+                            double *losses, double *batch_stats, const hex_gradients *gradients);
+
+/* What was detected and chosen. Tiers in the order of the table, the chosen one among those the CPU has;
+ * HEXSSL_CPU forces one by name. reason says why. A forced tier that is unknown or missing on this CPU: hex_cpu_error
+ * says so (NULL when all is well), and nothing may be computed. */
+typedef struct {
+    const char *name;     /* "scalar", "avx2", "avx512", "neon" */
+    bool compiled, supported, chosen;
+} hex_tier;
+int hex_tiers(const hex_tier **tiers);
+const char *hex_cpu_features(void); /* space-separated */
+const char *hex_cpu_reason(void);
+const char *hex_cpu_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

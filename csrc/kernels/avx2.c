@@ -1,0 +1,10 @@
+/* AVX2 + FMA: 6 rows x 2 vectors of accumulators, 2 of operands, 1 broadcast, in 16 registers. */
+#include <immintrin.h>
+
+#define HEX_TIER avx2
+#define HEX_TIER_NAME "avx2"
+#define HEX_VECTOR_BYTES 32
+#define HEX_MR 6
+#define HEX_PANELS 1
+#define HEX_ANY(mask) (_mm256_movemask_epi8((__m256i)(mask)) != 0)
+#include "template.h"

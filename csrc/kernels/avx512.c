@@ -1,0 +1,10 @@
+/* AVX-512: 12 rows x 2 panels of one vector each: 24 accumulators of 32 registers. */
+#include <immintrin.h>
+
+#define HEX_TIER avx512
+#define HEX_TIER_NAME "avx512"
+#define HEX_VECTOR_BYTES 64
+#define HEX_MR 12
+#define HEX_PANELS 2
+#define HEX_ANY(mask) (_mm512_test_epi64_mask((__m512i)(mask), (__m512i)(mask)) != 0)
+#include "template.h"

@@ -1,0 +1,264 @@
+/* sums, maxima, own, coefficients: the elementwise work on a tile of cosines, for the anchors of its rows and, in a
+ * symmetric problem, of its columns. Both sides run through the same inline functions; a "row" parameter is one number for
+ * the whole vector, a "column" parameter is a vector of its own. */
+
+/* Parameter `which` of the anchors of a vector: of row i, or of the columns from i on. */
+INLINE V LOCAL(param)(const T *params, int64_t ld, int which, int64_t i, const bool is_row) {
+    return is_row ? LOCAL(splat)(params[which * ld + i]) : LOCAL(load)(params + which * ld + i);
+}
+
+/* Classes of a vector as one side sees them. */
+typedef struct {
+    VI global, hard, positive, other;
+} LOCAL(classes);
+
+INLINE LOCAL(classes) LOCAL(classify)(V c, V eps, const hex_code *codes) {
+    VI all = ~(VI){0}, code = codes ? LOCAL(codes)(codes) : all;
+    VI negative = code < 0, above = (VI)(c > eps);
+    return (LOCAL(classes)){negative & ~above, negative & above, code > 0, ~negative};
+}
+
+/* e^{beta x}, x <= 0. */
+INLINE V LOCAL(hardness)(V x, V e, T beta) {
+    if (beta == 1) return e;
+    if (beta == 0) return LOCAL(splat)(1);
+    return LOCAL(exp_nonpositive)(x * beta);
+}
+
+INLINE void LOCAL(add_to)(T *acc, V v) { LOCAL(store)(acc, LOCAL(load)(acc) + v); }
+
+/* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
+ * shifts are the same; its lanes outside a class are masked out, never multiplied by zero. */
+INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
+                             const bool is_row, const hex_code *codes, T *acc, int64_t ld_acc) {
+    LOCAL(classes) k = LOCAL(classify)(c, LOCAL(param)(params, ld, HEX_P_EPS, i, is_row), codes);
+    V e_global = shared ? *shared
+                        : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_G, i, is_row));
+    LOCAL(add_to)(acc + HEX_S_GLOBAL * ld_acc, LOCAL(keep)(e_global, k.global));
+    if (LOCAL(any)(k.hard)) {
+        V x = c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_H, i, is_row);
+        V e = shared ? *shared : LOCAL(exp_nonpositive)(x);
+        V hard = LOCAL(hardness)(x, e, beta);
+        LOCAL(add_to)(acc + HEX_S_HARD_A * ld_acc, LOCAL(keep)(e * hard, k.hard));
+        LOCAL(add_to)(acc + HEX_S_HARD_B * ld_acc, LOCAL(keep)(hard, k.hard));
+        LOCAL(add_to)(acc + HEX_S_HARD_N * ld_acc, LOCAL(keep)(LOCAL(splat)(1), k.hard));
+        LOCAL(add_to)(acc + HEX_S_HARD_C * ld_acc, LOCAL(keep)(c, k.hard));
+    }
+    if (!codes) return;
+    LOCAL(add_to)(acc + HEX_S_OTHER_C * ld_acc, LOCAL(keep)(c, k.other));
+    if (LOCAL(any)(k.positive)) {
+        V e = shared ? *shared
+                     : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_P, i, is_row));
+        LOCAL(add_to)(acc + HEX_S_POS * ld_acc, LOCAL(keep)(e, k.positive));
+        LOCAL(add_to)(acc + HEX_S_POS_C * ld_acc, LOCAL(keep)(c, k.positive));
+    }
+}
+
+/* The common case: one exponential for both sides, and most vectors hold global negatives only. */
+static void LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
+    const T *values = tile->values, *row = sides->row, *col = sides->col;
+    const T beta = (T)sides->beta;
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * sides->ld]);
+    const int64_t ld = sides->ld, ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
+    for (int64_t p = 0; p * P < tile->cols; p++) {
+        V col_eps[NV], col_global[NV];
+        for (int v = 0; v < NV; v++) {
+            col_eps[v] = LOCAL(splat)((T)INFINITY);
+            if (col) col_eps[v] = LOCAL(load)(col + HEX_P_EPS * ld + p * P + v * W);
+            col_global[v] = (V){0};
+        }
+        for (int64_t i = 0; i < tile->rows; i++) {
+            int64_t at = p * tile->stride + i * P;
+            V c[NV], e[NV], sum = {0};
+            VI hard = {0};
+            const V row_eps = LOCAL(splat)(row[HEX_P_EPS * ld + i]);
+            for (int v = 0; v < NV; v++) {
+                c[v] = LOCAL(load)(values + at + v * W);
+                e[v] = LOCAL(exp_nonpositive)(c[v] * inv_tau - shift);
+                hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
+                sum += e[v];
+            }
+            if (!tile->codes && !LOCAL(any)(hard)) {
+                LOCAL(add_to)(row_acc + i * W, sum);
+                for (int v = 0; v < NV; v++) col_global[v] += e[v];
+                continue;
+            }
+            for (int v = 0; v < NV; v++) {
+                const hex_code *codes = tile->codes ? tile->codes + at + v * W : NULL;
+                const hex_code *col_codes = tile->codes ? tile->col_codes + at + v * W : NULL;
+                LOCAL(side_sums)(c[v], &e[v], inv_tau, beta, row, ld, i, true, codes, row_acc + i * W, ld_row);
+                if (col)
+                    LOCAL(side_sums)(c[v], &e[v], inv_tau, beta, col, ld, p * P + v * W, false, col_codes,
+                                     col_acc + p * P + v * W, ld_col);
+            }
+        }
+        if (col)
+            for (int v = 0; v < NV; v++) LOCAL(add_to)(col_acc + p * P + v * W, col_global[v]);
+    }
+}
+
+static void LOCAL(sums_separate)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
+    const T *values = tile->values;
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
+    const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
+    for (int64_t j = 0; j < tile->cols; j += W)
+        for (int64_t i = 0; i < tile->rows; i++) {
+            int64_t at = j / P * tile->stride + i * P + j % P;
+            V c = LOCAL(load)(values + at);
+            LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->row, sides->ld, i, true,
+                             tile->codes ? tile->codes + at : NULL, row_acc + i * W, ld_row);
+            if (sides->col)
+                LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->col, sides->ld, j, false,
+                                 tile->codes ? tile->col_codes + at : NULL, col_acc + j, ld_col);
+        }
+}
+
+static void KERNEL(sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col) {
+    const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
+    T *row_acc = sides->scratch, *col_acc = row_acc + HEX_SUMS * ld_row;
+    memset(row_acc, 0, sizeof(T) * (size_t)(HEX_SUMS * (ld_row + (sides->col ? ld_col : 0))));
+    if (sides->shared_shift)
+        LOCAL(sums_shared)(tile, sides, row_acc, col_acc);
+    else
+        LOCAL(sums_separate)(tile, sides, row_acc, col_acc);
+    for (int q = 0; q < HEX_SUMS; q++) {
+        for (int64_t i = 0; i < tile->rows; i++)
+            row[q * sides->ld + i] += LOCAL(total)(LOCAL(load)(row_acc + q * ld_row + i * W));
+        if (sides->col)
+            for (int64_t j = 0; j < tile->cols; j++) col[q * sides->ld + j] += (double)col_acc[q * ld_col + j];
+    }
+}
+
+INLINE V LOCAL(larger)(V a, V b) { return LOCAL(pick)((VI)(b > a) | (VI)(b != b), b, a); }
+
+INLINE void LOCAL(side_maxima)(V c, V eps, const hex_code *codes, V *best) {
+    LOCAL(classes) k = LOCAL(classify)(c, eps, codes);
+    const V none = LOCAL(splat)((T)-INFINITY);
+    best[HEX_M_GLOBAL] = LOCAL(larger)(best[HEX_M_GLOBAL], LOCAL(pick)(k.global, c, none));
+    best[HEX_M_HARD] = LOCAL(larger)(best[HEX_M_HARD], LOCAL(pick)(k.hard, c, none));
+    best[HEX_M_POS] = LOCAL(larger)(best[HEX_M_POS], LOCAL(pick)(k.positive, c, none));
+}
+
+static void KERNEL(maxima)(const hex_tile *tile, const hex_sides *sides, void *row_, void *col_) {
+    const T *values = tile->values;
+    T *row = row_, *col = col_;
+    const int64_t ld = sides->ld;
+    for (int64_t i = 0; i < tile->rows; i++) {
+        V best[HEX_MAXIMA];
+        for (int q = 0; q < HEX_MAXIMA; q++) best[q] = LOCAL(splat)(row[q * ld + i]);
+        const V row_eps = LOCAL(param)(sides->row, ld, HEX_P_EPS, i, true);
+        for (int64_t j = 0; j < tile->cols; j += W) {
+            int64_t at = j / P * tile->stride + i * P + j % P;
+            V c = LOCAL(load)(values + at);
+            LOCAL(side_maxima)(c, row_eps, tile->codes ? tile->codes + at : NULL, best);
+            if (!col) continue;
+            V other[HEX_MAXIMA];
+            for (int q = 0; q < HEX_MAXIMA; q++) other[q] = LOCAL(load)(col + q * ld + j);
+            LOCAL(side_maxima)(c, LOCAL(param)(sides->col, ld, HEX_P_EPS, j, false),
+                               tile->codes ? tile->col_codes + at : NULL, other);
+            for (int q = 0; q < HEX_MAXIMA; q++) LOCAL(store)(col + q * ld + j, other[q]);
+        }
+        for (int q = 0; q < HEX_MAXIMA; q++) {
+            T top = best[q][0];
+            for (int l = 1; l < W; l++) top = best[q][l] > top || best[q][l] != best[q][l] ? best[q][l] : top;
+            row[q * ld + i] = top;
+        }
+    }
+}
+
+INLINE void LOCAL(own_side)(double s, double log_neg, double *sums, int64_t ld) {
+    double gap = s - log_neg;   /* log(e^s + e^n) = max + log1p(e^-|gap|) */
+    sums[0] += (gap > 0 ? s : log_neg) + log1p(exp(-fabs(gap)));
+    sums[ld] += 1 / (1 + exp(gap));
+}
+
+static void KERNEL(own)(const hex_tile *tile, const hex_sides *sides, double *row, double *col) {
+    const T *values = tile->values;
+    if (!tile->codes) return;
+    for (int64_t j = 0; j < tile->cols; j++)
+        for (int64_t i = 0; i < tile->rows; i++) {
+            int64_t at = j / P * tile->stride + i * P + j % P;
+            double s = (double)values[at] * sides->inv_tau;
+            if (tile->codes[at] > 0) LOCAL(own_side)(s, sides->row_log_neg[i], row + i, sides->ld);
+            if (col && tile->col_codes[at] > 0) LOCAL(own_side)(s, sides->col_log_neg[j], col + j, sides->ld);
+        }
+}
+
+/* dObjective/ds of one side. Where a class's weights are zero its exponential is masked, so 0 * inf cannot arise. */
+INLINE V LOCAL(side_coefficients)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
+                                  const bool is_row, const hex_code *codes) {
+#define PARAM(which) LOCAL(param)(params, ld, which, i, is_row)
+    LOCAL(classes) k = LOCAL(classify)(c, PARAM(HEX_P_EPS), codes);
+    V e = shared ? *shared : LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_G));
+    V s = LOCAL(keep)(e * PARAM(HEX_P_GG), k.global);
+    if (LOCAL(any)(k.hard)) {
+        V x = c * inv_tau - PARAM(HEX_P_SHIFT_H);
+        if (!shared) e = LOCAL(exp_nonpositive)(x);
+        V hard = LOCAL(hardness)(x, e, beta);
+        s += LOCAL(keep)(hard * (e * PARAM(HEX_P_H1) - PARAM(HEX_P_H2)), k.hard);
+    }
+    if (codes && LOCAL(any)(k.positive)) {
+        if (!shared) e = LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_P));
+        else e = *shared;
+        V gap = c * inv_tau - PARAM(HEX_P_OWN), zero = LOCAL(splat)(0);   /* share = e^s / (e^s + Neg) */
+        V t = LOCAL(exp_nonpositive)(LOCAL(pick)((VI)(gap > zero), -gap, gap));
+        V share = LOCAL(pick)((VI)(gap > zero), LOCAL(splat)(1), t) / (t + 1);
+        s += LOCAL(keep)(PARAM(HEX_P_PA) + PARAM(HEX_P_PB) * e + PARAM(HEX_P_PO) * share, k.positive);
+    }
+    return s;
+#undef PARAM
+}
+
+static double KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides, void *out_) {
+    const T *values = tile->values, *row = sides->row, *col = sides->col;
+    T *out = out_;
+    const T beta = (T)sides->beta;
+    const int64_t ld = sides->ld, padded_rows = (tile->rows + P - 1) / P * P;
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * ld]);
+    double weighted = 0;
+    for (int64_t p = 0; p * P < tile->cols; p++) {
+        V col_eps[NV], col_gg[NV], sum_sc = {0};
+        for (int v = 0; v < NV; v++) {
+            col_eps[v] = LOCAL(splat)((T)INFINITY);
+            col_gg[v] = (V){0};
+            if (!col) continue;
+            col_eps[v] = LOCAL(load)(col + HEX_P_EPS * ld + p * P + v * W);
+            col_gg[v] = LOCAL(load)(col + HEX_P_GG * ld + p * P + v * W);
+        }
+        for (int64_t i = 0; i < tile->rows; i++) {
+            int64_t at = p * tile->stride + i * P;
+            V c[NV], e[NV];
+            VI hard = {0};
+            const V row_eps = LOCAL(splat)(row[HEX_P_EPS * ld + i]), row_gg = LOCAL(splat)(row[HEX_P_GG * ld + i]);
+            for (int v = 0; v < NV; v++) {
+                c[v] = LOCAL(load)(values + at + v * W);
+                e[v] = sides->shared_shift ? LOCAL(exp_nonpositive)(c[v] * inv_tau - shift) : c[v];
+                hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
+            }
+            bool plain = sides->shared_shift && !tile->codes && !LOCAL(any)(hard);
+            for (int v = 0; v < NV; v++) {
+                V s;
+                if (plain) {
+                    s = e[v] * (row_gg + col_gg[v]);
+                } else {
+                    const V *shared = sides->shared_shift ? &e[v] : NULL;
+                    s = LOCAL(side_coefficients)(c[v], shared, inv_tau, beta, row, ld, i, true,
+                                                 tile->codes ? tile->codes + at + v * W : NULL);
+                    if (col)
+                        s += LOCAL(side_coefficients)(c[v], shared, inv_tau, beta, col, ld, p * P + v * W, false,
+                                                      tile->codes ? tile->col_codes + at + v * W : NULL);
+                }
+                sum_sc += s * c[v];
+                LOCAL(store)(out + at + v * W, s);
+            }
+        }
+        weighted += LOCAL(total)(sum_sc);
+        memset(out + p * tile->stride + tile->rows * P, 0, sizeof(T) * (size_t)((padded_rows - tile->rows) * P));
+    }
+    return weighted;
+}
+
+static void KERNEL(exponential)(const void *x, int64_t count, void *out) {
+    for (int64_t i = 0; i < count; i += W)
+        LOCAL(store)((T *)out + i, LOCAL(exp_nonpositive)(LOCAL(load)((const T *)x + i)));
+}

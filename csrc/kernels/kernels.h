@@ -1,0 +1,132 @@
+/* kernels.h: the micro-kernels, one table per element type and tier.
+ *
+ * Panels. All inner arrays are cut into panels of P elements (64 bytes: 16 float, 8 double) along one axis:
+ *     "k-major"  X[d/P][row][P]     a block of rows, columns in panels
+ *     "row-major" X[row/P][d][P]    the same block, rows in panels
+ *     tile       T[col/P][row][P]   cosines (later coefficients) of an anchor block against a key block
+ * product() multiplies any "A[k/P][m][P]" with any "B[n/P][k][P]" into "C[n/P][m][P]", which serves the scores, the
+ * gradient of the anchors and the gradient of the keys without a transpose.
+ *
+ * Kernels never allocate, thread, or raise. Every pointer is 64-byte aligned unless it says otherwise, every panel
+ * is padded with zeros to P, and strides are in elements. `T` below is float or double by table. */
+#ifndef HEX_KERNELS_H
+#define HEX_KERNELS_H
+
+#include "../hex.h"
+
+enum { HEX_PANEL_BYTES = 64 };
+
+/* Classes of a tile's elements, laid out as the tile: < 0 negative (or member, in measure), > 0 positive, 0 neither
+ * (self, padding, unrelated). */
+typedef int8_t hex_code;
+
+/* One tile and what is known of it. codes == NULL: every element is a negative and nothing is padded. */
+typedef struct {
+    const void *values;            /* T[cols/P][.][P] */
+    int64_t stride;                /* elements from one panel to the next, in values and codes */
+    int64_t rows, cols;            /* valid ones */
+    const hex_code *codes;         /* as seen from the rows */
+    const hex_code *col_codes;     /* as seen from the columns (equal to codes unless a relation is asymmetric) */
+} hex_tile;
+
+/* Top-k selection of a block of anchors; all arrays are per anchor. */
+typedef struct {
+    void *bound;       /* T: only values above it can matter; starts at -inf */
+    void *values;      /* T[.][capacity] candidates, unordered */
+    int32_t *count;    /* candidates held */
+    const int32_t *k;  /* >= 1, or 0: the row wants nothing */
+    int64_t capacity;  /* > k */
+} hex_selection;
+
+/* Per-anchor parameters of contrast, T[HEX_PARAMS][ld]. Shifts are subtracted from s before exp. With e = e^(s - shift) of
+ * the class, dObjective/ds is  GG e  of a global negative,  e^(beta (s - shift_H)) (H1 e - H2)  of a hierarchical one,
+ * PA + PB e + PO e^s / (e^s + e^OWN)  of a positive. */
+enum { HEX_P_EPS, HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P, HEX_P_GG, HEX_P_H1, HEX_P_H2, HEX_P_PA, HEX_P_PB,
+       HEX_P_PO, HEX_P_OWN, HEX_PARAMS };
+
+/* Per-anchor sums of contrast, double[HEX_SUMS][ld]. */
+enum {
+    HEX_S_GLOBAL,    /* sum over G of e^(s - shift_G) */
+    HEX_S_HARD_A,    /* sum over H of e^((1+beta)(s - shift_H)) */
+    HEX_S_HARD_B,    /* sum over H of e^(beta (s - shift_H)) */
+    HEX_S_HARD_N,    /* |H| */
+    HEX_S_HARD_C,    /* sum over H of c */
+    HEX_S_POS,       /* sum over P of e^(s - shift_P) */
+    HEX_S_POS_C,     /* sum over P of c */
+    HEX_S_OTHER_C,   /* sum of c over everything that is no negative, self and padding included */
+    HEX_SUMS
+};
+
+/* Largest cosine per class, T[3][ld], -inf where the class is empty. */
+enum { HEX_M_GLOBAL, HEX_M_HARD, HEX_M_POS, HEX_MAXIMA };
+
+/* Row moments, double[HEX_MOMENTS][ld]. */
+enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MOMENTS };
+
+/* Both sides of a tile: the anchors of its rows and, in a symmetric problem, those of its columns (col == NULL: none).
+ * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */
+typedef struct {
+    double inv_tau, beta;
+    bool shared_shift;         /* the three shifts of all anchors are one number */
+    const void *row, *col;     /* T[HEX_PARAMS][ld] */
+    int64_t ld;
+    const double *row_log_neg, *col_log_neg; /* own only */
+    void *scratch;             /* T[hex_scratch_elements] */
+} hex_sides;
+
+typedef struct {
+    const char *tier, *type;
+    int64_t size;              /* bytes of T */
+    int64_t panel;             /* P */
+    int64_t limit;             /* e^-limit is still a normal number, with room to spare */
+
+    /* Rows to packed blocks. src: (rows, D) of dtype; k_major: T[Dp/P][block][P]; r_major: T[block/P][Dp][P] or
+     * NULL; norms: true lengths, before normalisation; a row that is not finite has such a norm and is packed as zeros.
+     * buffer: T[Dp]. Rows past `rows` are zeroed. */
+    void (*pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block, bool normalize,
+                 void *k_major, void *r_major, double *norms, void *buffer);
+    /* Packed gradients to rows: out = ((I - x x^T) (gk + gr + extra)) * scale / norm, x from k_major. gk: T[Dp/P][block][P],
+     * gr: T[block/P][Dp][P], extra: double (rows, D), each may be NULL. out: dtype, row `first` on, contiguous (., D).
+     * A row whose norm is not finite gets NaN. */
+    void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
+                   int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale, hex_dtype dtype,
+                   void *out, double *buffer);
+    /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels. */
+    void (*product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a, int64_t a_stride, const void *b,
+                    int64_t b_stride, void *c, int64_t c_stride, bool accumulate);
+    /* Offers each member (code < 0, or all) of the tile times sign to the selections of its rows and columns. */
+    void (*select)(const hex_tile *tile, double sign, const hex_selection *row, const hex_selection *col);
+    /* The k-th largest offered to anchor i (NaN if fewer came). */
+    double (*select_finish)(const hex_selection *selection, int64_t i);
+    void (*moments)(const hex_tile *tile, double *row, double *col, int64_t ld);
+    void (*maxima)(const hex_tile *tile, const hex_sides *sides, void *row, void *col);
+    void (*sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
+    /* Per anchor, with n = sides->log_neg: out[0] += sum over P of log(e^s + e^n), out[ld] += sum over P of
+     * e^n / (e^s + e^n). */
+    void (*own)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
+    /* S = dObjective/ds of both sides into out (as the tile; padding zeroed up to whole panels in both directions). Returns sum S c. */
+    double (*coefficients)(const hex_tile *tile, const hex_sides *sides, void *out);
+    /* sums[d] += sum over the rows of a k-major block. */
+    void (*column_sums)(const void *k_major, int64_t rows, int64_t block, int64_t cols, double *sums);
+    /* dot[i] = x_i . y_i of two k-major blocks, in double. */
+    void (*row_dots)(const void *x, const void *y, int64_t rows, int64_t block, int64_t cols, double *dots);
+    /* out[i][d] = weight[i] x_i[d], double (rows, D). */
+    void (*scale_rows)(const void *x, const double *weight, int64_t rows, int64_t block, int64_t cols, double *out);
+    void (*narrow)(const double *values, int64_t count, void *out);
+    double (*widen)(const void *values, int64_t i);
+    void (*fill)(void *out, int64_t count, double value);
+    void (*exponential)(const void *x, int64_t count, void *out); /* count a multiple of P; x <= 0 or NaN; for tests */
+} hex_kernels;
+
+/* T elements of hex_sides.scratch for a tile of up to rows x cols. */
+int64_t hex_scratch_elements(int64_t rows, int64_t cols);
+
+/* The chosen tier's table for float (HEX_F32, HEX_F16, HEX_BF16) or double. */
+const hex_kernels *hex_kernels_for(hex_dtype dtype);
+
+extern const hex_kernels hex_kernels_f32_scalar, hex_kernels_f64_scalar;
+extern const hex_kernels hex_kernels_f32_avx2, hex_kernels_f64_avx2;
+extern const hex_kernels hex_kernels_f32_avx512, hex_kernels_f64_avx512;
+extern const hex_kernels hex_kernels_f32_neon, hex_kernels_f64_neon;
+
+#endif

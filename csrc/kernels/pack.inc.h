@@ -1,0 +1,212 @@
+/* pack, unpack: rows of any dtype and stride to normalised panels and back. Half precision goes through float. */
+
+#if HEX_T_IS_FLOAT
+static inline float LOCAL(from_half)(uint16_t h) {
+    /* 2^112 rescales the exponent, subnormals included; infinity and NaN need theirs set. */
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    x *= 0x1p112f;
+    memcpy(&bits, &x, 4);
+    bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0;
+    bits |= sign;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint16_t LOCAL(to_half)(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint16_t sign = (uint16_t)((bits >> 16) & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;
+    if (bits >= 0x477ff000) return sign | 0x7c00;             /* rounds to 65536 or more */
+    if (bits < 0x38800000) {                                  /* subnormal: adding 0.5 leaves units of 2^-24 */
+        float y;
+        memcpy(&y, &bits, 4);
+        y += 0.5f;
+        memcpy(&bits, &y, 4);
+        return sign | (uint16_t)(bits - 0x3f000000);
+    }
+    return sign | (uint16_t)((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13);
+}
+
+static inline float LOCAL(from_bfloat)(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint16_t LOCAL(to_bfloat)(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16) | 0x40;
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+#endif
+
+static void LOCAL(read_row)(const hex_matrix *src, hex_dtype dtype, int64_t row, T *out) {
+    int64_t offset = row * src->row_stride, step = src->col_stride;
+#if HEX_T_IS_FLOAT
+    const uint16_t *half = (const uint16_t *)src->data + offset;
+    if (dtype == HEX_F16) {
+        for (int64_t d = 0; d < src->cols; d++) out[d] = LOCAL(from_half)(half[d * step]);
+        return;
+    }
+    if (dtype == HEX_BF16) {
+        for (int64_t d = 0; d < src->cols; d++) out[d] = LOCAL(from_bfloat)(half[d * step]);
+        return;
+    }
+#else
+    (void)dtype;
+#endif
+    const T *x = (const T *)src->data + offset;
+    if (step == 1)
+        memcpy(out, x, sizeof(T) * (size_t)src->cols);
+    else
+        for (int64_t d = 0; d < src->cols; d++) out[d] = x[d * step];
+}
+
+/* Length of a row in double: no float overflows or vanishes. For T = double, large or tiny rows are rescaled first. */
+static double LOCAL(length)(const T *x, int64_t count) {
+    double lanes[8] = {0};
+    int64_t d = 0;
+    for (; d + 8 <= count; d += 8)
+        for (int l = 0; l < 8; l++) lanes[l] += (double)x[d + l] * (double)x[d + l];
+    for (; d < count; d++) lanes[0] += (double)x[d] * (double)x[d];
+    double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+#if !HEX_T_IS_FLOAT
+    if (!(sum >= 1e-280 && sum <= 1e280)) {
+        double largest = 0;
+        for (d = 0; d < count; d++) largest = fabs(x[d]) <= largest ? largest : fabs(x[d]);
+        if (largest > 0 && largest <= 1.7976931348623157e308) {
+            for (sum = 0, d = 0; d < count; d++) sum += (x[d] / largest) * (x[d] / largest);
+            return largest * sqrt(sum);
+        }
+    }
+#endif
+    return sqrt(sum);
+}
+
+static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block,
+                         bool normalize, void *k_major_, void *r_major_, double *norms, void *buffer_) {
+    T *k_major = k_major_, *r_major = r_major_, *buffer = buffer_;
+    int64_t d_panels = (src->cols + P - 1) / P, padded = d_panels * P;
+    for (int64_t d = src->cols; d < padded; d++) buffer[d] = 0;
+    for (int64_t i = 0; i < block; i++) {
+        if (i < rows) {
+            LOCAL(read_row)(src, dtype, first + i, buffer);
+            norms[i] = LOCAL(length)(buffer, src->cols);
+            if (!(norms[i] <= 1.7976931348623157e308)) {
+                memset(buffer, 0, sizeof(T) * (size_t)padded);
+            } else if (normalize) {
+                double inverse = 1 / (norms[i] < 1e-12 ? 1e-12 : norms[i]);
+                for (int64_t d = 0; d < src->cols; d++) buffer[d] = (T)((double)buffer[d] * inverse);
+            }
+        } else if (i == rows) {
+            memset(buffer, 0, sizeof(T) * (size_t)padded);
+        }
+        for (int64_t p = 0; p < d_panels; p++) memcpy(k_major + (p * block + i) * P, buffer + p * P, HEX_PANEL_BYTES);
+    }
+    if (!r_major) return;
+    for (int64_t i0 = 0; i0 < block; i0 += P)
+        for (int64_t p = 0; p < d_panels; p++) {
+            const T *in = k_major + (p * block + i0) * P;
+            T *out = r_major + (i0 / P * padded + p * P) * P;
+            for (int d = 0; d < P; d++)
+                for (int i = 0; i < P; i++) out[d * P + i] = in[i * P + d];
+        }
+}
+
+static void LOCAL(write_row)(const double *x, int64_t count, hex_dtype dtype, void *out, int64_t offset, bool saturate) {
+#if HEX_T_IS_FLOAT
+    if (dtype == HEX_F16) {
+        uint16_t *half = (uint16_t *)out + offset;
+        for (int64_t d = 0; d < count; d++) {
+            float y = (float)x[d];
+            half[d] = LOCAL(to_half)(!saturate || fabsf(y) <= 65504 || y != y ? y : copysignf(65504, y));
+        }
+        return;
+    }
+    if (dtype == HEX_BF16) {
+        uint16_t *half = (uint16_t *)out + offset;
+        for (int64_t d = 0; d < count; d++) half[d] = LOCAL(to_bfloat)((float)x[d]);
+        return;
+    }
+#else
+    (void)dtype;
+    (void)saturate;
+#endif
+    T *y = (T *)out + offset;
+    for (int64_t d = 0; d < count; d++) y[d] = (T)x[d];
+}
+
+static void KERNEL(unpack)(const void *gk_, const void *gr_, const double *extra, const void *k_major_,
+                           const double *norms, int64_t first, int64_t rows, int64_t block, int64_t cols,
+                           bool normalize, double scale, hex_dtype dtype, void *out, double *buffer) {
+    const T *gk = gk_, *gr = gr_, *unit = k_major_;
+    int64_t padded = (cols + P - 1) / P * P;
+    for (int64_t i = 0; i < rows; i++) {
+        double along = 0;
+        for (int64_t d = 0; d < cols; d++) {
+            int64_t at = (d / P * block + i) * P + d % P;
+            double g = gk ? (double)gk[at] : 0;
+            if (gr) g += (double)gr[(i / P * padded + d) * P + i % P];
+            if (extra) g += extra[i * cols + d];
+            buffer[d] = g;
+            along += g * (double)unit[at];
+        }
+        double factor = norms[i] <= 1.7976931348623157e308 ? scale : NAN;
+        bool tiny = norms[i] < 1e-12;
+        if (normalize) {
+            factor = factor / (tiny ? 1e-12 : norms[i]);
+            if (!tiny)   /* below 1e-12 the divisor is a constant, so nothing is projected out */
+                for (int64_t d = 0; d < cols; d++)
+                    buffer[d] -= along * (double)unit[(d / P * block + i) * P + d % P];
+        }
+        for (int64_t d = 0; d < cols; d++) buffer[d] *= factor;
+        /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
+         * the signal that gradient scalers wait for. */
+        LOCAL(write_row)(buffer, cols, dtype, out, (first + i) * cols, normalize && tiny);
+    }
+}
+
+static void KERNEL(column_sums)(const void *k_major, int64_t rows, int64_t block, int64_t cols, double *sums) {
+    const T *x = k_major;
+    for (int64_t d = 0; d < cols; d++) {
+        double sum = 0;
+        for (int64_t i = 0; i < rows; i++) sum += (double)x[(d / P * block + i) * P + d % P];
+        sums[d] += sum;
+    }
+}
+
+static void KERNEL(row_dots)(const void *x_, const void *y_, int64_t rows, int64_t block, int64_t cols, double *dots) {
+    const T *x = x_, *y = y_;
+    for (int64_t i = 0; i < rows; i++) {
+        double dot = 0;
+        for (int64_t d = 0; d < cols; d++) {
+            int64_t at = (d / P * block + i) * P + d % P;
+            dot += (double)x[at] * (double)y[at];
+        }
+        dots[i] = dot;
+    }
+}
+
+static void KERNEL(scale_rows)(const void *x_, const double *weight, int64_t rows, int64_t block, int64_t cols,
+                               double *out) {
+    const T *x = x_;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t d = 0; d < cols; d++)
+            out[i * cols + d] = weight[i] * (double)x[(d / P * block + i) * P + d % P];
+}
+
+static void KERNEL(narrow)(const double *values, int64_t count, void *out) {
+    for (int64_t i = 0; i < count; i++) ((T *)out)[i] = (T)values[i];
+}
+
+static double KERNEL(widen)(const void *values, int64_t i) { return (double)((const T *)values)[i]; }
+
+static void KERNEL(fill)(void *out, int64_t count, double value) {
+    for (int64_t i = 0; i < count; i++) ((T *)out)[i] = (T)value;
+}

@@ -1,0 +1,114 @@
+/* module.c: the module hexssl._C: its initialisation, the CPU report and the workspace. */
+#include "python.h"
+
+#include "../hex.h"
+#include "../torch/stable_abi.h"
+
+/* [{"name", "compiled", "supported", "chosen"}, ...]; *chosen is borrowed from the table. */
+static PyObject *tier_list(const char **chosen) {
+    const hex_tier *tiers;
+    int count = hex_tiers(&tiers);
+    PyObject *list = PyList_New(0);
+    *chosen = NULL;
+    for (int i = 0; list && i < count; i++) {
+        if (tiers[i].chosen)
+            *chosen = tiers[i].name;
+        PyObject *tier = Py_BuildValue("{sssNsNsN}", "name", tiers[i].name, "compiled",
+                                       PyBool_FromLong(tiers[i].compiled), "supported",
+                                       PyBool_FromLong(tiers[i].supported), "chosen", PyBool_FromLong(tiers[i].chosen));
+        if (!tier || PyList_Append(list, tier) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(tier);
+    }
+    return list;
+}
+
+static PyObject *cpu_report(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    const char *chosen;
+    PyObject *tiers = tier_list(&chosen);
+    if (!tiers)
+        return NULL;
+    uint64_t abi = hex_torch.aoti_torch_abi_version();
+    return Py_BuildValue("{sNszsssssis(iii)}", "tiers", tiers, "chosen", chosen, "reason", hex_cpu_reason(), "features",
+                         hex_cpu_features(), "threads", hex_torch_threads(), "torch_abi", (int)(abi >> 56),
+                         (int)(abi >> 48 & 255), (int)(abi >> 40 & 255));
+}
+
+static PyObject *set_workspace_budget(PyObject *module, PyObject *value) {
+    (void)module;
+    long long bytes = PyLong_AsLongLong(value);
+    if (bytes == -1 && PyErr_Occurred())
+        return NULL;
+    if (bytes < 0) {
+        PyErr_Format(PyExc_ValueError, "bytes: got %lld; accepted: an int >= 0", bytes);
+        return NULL;
+    }
+    hex_set_workspace_budget(bytes);
+    Py_RETURN_NONE;
+}
+
+static PyObject *workspace_budget(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLongLong(hex_workspace_budget());
+}
+
+static PyObject *release_workspace(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    hex_release_workspace();
+    Py_RETURN_NONE;
+}
+
+#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef methods[] = {
+    {"measure", WITH_KEYWORDS(hex_python_measure), "Row statistics of the cosines."},
+    {"contrast", WITH_KEYWORDS(hex_python_contrast), "The loss, its statistics and, given grad, its gradients."},
+    {"reference_measure", WITH_KEYWORDS(hex_python_reference_measure), "measure in double loops, float64 only."},
+    {"reference_contrast", WITH_KEYWORDS(hex_python_reference_contrast), "contrast in double loops, float64 only."},
+    {"cpu_report", cpu_report, METH_NOARGS, "What was detected and chosen, and why."},
+    {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss."},
+    {"workspace_budget", workspace_budget, METH_NOARGS, "The budget in bytes."},
+    {"release_workspace", release_workspace, METH_NOARGS, "Gives back what is kept and not in use."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* All that is static is found once per process, so a second import of the module changes nothing. */
+static int initialise(PyObject *module) {
+    (void)module;
+    if (hex_python_import_numpy() < 0)
+        return -1;
+    const char *error = hex_cpu_error();
+    if (!error)
+        error = hex_torch_find();
+    if (!error)
+        error = hex_torch_register_operators();
+    if (error) {
+        PyErr_SetString(PyExc_ImportError, error);
+        return -1;
+    }
+    hex_torch_install_pool();
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, initialise},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "hexssl._C",
+    .m_doc = "The C core of hexssl.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__C(void);
+
+PyMODINIT_FUNC PyInit__C(void) {
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,69 @@
+/* reference.h: the naive oracle. Every pair is looked at in turn, in double, one anchor after the other; the gradients
+ * are the derivatives written out by hand. Nothing here is fast, and nothing should be made so.
+ *
+ * Every sum of exponentials is kept as its logarithm, taken relative to its own largest term.
+ * A row that is not finite makes an anchor "broken", a key every anchor: its loss and all that it touches are NaN. */
+#ifndef HEX_REFERENCE_H
+#define HEX_REFERENCE_H
+
+#include "../hex.h"
+
+/* ---- rows.c ---- */
+
+/* The problem with its rows made ready: contiguous, of unit length if asked for. */
+typedef struct {
+    const hex_problem *given;
+    int64_t m, n, d;
+    int64_t self_offset;
+    double *anchors, *keys, *paired;                 /* (m, d), (n, d), (m, d) */
+    double *anchor_norms, *key_norms, *paired_norms; /* lengths of the given rows */
+    bool *broken;                                    /* (m,) */
+    double *cosines;                                 /* (n,) of the anchor at hand */
+} hex_ready;
+
+/* False: out of memory, and there is nothing to free. */
+bool hex_ready_make(hex_ready *r, const hex_problem *problem, bool all_broken);
+void hex_ready_free(hex_ready *r);
+
+/* > 0: key j is a positive of anchor i; < 0: a negative; 0: neither. */
+int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j);
+
+/* The cosines of anchor i with every key into r->cosines. */
+void hex_ready_cosines(const hex_ready *r, int64_t i);
+double hex_ready_paired_cosine(const hex_ready *r, int64_t i);
+
+double hex_ready_dot(const double *x, const double *y, int64_t d);
+
+/* ---- anchor.c; r->cosines holds the anchor's ---- */
+
+typedef enum { NEITHER, POSITIVE, GLOBAL, HARD } hex_set;
+
+/* What one anchor's loss is made of. Logarithms of sums; -inf for empty sets. */
+typedef struct {
+    double positives, globals, hards; /* sizes; the paired positive is counted */
+    double mean_pos;                  /* mean of s over the positives */
+    double log_pos, log_global;       /* sum of e^s over the positives, the global negatives */
+    double log_a, log_b;              /* sum over the hard ones of e^{(1+beta)s}, e^{beta s} */
+    double log_raw, log_debit;        /* |H| A/B; tau_plus |H| mean of e^s over the positives */
+    double log_local;                 /* the local term, without its weight */
+    double log_neg;                   /* weight x local + global */
+    bool floored, counts;             /* the local term is at its floor; the anchor has a loss */
+    double loss;
+} hex_anchor;
+
+/* dL/d of the quantities of hex_anchor that the logits enter through. */
+typedef struct {
+    double mean_pos, log_pos, own, log_neg; /* own: e^s / (e^s + negatives) of every positive, times this */
+    double log_global, log_raw;
+    double temperature;                     /* what does not pass through a logit */
+} hex_slopes;
+
+hex_set hex_anchor_set(const hex_ready *r, const hex_settings *o, int64_t i, int64_t j);
+hex_anchor hex_anchor_forward(const hex_ready *r, const hex_settings *o, int64_t i);
+hex_slopes hex_anchor_slopes(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t);
+
+/* dL_i/ds for a logit s of the given set. */
+double hex_anchor_coefficient(const hex_settings *o, const hex_anchor *t, const hex_slopes *d, hex_set which,
+                              double s);
+
+#endif

@@ -1,0 +1,169 @@
+/* operators.c: the operators hexssl::measure, contrast and contrast_backward for CPU tensors, run without the GIL. */
+#include <pthread.h>
+
+#include "boxed.h"
+
+/* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
+static const char measure_schema[] =
+    "measure(Tensor anchors, Tensor keys, Tensor groups, Tensor key_groups, Tensor relation, SymInt period, "
+    "SymInt self_offset, bool normalize, float quantile, bool negatives_only, int want, bool keep) "
+    "-> (Tensor row_stats, Tensor mean_quantile, Tensor token)";
+
+static bool measure(call *c) {
+    hex_problem problem;
+    void *row_stats, *mean_quantile, *token;
+    double quantile = call_number(c, 8);
+    int want;
+    if (!call_problem(c, 0, false, 5, &problem) ||
+        !call_choice(c, 10, "want", HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, &want) || !call_check(c, &problem, NULL))
+        return false;
+    if (!(quantile >= 0 && quantile <= 1))
+        return fail(c, "quantile must be in [0, 1], got %g", quantile);
+    int32_t float64 = hex_torch.aoti_torch_dtype_float64();
+    if (!call_output(c, float64, 2, (int64_t[]){problem.anchors.rows, HEX_ROW_STATS}, &row_stats) ||
+        !call_output(c, float64, 0, NULL, &mean_quantile) ||
+        !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
+        return false;
+    *(int64_t *)token = 0;
+    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, 9), want, call_boolean(c, 11), row_stats,
+                                      mean_quantile, token));
+}
+
+static const char contrast_schema[] =
+    "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
+    "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
+    "float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
+    "bool keep) "
+    "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token)";
+
+static bool contrast(call *c) {
+    hex_problem problem;
+    hex_settings settings;
+    int64_t kept;
+    void *loss, *batch_stats, *row_state, *token;
+    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 6, 12, problem.anchors.rows, &settings) ||
+        !call_token(c, 8, &kept) || !call_check(c, &problem, &settings))
+        return false;
+    int64_t rows = problem.anchors.rows;
+    bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
+    int64_t losses = per_anchor ? rows : 1;
+    int32_t float64 = hex_torch.aoti_torch_dtype_float64();
+    int32_t dtype = problem.dtype == HEX_F64 ? float64 : hex_torch.aoti_torch_dtype_float32();
+    if (!call_output(c, dtype, per_anchor, &rows, &loss) ||
+        !call_output(c, float64, 1, (int64_t[]){HEX_BATCH_STATS}, &batch_stats) ||
+        !call_output(c, float64, 2, (int64_t[]){rows, HEX_ROW_STATE}, &row_state) ||
+        !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
+        return false;
+    double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
+    if (!values ||
+        !call_status(c, hex_contrast(&problem, &settings, call_boolean(c, 19), values, batch_stats, row_state, &kept)))
+        return false;
+    for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
+        ((float *)loss)[i] = (float)values[i];
+    *(int64_t *)token = kept;
+    return true;
+}
+
+static const char backward_schema[] =
+    "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
+    "Tensor key_groups, Tensor relation, Tensor threshold, Tensor temperature, Tensor row_state, Tensor token, "
+    "SymInt period, SymInt self_offset, bool normalize, float beta, float tau_plus, float local_weight, "
+    "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
+    "bool need_paired, bool need_temperature) "
+    "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
+
+/* The gradient of the tensor in `slot`: like it if wanted, else (0,). *data is NULL when there is nothing to fill. */
+static bool new_gradient(call *c, int slot, const char *name, bool wanted, void **data) {
+    static const int64_t none[] = {0};
+    tensor_view view;
+    if (!call_tensor(c, slot, name, &view))
+        return false;
+    if (wanted && view.dim > 2)
+        return fail(c, "%s must have at most two dimensions", name);
+    if (!call_output(c, view.dtype, wanted ? view.dim : 1, wanted ? view.sizes : none, data))
+        return false;
+    if (!wanted || view.numel == 0)
+        *data = NULL;
+    return true;
+}
+
+static bool contrast_backward(call *c) {
+    hex_problem problem;
+    hex_settings settings;
+    hex_gradients gradients;
+    tensor_view view, row_state;
+    int64_t kept;
+    void *out_temperature;
+    double grad_temperature = 0;
+    if (!call_problem(c, 1, true, 11, &problem) || !call_settings(c, 7, 14, problem.anchors.rows, &settings) ||
+        !call_token(c, 10, &kept) || !call_check(c, &problem, &settings) ||
+        !call_exact_tensor(c, 9, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", problem.anchors.rows,
+                         HEX_ROW_STATE, &row_state))
+        return false;
+    bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
+    int64_t losses = per_anchor ? problem.anchors.rows : 1;
+    double *grad_loss = call_buffer(c, losses);
+    if (!grad_loss || !call_tensor(c, 0, "grad_loss", &view) ||
+        !call_doubles(c, &view, "grad_loss", losses, grad_loss) ||
+        !new_gradient(c, 1, "anchors", call_boolean(c, 21), &gradients.anchors) ||
+        !new_gradient(c, 2, "keys", call_boolean(c, 22), &gradients.keys) ||
+        !new_gradient(c, 3, "paired", call_boolean(c, 23), &gradients.paired) ||
+        !new_gradient(c, 8, "temperature", call_boolean(c, 24), &out_temperature))
+        return false;
+    gradients.temperature = out_temperature ? &grad_temperature : NULL;
+    if (!call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients)))
+        return false;
+    if (out_temperature && call_tensor(c, 8, "temperature", &view)) {
+        if (view.dtype == hex_torch.aoti_torch_dtype_float64())
+            *(double *)out_temperature = grad_temperature;
+        else
+            *(float *)out_temperature = (float)grad_temperature;
+    }
+    return true;
+}
+
+static void run(const char *name, int tensors, bool (*body)(call *), stable_value *stack) {
+    call c = {.name = name, .stack = stack, .tensors = tensors};
+    call_finish(&c, body(&c));
+}
+
+static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    (void)inputs, (void)outputs;
+    run("hexssl::measure", 5, measure, stack);
+}
+
+static void contrast_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    (void)inputs, (void)outputs;
+    run("hexssl::contrast", 9, contrast, stack);
+}
+
+static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    (void)inputs, (void)outputs;
+    run("hexssl::contrast_backward", 11, contrast_backward, stack);
+}
+
+/* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
+static library_handle definitions, kernels;
+
+static bool register_all(void) {
+    return !hex_torch.aoti_torch_library_init_def("hexssl", __FILE__, __LINE__, &definitions) &&
+           !hex_torch.aoti_torch_library_def(definitions, measure_schema) &&
+           !hex_torch.aoti_torch_library_def(definitions, contrast_schema) &&
+           !hex_torch.aoti_torch_library_def(definitions, backward_schema) &&
+           !hex_torch.aoti_torch_library_init_impl("hexssl", "CPU", __FILE__, __LINE__, &kernels) &&
+           !hex_torch.torch_library_impl(kernels, "measure", measure_kernel, HEX_TORCH_ABI) &&
+           !hex_torch.torch_library_impl(kernels, "contrast", contrast_kernel, HEX_TORCH_ABI) &&
+           !hex_torch.torch_library_impl(kernels, "contrast_backward", backward_kernel, HEX_TORCH_ABI);
+}
+
+const char *hex_torch_register_operators(void) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static enum { NOT_YET, DONE, FAILED } state = NOT_YET;
+    pthread_mutex_lock(&lock);
+    if (state == NOT_YET)
+        state = register_all() ? DONE : FAILED;
+    bool ok = state == DONE;
+    pthread_mutex_unlock(&lock);
+    return ok ? NULL : "torch refused to register the operators of the namespace hexssl (is another copy of hexssl "
+                       "loaded in this process?)";
+}

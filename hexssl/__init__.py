@@ -1,0 +1,27 @@
+"""HEX and InfoNCE losses for self-supervised learning, with a compiled core for the CPU.
+
+    measure the cosines  -->  decide a threshold  -->  contrast
+
+See `hex_loss` for the loss as a function and `HEXLoss` for the module.
+"""
+
+_NEEDED = "hexssl needs torch 2.10 or later"
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError(f"{_NEEDED}, which is not installed; see https://pytorch.org/get-started") from error
+
+if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2]) < (2, 10):
+    raise ImportError(f"{_NEEDED}; found torch {torch.__version__}")
+
+import hexssl._C  # noqa: E402, F401  registers the operators, which the modules below look up
+from hexssl import thresholds  # noqa: E402
+from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
+from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["CrossHEXLoss", "HEXLoss", "HEXStats", "InfoNCELoss", "RowStats", "hex_loss", "info_nce",
+           "similarity_stats", "thresholds"]

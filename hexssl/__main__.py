@@ -1,0 +1,49 @@
+"""``python -m hexssl``: what was detected and chosen, and why. ``--tiers``: the usable kernel tiers, one per line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import torch
+
+import hexssl
+from hexssl import _C
+
+
+def tiers() -> list[str]:
+    """Kernel tiers that this build has and this CPU can run, slowest first."""
+    return [tier["name"] for tier in _C.cpu_report()["tiers"] if tier["compiled"] and tier["supported"]]
+
+
+def report() -> str:
+    """What was detected and chosen, as aligned lines."""
+    found = _C.cpu_report()
+
+    def state(compiled: bool, supported: bool) -> str:
+        if not compiled:
+            return "not in this build"
+        return "usable" if supported else "not supported by this CPU"
+
+    lines = {
+        "hexssl": hexssl.__version__,
+        "torch": f"{torch.__version__}, stable ABI {'.'.join(map(str, found['torch_abi']))}",
+        "CPU features": found["features"],
+        "kernels": f"{found['chosen']}: {found['reason']}",
+        "tiers": ", ".join(f"{tier['name']} ({state(tier['compiled'], tier['supported'])})" for tier in found["tiers"]),
+        "threads": f"{found['threads']} (torch.set_num_threads)",
+        "workspace": f"{_C.workspace_budget() / 2**20:.0f} MiB (HEXSSL_WORKSPACE_MB="
+                     f"{os.environ.get('HEXSSL_WORKSPACE_MB', 'not set')})",
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
+
+
+def main() -> None:
+    """Parse the command line and print."""
+    parser = argparse.ArgumentParser(prog="python -m hexssl", description="What hexssl detected and chose, and why.")
+    parser.add_argument("--tiers", action="store_true", help="only the usable kernel tiers, one per line")
+    print("\n".join(tiers()) if parser.parse_args().tiers else report())
+
+
+if __name__ == "__main__":
+    main()

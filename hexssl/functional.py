@@ -1,0 +1,385 @@
+"""The losses as functions: defaults, validation and the three steps *measure*, *decide*, *contrast*.
+
+Tensors on the CPU go to the compiled operators, tensors elsewhere to `hexssl.reference`; the values are the same.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from hexssl import operators, reference, validation
+from hexssl.thresholds import AdaptiveThreshold, Threshold
+
+
+class HEXStats(NamedTuple):
+    """What the loss saw in a batch: detached 0-d tensors. Means over an empty set are NaN.
+
+    threshold : the threshold on the cosine (its mean where there is one per anchor), inf where there is none
+    hierarchical_fraction : share of the negatives that lie above the threshold
+    positive_similarity, negative_similarity, hierarchical_similarity : mean cosines
+    skipped_anchors : anchors left out of the loss
+    """
+
+    threshold: Tensor
+    hierarchical_fraction: Tensor
+    positive_similarity: Tensor
+    negative_similarity: Tensor
+    hierarchical_similarity: Tensor
+    skipped_anchors: Tensor
+
+
+class RowStats(NamedTuple):
+    """Statistics of every anchor's cosines, (M,) float64 each; NaN where an anchor has none to count.
+
+    The variance is the population's.
+    """
+
+    min: Tensor
+    max: Tensor
+    mean: Tensor
+    variance: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
+    quantile: Tensor
+
+
+class Problem(NamedTuple):
+    """Validated embeddings and who is compared with whom; None is absent.
+
+    period : p > 0: rows with equal ``row % p`` form a group (anchors and keys alike); 0: no groups by row number
+    self_offset : key ``i + self_offset`` is anchor i; -1: none
+    """
+
+    anchors: Tensor
+    keys: Tensor | None
+    paired: Tensor | None
+    groups: Tensor | None
+    key_groups: Tensor | None
+    relation: Tensor | None
+    period: int
+    self_offset: int
+
+
+class Settings(NamedTuple):
+    """How the loss is formed, by the names of `hex_loss`."""
+
+    temperature: float | Tensor
+    beta: float
+    tau_plus: float
+    local_weight: float
+    formulation: str
+    positives: str
+    denominator: str
+    normalize: bool
+    reduction: str
+
+
+_ADAPTIVE = AdaptiveThreshold()
+
+
+@lru_cache(maxsize=256)
+def _cached_constant(value: float) -> Tensor:
+    with torch.inference_mode(False):  # a cached inference tensor could not be saved for backward later
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _constant(value: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    return _cached_constant(value)
+
+
+_NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
+                 self_offset: Any, views: int = 2) -> Problem:
+    """Validate, and fill in the default groups: `views` stacked views where the keys are the anchors."""
+    validation.partners(anchors, keys, paired)
+    groups, key_groups, relation, offset = validation.relations(
+        anchors, keys, paired, groups, key_groups, relation, self_offset, views)
+    if groups is not None or relation is not None or paired is not None:
+        period = 0
+    elif keys is None:
+        period = anchors.shape[0] // views
+    else:
+        period = max(anchors.shape[0], keys.shape[0])
+    return Problem(anchors, keys, paired, groups, key_groups, relation, period, offset)
+
+
+def make_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any, formulation: Any, positives: Any,
+                  denominator: Any, normalize: Any, reduction: Any, device: torch.device | None = None) -> Settings:
+    """Validate."""
+    temperature = validation.temperature(temperature, device)
+    beta, tau_plus, local_weight = validation.weights(beta, tau_plus, local_weight)
+    validation.form(formulation, positives, denominator, reduction, normalize, local_weight)
+    return Settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
+                    reduction)
+
+
+def _who(problem: Problem) -> dict[str, Any]:
+    """The reference's words for groups and offset; `period` as group ids."""
+    groups, key_groups = problem.groups, problem.key_groups
+    if problem.period > 0:
+        groups = torch.arange(problem.anchors.shape[0], device=problem.anchors.device) % problem.period
+        if problem.keys is not None:
+            key_groups = torch.arange(problem.keys.shape[0], device=problem.anchors.device) % problem.period
+    return {"groups": groups, "key_groups": key_groups, "relation": problem.relation,
+            "self_offset": None if problem.self_offset < 0 else problem.self_offset}
+
+
+def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
+            keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Row statistics (M, 6), the mean quantile, and a token for what is kept for the contrast that follows."""
+    with torch.no_grad():
+        if problem.anchors.device.type != "cpu":
+            stats, mean = reference.similarity_stats(
+                problem.anchors, problem.keys, **_who(problem), quantile=0.0 if quantile is None else quantile,
+                rows=rows, normalize=normalize)
+            return stats, mean, _NO_TOKEN
+        want = operators.WANT_MOMENTS if moments else 0
+        if quantile is not None:
+            want |= operators.WANT_QUANTILE
+        return operators.measure(
+            problem.anchors, problem.keys, problem.groups, problem.key_groups,
+            problem.relation, problem.period, problem.self_offset, normalize,
+            0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
+
+
+def _decide(problem: Problem, threshold: Any, normalize: bool) -> tuple[float | Tensor | None, Tensor]:
+    """The threshold of this batch, and a token."""
+    if threshold is None:
+        return None, _NO_TOKEN
+    if not isinstance(threshold, Threshold):
+        threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
+        return (threshold.detach() if isinstance(threshold, Tensor) else threshold), _NO_TOKEN
+    wanted = threshold.measures()
+    with torch.no_grad():
+        if wanted is None:
+            return threshold.decide(None, None), _NO_TOKEN
+        stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, normalize, True)
+        return threshold.decide(stats, mean), token
+
+
+def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tensor, Tensor]:
+    """Loss and the (6,) vector of batch statistics, in the order of `HEXStats`."""
+    if isinstance(threshold, str) and threshold == "adaptive":
+        threshold = _ADAPTIVE
+    decided, token = _decide(problem, threshold, settings.normalize)
+    if problem.anchors.device.type != "cpu":
+        return reference.hex_loss(problem.anchors, problem.keys, paired=problem.paired, **_who(problem),
+                                  threshold=decided, **settings._asdict())
+    temperature = settings.temperature
+    if not isinstance(temperature, Tensor):
+        temperature = _constant(temperature)
+    elif temperature.dtype in (torch.float16, torch.bfloat16):
+        temperature = temperature.float()
+    if isinstance(decided, Tensor):
+        decided = decided.to(torch.float64).contiguous()
+    elif decided is not None:
+        decided = _constant(decided)
+    return operators.contrast(
+        problem.anchors, problem.keys, problem.paired, problem.groups,
+        problem.key_groups, problem.relation, decided, temperature, token,
+        problem.period, problem.self_offset, settings.normalize, settings.beta, settings.tau_plus,
+        settings.local_weight, validation.FORMULATIONS[settings.formulation],
+        validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
+        validation.REDUCTIONS[settings.reduction])
+
+
+class InfoNCEOptions(TypedDict, total=False):
+    """The keywords that every loss function takes."""
+
+    paired: Tensor | None
+    groups: Tensor | None
+    key_groups: Tensor | None
+    relation: Tensor | None
+    self_offset: int | None
+    temperature: float | Tensor
+    positives: str
+    denominator: str
+    normalize: bool
+    reduction: str
+
+
+class HEXOptions(InfoNCEOptions, total=False):
+    """The keywords of `hex_loss`."""
+
+    threshold: str | float | Tensor | Threshold | None
+    beta: float
+    tau_plus: float
+    local_weight: float
+    formulation: str
+
+
+@overload
+def hex_loss(anchors: Tensor, keys: Tensor | None = None, *, return_stats: Literal[False] = False,
+             **options: Unpack[HEXOptions]) -> Tensor: ...
+
+
+@overload
+def hex_loss(anchors: Tensor, keys: Tensor | None = None, *, return_stats: Literal[True],
+             **options: Unpack[HEXOptions]) -> tuple[Tensor, HEXStats]: ...
+
+
+def hex_loss(
+    anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None, groups: Tensor | None = None,
+    key_groups: Tensor | None = None, relation: Tensor | None = None, self_offset: int | None = None,
+    threshold: str | float | Tensor | Threshold | None = "adaptive", temperature: float | Tensor = 0.1,
+    beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
+    positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, HEXStats]:
+    """The HEX loss of a batch of embeddings (HEX, WACV 2025, arXiv 2410.23200).
+
+    A contrastive loss whose negatives more similar to the anchor than a threshold, the hierarchical ones, are weighted
+    by their hardness (Robinson et al., ICLR 2021) and debiased (Chuang et al., NeurIPS 2020).
+
+    Parameters
+    ----------
+    anchors : (M, D) tensor, float32, float64, float16 or bfloat16
+        Embeddings, any strides. Half precision is computed in float32.
+    keys : (N, D) tensor of the anchors' dtype and device, or None
+        What the anchors are compared with. None: the anchors themselves, an anchor never with itself. Given, without
+        `paired` or group ids: key i is the positive of anchor i, all others are its negatives.
+    paired : (M, D) tensor or None
+        One more positive per anchor that is nobody's negative (MoCo: the momentum keys, with the queue as `keys`).
+        Without group ids every key is then a negative.
+    groups, key_groups : (M,) and (N,) integer tensors or None
+        Rows with equal ids are positives, others negatives; `key_groups` only with `keys`. Default where the keys are
+        the anchors: two stacked views, row i and row i + M/2.
+    relation : (M, N) int8 tensor or None
+        In place of group ids: +1 positive, -1 negative, 0 neither.
+    self_offset : int in [0, N - M] or None
+        Key ``i + self_offset`` is anchor i itself (keys gathered from all ranks: rank * M). None: 0 where the
+        keys are the anchors, else no key is an anchor.
+    threshold : "adaptive", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
+        On the cosine; negatives strictly above it are hierarchical. "adaptive" is ``AdaptiveThreshold()``. None: no
+        hierarchical negatives, which is InfoNCE.
+    temperature : float > 0, or 0-d tensor that may require grad
+        A tensor's value is not read: a temperature <= 0 or NaN in it gives a NaN loss.
+    beta : float >= 0
+        Concentration of the hardness weights; 0: none.
+    tau_plus : float in [0, 1)
+        Class prior of the debiasing; 0: none.
+    local_weight : float >= 0
+        Weight of the hierarchical negatives' term; 0 takes them out (false-negative elimination).
+    formulation : "weighted" or "released"
+        The paper's decomposition, or what the authors' published code computes (`beta` and `tau_plus` have no effect).
+    positives : "sum" or "mean"
+        Several positives inside the logarithm (SimCLR) or as a mean of losses (SupCon).
+    denominator : "all", "own" or "negatives"
+        All positives and the negatives; the one positive and the negatives (needs positives="mean"); the
+        negatives alone (decoupled contrastive learning).
+    normalize : bool
+        Divide rows by ``max(norm, 1e-12)``; False: use them as they are.
+    reduction : "mean", "sum" or "none"
+        Over the anchors that have a loss. An anchor without a positive, or with an empty denominator, has none: it
+        is 0 under "none", has no gradient and is counted in the statistics.
+    return_stats : bool
+        Also return what the loss saw.
+
+    Returns
+    -------
+    loss : 0-d, or (M,) with reduction="none"; the embeddings' dtype, float32 for half precision
+    stats : HEXStats, if asked for
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before any work, naming the argument, what was given and what is accepted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import hex_loss
+    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+    <torch._C.Generator object at ...>
+    >>> views = torch.randn(2, 8, 16, requires_grad=True)
+    >>> loss, stats = hex_loss(views.flatten(0, 1), threshold=0.3, return_stats=True)
+    >>> loss.backward()
+    >>> views.grad.shape, stats.threshold.item()
+    (torch.Size([2, 8, 16]), 0.3)
+    """
+    problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
+    settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator,
+                             normalize, reduction, anchors.device)
+    loss, batch_stats = evaluate(problem, settings, threshold)
+    return (loss, HEXStats(*batch_stats.unbind())) if return_stats else loss
+
+
+@overload
+def info_nce(anchors: Tensor, keys: Tensor | None = None, *, return_stats: Literal[False] = False,
+             **options: Unpack[InfoNCEOptions]) -> Tensor: ...
+
+
+@overload
+def info_nce(anchors: Tensor, keys: Tensor | None = None, *, return_stats: Literal[True],
+             **options: Unpack[InfoNCEOptions]) -> tuple[Tensor, HEXStats]: ...
+
+
+def info_nce(
+    anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None, groups: Tensor | None = None,
+    key_groups: Tensor | None = None, relation: Tensor | None = None, self_offset: int | None = None,
+    temperature: float | Tensor = 0.1, positives: str = "sum", denominator: str = "all", normalize: bool = True,
+    reduction: str = "mean", return_stats: bool = False,
+) -> Tensor | tuple[Tensor, HEXStats]:
+    """InfoNCE (NT-Xent): `hex_loss` without hierarchical negatives, with the same arguments, values and errors.
+
+    With positives="mean" and labels as groups it is SupCon, with denominator="negatives" DCL.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import info_nce
+    >>> round(info_nce(torch.eye(4), temperature=1.0).item(), 6)  # log 3: all keys are equally far
+    1.098612
+    """
+    problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
+    settings = make_settings(temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
+                             anchors.device)
+    loss, batch_stats = evaluate(problem, settings, None)
+    return (loss, HEXStats(*batch_stats.unbind())) if return_stats else loss
+
+
+def similarity_stats(
+    anchors: Tensor, keys: Tensor | None = None, *, groups: Tensor | None = None, key_groups: Tensor | None = None,
+    relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
+    normalize: bool = True,
+) -> RowStats:
+    """Statistics of every anchor's cosines with the keys, without gradient.
+
+    Parameters
+    ----------
+    anchors, keys, groups, key_groups, relation, self_offset, normalize
+        As in `hex_loss`.
+    quantile : float in [0, 1]
+        "nearest": the element ``round_half_even(quantile * (n - 1))`` of the n cosines in ascending order.
+    rows : "all" or "negatives"
+        Count all N cosines (the anchor itself and its positives among them), or the negatives' alone.
+
+    Returns
+    -------
+    RowStats of (M,) float64 tensors
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hex_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import similarity_stats
+    >>> stats = similarity_stats(torch.eye(4), rows="negatives")
+    >>> stats.max, stats.count
+    (tensor([0., 0., 0., 0.], dtype=torch.float64), tensor([2., 2., 2., 2.], dtype=torch.float64))
+    """
+    quantile = validation.statistic(quantile, rows)
+    validation.flag("normalize", normalize)
+    problem = make_problem(anchors, keys, None, groups, key_groups, relation, self_offset)
+    stats, _, _ = measure(problem, quantile, rows, True, normalize, False)
+    return RowStats(*stats.unbind(1))

@@ -1,0 +1,129 @@
+"""The torch operators: their shapes and dtypes without computing (fakes), and their gradient.
+
+The operators are registered by the extension module; its schemas say what they take.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 12
+WANT_QUANTILE, WANT_MOMENTS = 1, 2
+
+_ABSENT = torch.empty(0, device="cpu")
+
+_measure = torch.ops.hexssl.measure.default
+_contrast = torch.ops.hexssl.contrast.default
+_contrast_backward = torch.ops.hexssl.contrast_backward.default
+
+
+@torch.library.register_fake("hexssl::measure")
+def _measure_fake(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        anchors.new_empty((anchors.shape[0], ROW_STATS), dtype=torch.float64),
+        anchors.new_empty((), dtype=torch.float64),
+        anchors.new_empty((), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("hexssl::contrast")
+def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor, key_groups: Tensor,
+                   relation: Tensor, threshold: Tensor, temperature: Tensor, token: Tensor, period: int,
+                   self_offset: int, normalize: bool, beta: float, tau_plus: float, local_weight: float,
+                   formulation: int, positives: int, denominator: int, reduction: int,
+                   keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = anchors.shape[0]
+    dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+    return (
+        anchors.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
+        anchors.new_empty((BATCH_STATS,), dtype=torch.float64),
+        anchors.new_empty((rows, ROW_STATE), dtype=torch.float64),
+        anchors.new_empty((), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("hexssl::contrast_backward")
+def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor,
+                            key_groups: Tensor, relation: Tensor, threshold: Tensor, temperature: Tensor,
+                            row_state: Tensor, token: Tensor, period: int, self_offset: int, normalize: bool,
+                            beta: float, tau_plus: float, local_weight: float, formulation: int, positives: int,
+                            denominator: int, reduction: int, need_anchors: bool, need_keys: bool,
+                            need_paired: bool, need_temperature: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def gradient(of: Tensor, needed: bool) -> Tensor:
+        return of.new_empty(tuple(of.shape) if needed else (0,))
+
+    return (gradient(anchors, need_anchors), gradient(keys, need_keys), gradient(paired, need_paired),
+            gradient(temperature, need_temperature))
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    return _ABSENT if tensor is None else tensor
+
+
+def measure(anchors: Tensor, keys: Tensor | None, groups: Tensor | None, key_groups: Tensor | None,
+            relation: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Row statistics, mean quantile and token; `settings` are the operator's from `period` to `keep`."""
+    return _measure(anchors, _present(keys), _present(groups), _present(key_groups), _present(relation), *settings)
+
+
+class _Contrast(Function):
+    """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *tensors, token = [_present(tensor) for tensor in arguments[:9]]
+        settings = arguments[9]
+        loss, batch_stats, row_state, token = _contrast(*tensors, token, *settings, True)
+        ctx.save_for_backward(*tensors, row_state, token)
+        ctx.settings = settings  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(batch_stats)
+        ctx.set_materialize_grads(False)
+        return loss, batch_stats
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 10
+        anchors, keys, paired, _groups, _key_groups, _relation, _threshold, temperature = ctx.needs_input_grad[:8]
+        arguments = (grad_loss, *ctx.saved_tensors, *ctx.settings, anchors, keys, paired, temperature)
+        # create_graph=True: the gradients can be used but not differentiated
+        run = _ContrastBackward.apply if torch.is_grad_enabled() else _contrast_backward
+        gradients = run(*arguments)
+        return (gradients[0] if anchors else None, gradients[1] if keys else None, gradients[2] if paired else None,
+                None, None, None, None, gradients[3] if temperature else None, None, None)
+
+
+class _ContrastBackward(Function):
+    """contrast_backward as the end of the line: a second derivative is refused, never silently zero."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *arguments: Any) -> tuple[Tensor, ...]:
+        return _contrast_backward(*arguments)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *_: Any) -> Any:
+        raise RuntimeError("the gradients of hexssl's losses cannot be differentiated again (double backward)")
+
+
+def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
+             key_groups: Tensor | None, relation: Tensor | None, threshold: Tensor | None, temperature: Tensor,
+             token: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    """Loss and batch statistics; `settings` are the operator's from `period` to `reduction`.
+
+    Nothing is kept for a backward that cannot come.
+    """
+    if torch.is_grad_enabled() and (anchors.requires_grad or temperature.requires_grad
+                                    or (keys is not None and keys.requires_grad)
+                                    or (paired is not None and paired.requires_grad)):
+        if torch.compiler.is_compiling():  # a Function may not be given the same tensor twice there
+            keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
+                                        for tensor in (keys, paired, key_groups))
+        return _Contrast.apply(anchors, keys, paired, groups, key_groups, relation, threshold, temperature, token,
+                               settings)  # one tuple: every argument of apply costs
+    return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
+                     _present(relation), _present(threshold), temperature, token, *settings, False)[:2]

@@ -1,0 +1,434 @@
+"""Thresholds on the cosine: the *decide* step between measure and contrast.
+
+A negative whose cosine lies above the threshold is a hierarchical (local) negative of its anchor. The estimators
+follow HEX (Kokilepersaud et al., WACV 2025, arXiv 2410.23200) and its published code.
+
+Every threshold is an ``nn.Module`` that says what must be measured (`Threshold.measures`) and turns it into a
+number (`Threshold.decide`). Its running values and its epoch are in ``state_dict``, so that a resumed run
+continues with the same threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import cos, pi
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+from hexssl import validation
+
+MIN, MAX, MEAN, VARIANCE, COUNT, QUANTILE = range(6)  # columns of the row statistics
+
+
+class Measurement(NamedTuple):
+    """What `Threshold.decide` needs of every row of cosines.
+
+    quantile : float in [0, 1], or None when only min, max, mean, variance and count are needed
+    rows : "all" or "negatives", which cosines of the row count
+    """
+
+    quantile: float | None
+    rows: str
+
+
+class StepSchedule:
+    """Falls by `step` every `every` epochs, not below `minimum`.
+
+    Parameters
+    ----------
+    start, minimum : float, minimum <= start
+    step : float >= 0
+    every : int >= 1
+        Epochs between two steps.
+
+    Examples
+    --------
+    >>> schedule = StepSchedule(start=0.9, minimum=0.3, step=0.1, every=100)
+    >>> [round(schedule(epoch), 2) for epoch in (0, 99, 100, 399, 10_000)]
+    [0.9, 0.9, 0.8, 0.6, 0.3]
+    """
+
+    def __init__(self, start: float, minimum: float, step: float, every: int) -> None:
+        self.start = validation.number("start", start, open_high=True)
+        self.minimum = validation.number("minimum", minimum, high=self.start, open_low=True,
+                                         accepted=f"a number <= start = {start}")
+        self.step = validation.number("step", step, 0.0, open_high=True, accepted="a finite number >= 0")
+        self.every = validation.integer("every", every, 1, "an int >= 1")
+
+    def __call__(self, epoch: int) -> float:
+        return max(self.minimum, self.start - self.step * (epoch // self.every))
+
+    def __repr__(self) -> str:
+        return f"StepSchedule(start={self.start}, minimum={self.minimum}, step={self.step}, every={self.every})"
+
+
+class CosineSchedule:
+    """Falls from `start` at epoch 0 to `minimum` at epoch `epochs` along half a cosine, and stays there.
+
+    Parameters
+    ----------
+    start, minimum : float, minimum <= start
+    epochs : int >= 1
+
+    Examples
+    --------
+    >>> schedule = CosineSchedule(start=0.9, minimum=0.3, epochs=100)
+    >>> [round(schedule(epoch), 2) for epoch in (0, 50, 100, 101)]
+    [0.9, 0.6, 0.3, 0.3]
+    """
+
+    def __init__(self, start: float, minimum: float, epochs: int) -> None:
+        self.start = validation.number("start", start, open_high=True)
+        self.minimum = validation.number("minimum", minimum, high=self.start, open_low=True,
+                                         accepted=f"a number <= start = {start}")
+        self.epochs = validation.integer("epochs", epochs, 1, "an int >= 1")
+
+    def __call__(self, epoch: int) -> float:
+        share = min(epoch / self.epochs, 1.0)
+        return self.minimum + (self.start - self.minimum) * (1.0 + cos(pi * share)) / 2.0
+
+    def __repr__(self) -> str:
+        return f"CosineSchedule(start={self.start}, minimum={self.minimum}, epochs={self.epochs})"
+
+
+class Threshold(nn.Module):
+    """Base of all thresholds. A new one overrides `measures` and `decide`.
+
+    The epoch is a plain int (in ``state_dict`` as an int64 tensor, -1 for none); what follows from it is worked out
+    in `set_epoch`, so that nothing recompiles from epoch to epoch. Buffers are float64 whatever the module is cast to
+    (float32 on devices without float64).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch: int | None = None
+
+    def measures(self) -> Measurement | None:
+        """What to measure for the next `decide`; None: nothing."""
+        raise NotImplementedError
+
+    def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
+        """The threshold of this batch.
+
+        Parameters
+        ----------
+        row_stats : (M, 6) float64: min, max, mean, variance, count, quantile of every anchor's cosines; what
+            `measures` did not ask for is NaN. None if it asked for nothing.
+        mean_quantile : 0-d float64, the mean of the quantile over rows that have one, or None
+
+        Returns
+        -------
+        0-d or (M,) float64 tensor without gradient, or None: no hierarchical negatives
+        """
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch it is, counted from 0; call it where a distributed sampler's ``set_epoch`` is called."""
+        self.epoch = validation.integer("epoch", epoch, 0, "an int >= 0")
+        self._follow_epoch()
+
+    def _follow_epoch(self) -> None:
+        """Work out what depends on the epoch."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1 if self.epoch is None else self.epoch, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        epoch = int(state)
+        self.epoch = None if epoch < 0 else epoch
+        self._follow_epoch()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Threshold:
+        # Follow the module to another device, but not to a narrower dtype.
+        for name, buffer in self._buffers.items():
+            if buffer is None:
+                continue
+            if buffer.is_meta:
+                self._buffers[name] = fn(buffer)
+            else:
+                self._buffers[name] = _widest(buffer, fn(torch.zeros((), device=buffer.device)).device)
+        return self
+
+
+def _needs_epoch(threshold: Threshold, why: str) -> ValueError:
+    return ValueError(f"threshold: {type(threshold).__name__} with {why} depends on the epoch, which is not known; "
+                      "call set_epoch(epoch) on it, or on the loss module that holds it, at the start of every epoch")
+
+
+def _many_ranks() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _widest(value: Tensor, device: torch.device) -> Tensor:
+    return value.to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+
+def _scalar(value: float) -> Tensor:
+    return _widest(torch.tensor(value, dtype=torch.float64, device="cpu"), torch.get_default_device())
+
+
+class AdaptiveThreshold(Threshold):
+    """The authors' adaptive threshold: the mean over anchors of a quantile of the anchor's cosines.
+
+    Parameters
+    ----------
+    quantile : float in [0, 1]
+        Quantile "nearest" of each row: its element ``round_half_even(quantile * (n - 1))`` in ascending order.
+    rows : "all" or "negatives"
+        Which cosines of a row count. "all", as the authors do, includes the anchor itself and its positives; with
+        "negatives" anchors without a negative are left out.
+    warmup : int >= 0
+        With ``warmup > 0``, epochs ``0 .. warmup`` (counted from 0, the last included, as in the authors' code) have no
+        adaptive threshold, and `set_epoch` must be called. 0: no warm-up.
+    momentum : float in [0, 1) or None
+        Exponential moving average ``momentum * average + (1 - momentum) * batch`` in place of the batch's estimate.
+    monotone : bool
+        Never above an earlier threshold (running minimum, after the average).
+    warmup_value : number or None
+        The threshold during the warm-up (0.9 in the authors' NNCLR); None: no hierarchical negatives, InfoNCE.
+    sync : bool
+        In training under ``torch.distributed``, take the mean over the anchors of all ranks, so that all ranks have
+        the same threshold. Every rank must then compute the loss equally often.
+
+    Notes
+    -----
+    The average and the minimum follow in training mode only; in evaluation mode the values reached are used, and the
+    batch's estimate where there are none yet. They are not updated during the warm-up. A batch without an estimate (no
+    negatives) leaves them as they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import hex_loss
+    >>> threshold = AdaptiveThreshold(quantile=0.9, warmup=1)
+    >>> views = torch.nn.functional.normalize(torch.eye(8) + 0.5)
+    >>> threshold.set_epoch(0)
+    >>> hex_loss(views, threshold=threshold, return_stats=True)[1].threshold.item()
+    inf
+    >>> threshold.set_epoch(2)
+    >>> bool(hex_loss(views, threshold=threshold, return_stats=True)[1].threshold < 1)
+    True
+    """
+
+    average: Tensor
+    lowest: Tensor
+    warmup_threshold: Tensor
+
+    def __init__(self, quantile: float = 0.99, rows: str = "all", warmup: int = 0, momentum: float | None = None,
+                 monotone: bool = False, warmup_value: float | None = None, sync: bool = True) -> None:
+        super().__init__()
+        self.quantile = validation.statistic(quantile, rows)
+        self.rows = rows
+        self.warmup = validation.integer("warmup", warmup, 0, "an int >= 0")
+        self.momentum = momentum
+        self.monotone = validation.flag("monotone", monotone)
+        self.warmup_value = warmup_value
+        self.sync = validation.flag("sync", sync)
+        self._measurement = Measurement(self.quantile, rows)
+        self._warming: bool | None = None if warmup > 0 else False  # None: not known before set_epoch
+        if momentum is not None:
+            self.momentum = validation.number("momentum", momentum, 0.0, 1.0, open_high=True,
+                                              accepted="None or a number in [0, 1)")
+            self.register_buffer("average", _scalar(float("nan")))  # NaN: none yet
+        if monotone:
+            self.register_buffer("lowest", _scalar(float("inf")))
+        if warmup_value is not None:
+            self.warmup_value = validation.number("warmup_value", warmup_value, accepted="None or a number")
+            self.register_buffer("warmup_threshold", _scalar(self.warmup_value), persistent=False)
+
+    def _follow_epoch(self) -> None:
+        if self.warmup > 0:
+            self._warming = None if self.epoch is None else self.epoch <= self.warmup
+
+    def measures(self) -> Measurement | None:
+        if self._warming is None:
+            raise _needs_epoch(self, f"warmup={self.warmup}")
+        return None if self._warming else self._measurement
+
+    def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
+        if self._warming:
+            return None if self.warmup_value is None else self.warmup_threshold
+        assert row_stats is not None and mean_quantile is not None
+        estimate = mean_quantile
+        if self.training and self.sync and _many_ranks():
+            rows = torch.count_nonzero(~row_stats[:, QUANTILE].isnan()).to(estimate.dtype)
+            # A rank without any quantile adds nothing; NaN from NaN embeddings reaches all ranks.
+            total = torch.stack((torch.where(rows > 0, estimate * rows, 0.0), rows))
+            distributed.all_reduce(total)
+            estimate = total[0] / total[1]
+        if self.momentum is not None:
+            estimate = self._averaged(estimate, self.momentum)
+        return self._bounded(estimate) if self.monotone else estimate
+
+    def _averaged(self, estimate: Tensor, momentum: float) -> Tensor:
+        known = ~self.average.isnan()
+        if not self.training:
+            return torch.where(known, self.average, estimate)
+        average = torch.where(known, torch.lerp(estimate, self.average, momentum), estimate)
+        average = torch.where(average.isnan(), self.average, average)
+        self.average.copy_(average)
+        return average
+
+    def _bounded(self, estimate: Tensor) -> Tensor:
+        # fmin ignores a missing estimate
+        lowest = torch.fmin(self.lowest, estimate)
+        if self.training:
+            self.lowest.copy_(lowest)
+        return lowest
+
+    def extra_repr(self) -> str:
+        parts = [f"quantile={self.quantile}", f"rows={self.rows!r}"]
+        parts += [f"warmup={self.warmup}"] if self.warmup else []
+        parts += [f"warmup_value={self.warmup_value}"] if self.warmup_value is not None else []
+        parts += [f"momentum={self.momentum}"] if self.momentum is not None else []
+        parts += ["monotone=True"] if self.monotone else []
+        return ", ".join(parts)
+
+
+class _Scheduled(Threshold):
+    """A threshold with one parameter that is a number or a schedule of the epoch.
+
+    The parameter lives in a buffer of its own, outside the state: it follows from the number or the epoch.
+    """
+
+    current: Tensor
+
+    def __init__(self, name: str, value: Any, finite: bool) -> None:
+        super().__init__()
+        self._name = name
+        self._schedule: Callable[[int], float] | None = None
+        self._known = True
+        if isinstance(value, (StepSchedule, CosineSchedule)):
+            self._schedule, self._known = value, False
+            start = value.start
+        else:
+            start = validation.number(
+                name, value, open_low=finite, open_high=finite,
+                accepted=f"a {'finite ' if finite else ''}number, a StepSchedule or a CosineSchedule")
+            self._value = start
+        self.register_buffer("current", _scalar(start), persistent=False)
+
+    def _follow_epoch(self) -> None:
+        if self._schedule is not None:
+            self._known = self.epoch is not None
+            if self.epoch is not None:
+                # A new tensor: the last one may be saved for a backward to come.
+                self.current = torch.full_like(self.current, self._schedule(self.epoch))
+
+    def _require_epoch(self) -> None:
+        if not self._known:
+            raise _needs_epoch(self, f"{self._name}={self._schedule}")
+
+    def extra_repr(self) -> str:
+        return f"{self._name}={self._value if self._schedule is None else self._schedule}"
+
+
+class FixedThreshold(_Scheduled):
+    """A constant on the cosine, or a schedule.
+
+    Parameters
+    ----------
+    value : number, `StepSchedule` or `CosineSchedule`
+        1 or more: no hierarchical negatives; below -1: every negative is one.
+
+    Examples
+    --------
+    >>> threshold = FixedThreshold(StepSchedule(0.9, 0.3, step=0.1, every=25))
+    >>> threshold.set_epoch(50)
+    >>> round(threshold.decide(None, None).item(), 2)
+    0.7
+    """
+
+    def __init__(self, value: float | StepSchedule | CosineSchedule) -> None:
+        super().__init__("value", value, finite=False)
+
+    def measures(self) -> Measurement | None:
+        self._require_epoch()
+        return None
+
+    def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
+        self._require_epoch()
+        return self.current
+
+
+class RowRangeThreshold(_Scheduled):
+    """The authors' "fixed" threshold: a fraction of the way from each row's smallest to its largest cosine.
+
+    ``min + fraction * (max - min)`` over all keys, the anchor itself and its positives included; one threshold per
+    anchor.
+
+    Parameters
+    ----------
+    fraction : number, `StepSchedule` or `CosineSchedule`
+        The authors' published schedule is ``StepSchedule(0.9, 0.3, step=0.1, every=100)`` over 400 epochs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> stats = torch.tensor([[-1.0, 1.0, 0.0, 0.0, 4.0, 0.0], [0.0, 0.5, 0.0, 0.0, 4.0, 0.0]])
+    >>> RowRangeThreshold(0.5).decide(stats.double(), None)
+    tensor([0.0000, 0.2500], dtype=torch.float64)
+    """
+
+    def __init__(self, fraction: float | StepSchedule | CosineSchedule) -> None:
+        super().__init__("fraction", fraction, finite=True)
+
+    def measures(self) -> Measurement | None:
+        self._require_epoch()
+        return Measurement(None, "all")
+
+    def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
+        self._require_epoch()
+        assert row_stats is not None
+        low = row_stats[:, MIN]
+        return low + self.current * (row_stats[:, MAX] - low)
+
+
+class MeanStdThreshold(Threshold):
+    """Mean plus `k` standard deviations of the cosines of all pairs of an anchor and a negative of it.
+
+    The standard deviation is the population's. In training under ``torch.distributed`` the pairs of all ranks count.
+
+    Parameters
+    ----------
+    k : float
+    sync : bool
+        As in `AdaptiveThreshold`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> stats = torch.tensor([[0.0, 0.0, 0.1, 0.01, 4.0, 0.0], [0.0, 0.0, 0.3, 0.03, 4.0, 0.0]])
+    >>> round(MeanStdThreshold(2.0).decide(stats.double(), None).item(), 6)  # 0.2 + 2 * sqrt(0.02 + 0.01)
+    0.54641
+    """
+
+    def __init__(self, k: float, sync: bool = True) -> None:
+        super().__init__()
+        self.k = validation.number("k", k, open_low=True, open_high=True, accepted="a finite number")
+        self.sync = validation.flag("sync", sync)
+
+    def measures(self) -> Measurement | None:
+        return Measurement(None, "negatives")
+
+    def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
+        assert row_stats is not None
+        sync = self.training and self.sync and _many_ranks()
+        some = row_stats[:, COUNT] > 0
+        count = torch.where(some, row_stats[:, COUNT], 0.0)
+        row_mean = torch.where(some, row_stats[:, MEAN], 0.0)
+        row_variance = torch.where(some, row_stats[:, VARIANCE], 0.0)
+        total = torch.stack((count.sum(), (count * row_mean).sum()))
+        if sync:
+            distributed.all_reduce(total)
+        pairs, mean = total[0], total[1] / total[0]
+        # within the rows and between them
+        spread = (count * (row_variance + (row_mean - mean).square())).sum()
+        if sync:
+            distributed.all_reduce(spread)
+        return mean + self.k * (spread / pairs).sqrt()
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}"

@@ -1,0 +1,231 @@
+"""What arguments must look like. Every check raises before any work is done and names the argument.
+
+Values held in tensors are never read here: that would wait for the device and break ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from numbers import Real
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+FORMULATIONS = {"weighted": 0, "released": 1}
+POSITIVES = {"sum": 0, "mean": 1}
+DENOMINATORS = {"all": 0, "own": 1, "negatives": 2}
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+ROWS = {"all": False, "negatives": True}
+
+
+def describe(value: Any) -> str:
+    """What was given, in words: the shape, dtype and device of a tensor, else the value and its type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    return f"{value!r} of type {type(value).__name__}"
+
+
+def _wrong_type(name: str, value: Any, accepted: str) -> NoReturn:
+    raise TypeError(f"{name}: got {describe(value)}; accepted: {accepted}")
+
+
+def _wrong_value(name: str, value: Any, accepted: str) -> NoReturn:
+    raise ValueError(f"{name}: got {describe(value)}; accepted: {accepted}")
+
+
+def number(name: str, value: Any, low: float = -inf, high: float = inf, *, open_low: bool = False,
+           open_high: bool = False, accepted: str = "a number") -> float:
+    """A plain number in the interval; NaN is in no interval. Bounds belong to it unless open."""
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            _wrong_type(name, value, accepted)
+        value = float(value)
+    above = low < value if open_low else low <= value
+    below = value < high if open_high else value <= high
+    if not (above and below):
+        _wrong_value(name, value, accepted)
+    return value
+
+
+def integer(name: str, value: Any, low: int, accepted: str) -> int:
+    """A plain int (or, while compiling, a symbolic one), at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        _wrong_type(name, value, accepted)
+    if value < low:
+        _wrong_value(name, value, accepted)
+    return value  # type: ignore[return-value]  # SymInt
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, nothing that merely counts as one."""
+    if value is not True and value is not False:
+        _wrong_type(name, value, "True or False")
+    return value
+
+
+def choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """One of the words."""
+    if not isinstance(value, str):
+        _wrong_type(name, value, " or ".join(repr(option) for option in options))
+    if value not in options:
+        _wrong_value(name, value, " or ".join(repr(option) for option in options))
+    return value
+
+
+def temperature(value: Any, device: torch.device | None = None) -> float | Tensor:
+    """A positive finite number, or a 0-d floating-point tensor (its value is not read)."""
+    accepted = "a finite number > 0, or a 0-d floating-point tensor on the embeddings' device"
+    if not isinstance(value, Tensor):
+        return number("temperature", value, 0.0, open_low=True, open_high=True, accepted=accepted)
+    if value.dtype not in FLOATING:
+        _wrong_type("temperature", value, accepted)
+    if value.dim() != 0 or (device is not None and value.device != device):
+        _wrong_value("temperature", value, accepted)
+    return value
+
+
+def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:
+    """A number that is not NaN, or a floating-point tensor of shape () or (rows,)."""
+    accepted = ("'adaptive', None, a number, an object of hexssl.thresholds, or a floating-point tensor of shape () or "
+                "(anchors,) on the embeddings' device")
+    if isinstance(value, str):
+        _wrong_value("threshold", value, accepted)
+    if not isinstance(value, Tensor):
+        return number("threshold", value, accepted=accepted)
+    if value.dtype not in FLOATING:
+        _wrong_type("threshold", value, accepted)
+    if value.dim() > 1 or (value.dim() == 1 and rows is not None and value.shape[0] != rows):
+        _wrong_value("threshold", value, accepted if rows is None else f"{accepted}; there are {rows} anchors")
+    if device is not None and value.device != device:
+        _wrong_value("threshold", value, f"{accepted}, {device}")
+    return value
+
+
+def weights(beta: Any, tau_plus: Any, local_weight: Any) -> tuple[float, float, float]:
+    """The three numbers of the weighted form."""
+    return (
+        number("beta", beta, 0.0, open_high=True, accepted="a finite number >= 0"),
+        number("tau_plus", tau_plus, 0.0, 1.0, open_high=True, accepted="a number in [0, 1)"),
+        number("local_weight", local_weight, 0.0, open_high=True, accepted="a finite number >= 0"),
+    )
+
+
+def form(formulation: Any, positives: Any, denominator: Any, reduction: Any, normalize: Any,
+         local_weight: float) -> None:
+    """The words that choose the loss, and which of them go together."""
+    choice("formulation", formulation, FORMULATIONS)
+    choice("positives", positives, POSITIVES)
+    choice("denominator", denominator, DENOMINATORS)
+    choice("reduction", reduction, REDUCTIONS)
+    flag("normalize", normalize)
+    if formulation == "released":
+        for name, value, default in (("positives", positives, "sum"), ("denominator", denominator, "all"),
+                                     ("local_weight", local_weight, 1.0)):
+            if value != default:
+                _wrong_value(name, value, f"{default!r} with formulation='released', where it has no effect")
+    elif denominator == "own" and positives == "sum":
+        _wrong_value("denominator", denominator, "'own' only with positives='mean', else 'all' or 'negatives'")
+
+
+def statistic(quantile: Any, rows: Any) -> float:
+    """What `similarity_stats` and the adaptive threshold estimate."""
+    choice("rows", rows, ROWS)
+    return number("quantile", quantile, 0.0, 1.0, accepted="a number in [0, 1]")
+
+
+def embeddings(name: str, value: Any) -> Tensor:
+    """A dense (rows, columns) tensor of floating-point numbers, neither side of length zero."""
+    accepted = "a dense (rows, columns) tensor of float32, float64, float16 or bfloat16, rows >= 1 and columns >= 1"
+    if not isinstance(value, Tensor):
+        _wrong_type(name, value, accepted)
+    if value.dtype not in FLOATING or value.layout is not torch.strided:
+        _wrong_type(name, value, accepted)
+    if value.dim() != 2 or value.shape[0] == 0 or value.shape[1] == 0:
+        _wrong_value(name, value, accepted)
+    return value
+
+
+def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> None:
+    """Embeddings that go with the anchors, with one row for each where so."""
+    embeddings(name, value)
+    if value.shape[1] != anchors.shape[1]:
+        _wrong_value(name, value, f"the anchors' {anchors.shape[1]} columns")
+    if value.dtype != anchors.dtype:
+        _wrong_value(name, value, f"the anchors' {anchors.dtype}")
+    if value.device != anchors.device:
+        _wrong_value(name, value, f"the anchors' device, {anchors.device}")
+    if one_each and value.shape[0] != anchors.shape[0]:
+        _wrong_value(name, value, f"one row per anchor, shape {tuple(anchors.shape)}")
+
+
+def _ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
+    # Sizes are put into words only on failure: a symbolic size that is printed becomes a constant.
+    if not isinstance(value, Tensor) or value.dtype not in INTEGERS:
+        _wrong_type(name, value, f"a ({rows},) tensor of integers on {device}")
+    if value.dim() != 1 or value.shape[0] != rows or value.device != device:
+        _wrong_value(name, value, f"a ({rows},) tensor of integers on {device}")
+    return value.to(torch.int64).contiguous()
+
+
+def _relation(value: Any, anchors: int, keys: int, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype != torch.int8:
+        _wrong_type("relation", value, f"a ({anchors}, {keys}) tensor of int8: +1 positive, -1 negative, 0 neither")
+    if value.dim() != 2 or value.shape[0] != anchors or value.shape[1] != keys or value.device != device:
+        _wrong_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 on {device}")
+    return value.contiguous()
+
+
+def _offset(value: Any, anchors: int, keys: int, same: bool) -> int:
+    """Key `i + offset` is anchor `i`; -1: no key is an anchor."""
+    if value is None:
+        return 0 if same else -1
+    integer("self_offset", value, 0, "None or an int >= 0")
+    if same and value != 0:
+        _wrong_value("self_offset", value, "None or 0 where the keys are the anchors")
+    if value + anchors > keys:
+        _wrong_value("self_offset", value, f"None, or an int with self_offset + {anchors} anchors <= {keys} keys")
+    return value
+
+
+def relations(anchors: Tensor, keys: Tensor | None, paired: Any, groups: Any, key_groups: Any, relation: Any,
+              self_offset: Any, views: int = 2) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
+    """Who is compared with whom; `anchors` and `keys` have been looked at.
+
+    Returns
+    -------
+    groups, key_groups : contiguous int64 tensors or None
+    relation : contiguous int8 tensor or None
+    self_offset : int, -1 for none
+    """
+    rows, device = anchors.shape[0], anchors.device
+    columns = rows if keys is None else keys.shape[0]
+    offset = _offset(self_offset, rows, columns, keys is None)
+    if relation is not None:
+        if groups is not None or key_groups is not None:
+            raise ValueError("relation: given beside groups or key_groups; accepted: either relation or group ids")
+        return None, None, _relation(relation, rows, columns, device), offset
+    if keys is None and key_groups is not None:
+        raise ValueError("key_groups: given without keys; accepted: groups alone where the keys are the anchors")
+    if keys is not None and (groups is None) != (key_groups is None):
+        given, missing = ("groups", "key_groups") if key_groups is None else ("key_groups", "groups")
+        raise ValueError(f"{missing}: missing beside {given}; accepted: both or neither where keys are given")
+    if groups is None:
+        if keys is None and paired is None and rows % views != 0:
+            _wrong_value("anchors", anchors, f"a multiple of {views} rows ({views} stacked views), or groups")
+        return None, None, None, offset
+    groups = _ids("groups", groups, rows, device)
+    return groups, None if keys is None else _ids("key_groups", key_groups, columns, device), None, offset
+
+
+def partners(anchors: Any, keys: Any, paired: Any) -> None:
+    """The embeddings themselves."""
+    embeddings("anchors", anchors)
+    if keys is not None:
+        partner("keys", keys, anchors)
+    if paired is not None:
+        partner("paired", paired, anchors, one_each=True)

@@ -1,0 +1,68 @@
+"""Builds the extension `hexssl._C`. Everything else is in pyproject.toml."""
+
+import os
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# The one table of sources. Everything is compiled for the ABI's floor; a tier's file exists for one architecture only
+# and is alone in using the instruction sets beside it.
+BASELINE = [
+    *sorted(str(path) for room in ("reference", "core", "torch", "python") for path in Path("csrc", room).glob("*.c")),
+    "csrc/kernels/dispatch.c",
+    "csrc/kernels/scalar.c",
+]
+TIERS = {
+    "x86_64": {
+        "csrc/kernels/avx2.c": ["-mavx2", "-mfma", "-mf16c"],
+        "csrc/kernels/avx512.c": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c"],
+    },
+    "aarch64": {"csrc/kernels/neon.c": []},
+}
+ARCHITECTURE = sysconfig.get_platform().rsplit("-", 1)[-1]
+SOURCES = {**TIERS.get(ARCHITECTURE, {}), **{source: [] for source in BASELINE}}
+
+# Never -ffast-math: NaN must propagate. -fexceptions: torch's errors unwind through our frames.
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
+         "-fexceptions", "-Wextra"]
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # has no limited API: one build per version there
+LIMITED_API = [] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")]
+
+
+class BuildExtension(build_ext):
+    """setuptools knows flags per extension only: here every file is compiled with its own, several at a time."""
+
+    def build_extension(self, extension: Extension) -> None:
+        def compile_one(source: str) -> list[str]:
+            return self.compiler.compile(
+                [source], self.build_temp, extension.define_macros, extension.include_dirs,
+                extra_postargs=[*FLAGS, *SOURCES[source]])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for objects in pool.map(compile_one, SOURCES):
+                extension.extra_objects += objects
+        super().build_extension(extension)  # links
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "hexssl._C",
+            sources=[],
+            depends=[str(path) for path in Path("csrc").rglob("*.[ch]")],
+            include_dirs=[numpy.get_include()],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+                           ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"), *LIMITED_API],
+            extra_link_args=["-Wl,--as-needed"],
+            libraries=["m", "dl"],
+            py_limited_api=not FREE_THREADED,
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension},
+    options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}},
+)

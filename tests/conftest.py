@@ -1,0 +1,27 @@
+"""Fixtures and the golden data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def read_golden() -> list[dict[str, Any]]:
+    """Entries of hex.json, each with its arrays of hex.npz by their short names under "arrays"."""
+    entries = json.loads((GOLDEN / "hex.json").read_text())
+    with np.load(GOLDEN / "hex.npz") as file:
+        for index, entry in enumerate(entries):
+            prefix = f"{index}/"
+            entry["arrays"] = {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
+    return entries
+
+
+@pytest.fixture(scope="session")
+def golden() -> list[dict[str, Any]]:
+    return read_golden()

@@ -1,0 +1,220 @@
+"""The modules: each is a setting of the functional loss; statistics, state, copies, compilation."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss, info_nce
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, RowRangeThreshold, StepSchedule
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+# the same numbers added in another order
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def embeddings(count, rows=6, columns=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(count)
+    return [torch.randn(rows, columns, dtype=dtype, generator=generator) for _ in range(count)]
+
+
+SETTINGS = [
+    {}, {"threshold": 0.2, "temperature": 0.5, "beta": 2.0, "tau_plus": 0.0}, {"threshold": None},
+    {"threshold": RowRangeThreshold(0.7), "positives": "mean", "denominator": "own"},
+    {"formulation": "released", "threshold": 0.4}, {"normalize": False, "temperature": 3.0, "local_weight": 0.5},
+    {"reduction": "sum", "denominator": "negatives"}, {"reduction": "none"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_two_views_are_the_stacked_batch(settings):
+    first, second = embeddings(2)
+    loss = HEXLoss(**settings)
+    expected, stats = hex_loss(torch.cat((first, second)), **settings, return_stats=True)
+    torch.testing.assert_close(loss(first, second), expected, **EXACT)
+    torch.testing.assert_close(torch.stack(loss.stats), torch.stack(stats), equal_nan=True, **EXACT)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_many_views(count):
+    views = embeddings(count, rows=3)
+    ids = torch.arange(3).repeat(count)
+    expected = hex_loss(torch.cat(views), groups=ids, positives="mean", threshold=0.1)
+    loss = HEXLoss(positives="mean", threshold=0.1)
+    torch.testing.assert_close(loss(*views), expected, **CLOSE)
+    torch.testing.assert_close(loss(torch.cat(views), groups=ids), expected, **CLOSE)
+
+
+def test_labels_for_samples_or_for_all_rows():
+    first, second = embeddings(2)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    expected = hex_loss(torch.cat((first, second)), groups=labels.repeat(2))
+    torch.testing.assert_close(HEXLoss()(first, second, groups=labels), expected, **EXACT)
+    torch.testing.assert_close(HEXLoss()(first, second, groups=labels.repeat(2)), expected, **EXACT)
+    assert not torch.equal(HEXLoss()(first, second), expected)
+
+
+def test_info_nce_module():
+    first, second = embeddings(2)
+    loss = InfoNCELoss(temperature=0.3, reduction="none", denominator="negatives")
+    expected = info_nce(torch.cat((first, second)), temperature=0.3, reduction="none", denominator="negatives")
+    torch.testing.assert_close(loss(first, second), expected, **EXACT)
+    assert loss.stats.threshold == float("inf") and loss.stats.hierarchical_fraction == 0
+
+
+def test_cross_pairs_by_row():
+    anchors, keys = embeddings(2)
+    keys = torch.cat((keys, keys.flip(0) + 1))  # more keys than anchors: negatives only
+    loss = CrossHEXLoss(threshold=0.1)(anchors, keys)
+    ids, key_ids = torch.arange(6), torch.arange(12)
+    torch.testing.assert_close(loss, hex_loss(anchors, keys, groups=ids, key_groups=key_ids, threshold=0.1), **CLOSE)
+    torch.testing.assert_close(CrossHEXLoss(threshold=0.1)(anchors, keys, groups=ids % 3, key_groups=key_ids % 3),
+                               hex_loss(anchors, keys, groups=ids % 3, key_groups=key_ids % 3, threshold=0.1), **EXACT)
+
+
+def test_symmetric_is_the_mean_of_both_directions():
+    images, texts = embeddings(2)
+    images.requires_grad_()
+    texts.requires_grad_()
+    loss = CrossHEXLoss(symmetric=True)
+    got = loss(images, texts)
+    there, there_stats = hex_loss(images, texts, return_stats=True)
+    back, back_stats = hex_loss(texts, images, return_stats=True)
+    torch.testing.assert_close(got, (there + back) / 2, **EXACT)
+    torch.testing.assert_close(torch.autograd.grad(got, (images, texts)),
+                               torch.autograd.grad((there + back) / 2, (images, texts)), **CLOSE)
+    torch.testing.assert_close(loss.stats.threshold, (there_stats.threshold + back_stats.threshold) / 2, **CLOSE)
+
+
+def test_symmetric_adds_up_skipped_anchors():
+    images, texts = embeddings(2)
+    ids, text_ids = torch.arange(6), torch.tensor([0, 1, 2, 3, 9, 9])
+    loss = CrossHEXLoss(symmetric=True, threshold=0.1)
+    got = loss(images, texts, groups=ids, key_groups=text_ids)
+    there = hex_loss(images, texts, groups=ids, key_groups=text_ids, threshold=0.1)
+    back = hex_loss(texts, images, groups=text_ids, key_groups=ids, threshold=0.1)
+    torch.testing.assert_close(got, (there + back) / 2, **EXACT)
+    assert loss.stats.skipped_anchors == 4  # two on either side
+
+
+def test_queue_holds_the_negatives():
+    queries, keys = embeddings(2)
+    queue = embeddings(3, rows=9)[2]
+    queries.requires_grad_()
+    got = CrossHEXLoss(threshold=None, temperature=0.2)(queries, keys, queue)
+    a, p, n = (nn.functional.normalize(x) for x in (queries, keys, queue))
+    logits = torch.cat(((a * p).sum(1, keepdim=True), a @ n.T), 1) / 0.2  # MoCo: the positive is class 0
+    expected = nn.functional.cross_entropy(logits, torch.zeros(6, dtype=torch.int64))
+    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(torch.autograd.grad(got, queries), torch.autograd.grad(expected, queries), **CLOSE)
+    torch.testing.assert_close(CrossHEXLoss()(queries, keys, queue), hex_loss(queries, queue, paired=keys), **EXACT)
+
+
+def test_stats_are_those_of_the_last_batch_and_carry_no_gradient():
+    first, second = (view.requires_grad_() for view in embeddings(2))
+    loss = HEXLoss(threshold=0.0)
+    assert loss.stats is None
+    loss(first, second).backward()
+    before = loss.stats
+    assert 0 < before.hierarchical_fraction < 1
+    assert before.hierarchical_similarity > before.negative_similarity
+    assert not any(value.requires_grad or value.dim() for value in before)
+    loss(first, first.detach())
+    assert loss.stats.positive_similarity > before.positive_similarity
+    assert loss.stats.positive_similarity <= 1 + 1e-15  # a cosine, rounded once
+
+
+def test_no_positive_at_all():
+    z = embeddings(1)[0].requires_grad_()
+    loss = HEXLoss()
+    got = loss(z, groups=torch.arange(6))
+    got.backward()
+    assert got == 0 and torch.count_nonzero(z.grad) == 0 and loss.stats.skipped_anchors == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_learnable_temperature_is_a_parameter(dtype):
+    first, second = embeddings(2)
+    loss = HEXLoss(temperature=nn.Parameter(torch.tensor(0.5, dtype=dtype)), threshold=0.1)
+    assert [name for name, _ in loss.named_parameters()] == ["temperature"]
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.01)
+    loss(first, second).backward()
+    step = 1e-4  # central difference: error of order step**2 = 1e-8, float32 rounding of the gradient 1e-6
+    up, down = (hex_loss(torch.cat((first, second)), temperature=0.5 + sign * step, threshold=0.1) for sign in (1, -1))
+    slope = (up - down) / (2 * step)
+    torch.testing.assert_close(loss.temperature.grad.double(), slope, rtol=1e-5, atol=1e-6)
+    assert loss.temperature.grad.dtype == dtype
+    optimizer.step()
+    assert loss.temperature != 0.5
+
+
+def test_tensor_temperature_is_a_buffer_and_settings_can_be_changed():
+    first, second = embeddings(2)
+    held = HEXLoss(temperature=torch.tensor(0.5))
+    assert "temperature" in dict(held.named_buffers())
+    plain = HEXLoss(temperature=0.1)
+    plain.temperature = 0.5
+    torch.testing.assert_close(held(first, second), plain(first, second), **EXACT)
+
+
+def test_epoch_reaches_the_threshold():
+    loss = HEXLoss(threshold=FixedThreshold(StepSchedule(0.9, 0.1, 0.4, 1)))
+    for epoch, expected in ((0, 0.9), (1, 0.5), (5, 0.1)):
+        loss.set_epoch(epoch)
+        loss(*embeddings(2))
+        assert loss.stats.threshold == expected
+    for other in (HEXLoss(), HEXLoss(threshold=0.3), HEXLoss(threshold=None), InfoNCELoss(), CrossHEXLoss()):
+        other.set_epoch(3)
+
+
+def test_state_inside_a_model_survives_copies():
+    model = nn.ModuleDict({"net": nn.Linear(5, 4).double(), "loss": HEXLoss(threshold=AdaptiveThreshold(momentum=0.9))})
+    first, second = embeddings(2)
+    model["loss"](model["net"](first), model["net"](second)).backward()
+    model["loss"].set_epoch(2)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    loaded = nn.ModuleDict({"net": nn.Linear(5, 4).double(),
+                            "loss": HEXLoss(threshold=AdaptiveThreshold(momentum=0.9))})
+    loaded.load_state_dict(model.state_dict())
+    expected = model["loss"](second, first + 1)
+    for other in (*copies, loaded):
+        assert other["loss"].threshold.epoch == 2
+        torch.testing.assert_close(other["loss"](second, first + 1), expected, **EXACT)
+
+
+def test_representation_names_the_settings():
+    text = repr(CrossHEXLoss(temperature=0.2, threshold=AdaptiveThreshold(0.9, monotone=True), symmetric=True))
+    for part in ("temperature=0.2", "symmetric=True", "AdaptiveThreshold(quantile=0.9", "monotone=True"):
+        assert part in text
+    assert "beta" not in repr(InfoNCELoss()) and "threshold=0.3" in repr(HEXLoss(threshold=0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes(dtype):
+    first, second = (view.to(dtype).requires_grad_() for view in embeddings(2))
+    got = HEXLoss(temperature=0.5, threshold=0.2)(first, second)
+    got.backward()
+    assert got.dtype == torch.float32 and first.grad.dtype == dtype and first.grad.shape == first.shape
+    exact = HEXLoss(temperature=0.5, threshold=0.2)(first.double(), second.double())
+    assert abs(got - exact) <= 1e-5  # computed in float32 whatever the inputs' dtype
+
+
+def test_gradient_does_not_depend_on_who_asks():
+    anchors, keys = embeddings(2)
+    both = [x.clone().requires_grad_() for x in (anchors, keys)]
+    hex_loss(*both, threshold=0.1).backward()
+    for index in range(2):
+        one = [anchors.clone(), keys.clone()]
+        one[index].requires_grad_()
+        hex_loss(*one, threshold=0.1).backward()
+        assert torch.equal(one[index].grad, both[index].grad) and one[1 - index].grad is None
+
+
+def test_inference_mode_first_then_training():
+    first, second = embeddings(2)
+    with torch.inference_mode():
+        HEXLoss(temperature=0.377, threshold=0.123)(first, second)  # numbers used nowhere else
+    HEXLoss(temperature=0.377, threshold=0.123)(first.requires_grad_(), second).backward()
+    assert torch.isfinite(first.grad).all()

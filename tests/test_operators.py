@@ -1,0 +1,161 @@
+"""The operators inside torch: schemas and fakes (opcheck), first and refused second derivatives, torch.compile."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold, RowRangeThreshold, StepSchedule
+
+ABSENT = torch.empty(0)
+NO_TOKEN = torch.zeros((), dtype=torch.int64)
+TEMPERATURE = torch.tensor(0.2, dtype=torch.float64)
+FORM = (True, 1.0, 0.1, 1.0, 0, 0, 0)  # normalize, beta, tau_plus, local_weight, weighted, sum, all
+THRESHOLD = torch.tensor(0.2, dtype=torch.float64)
+MEAN, NONE = 1, 0
+
+
+def rows(count, seed=0, dtype=torch.float32):
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset. The threshold leaves some
+# hierarchical negatives: opcheck takes NaN in the statistics for a difference.
+PROBLEMS = {
+    "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0)),
+    "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0)),
+    "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()), (9, -1)),
+    "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1)),
+    "gathered": ((rows(3), rows(9, 1), ABSENT, torch.arange(3), torch.arange(9) % 3, ABSENT, THRESHOLD), (0, 3)),
+    "relation": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, (torch.arange(54).view(6, 9) % 3 - 1).to(torch.int8),
+                  THRESHOLD), (0, -1)),
+    "half": ((rows(8, 0, torch.bfloat16), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_opcheck(name):
+    tensors, who = PROBLEMS[name]
+    anchors, keys, paired, groups, key_groups, relation, threshold = tensors
+    measure = (anchors, keys, groups, key_groups, relation, *who, True, 0.9, True, 3, False)
+    torch.library.opcheck(torch.ops.hexssl.measure.default, measure)
+    for reduction in (MEAN, NONE):
+        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, False)
+        torch.library.opcheck(torch.ops.hexssl.contrast.default, arguments)
+        loss, _, state, token = torch.ops.hexssl.contrast(*arguments)
+        needed = (True, keys.numel() > 0, paired.numel() > 0, True)
+        for need in (needed, (False, False, False, False)):
+            torch.library.opcheck(
+                torch.ops.hexssl.contrast_backward.default,
+                (torch.ones_like(loss), *tensors, TEMPERATURE, state, token, *who, *FORM, reduction, *need))
+
+
+def test_second_derivative_is_refused():
+    z = rows(6, dtype=torch.float64).requires_grad_()
+    gradient, = torch.autograd.grad(hex_loss(z, threshold=0.1), z, create_graph=True)
+    again, = torch.autograd.grad(hex_loss(z, threshold=0.1), z)
+    assert torch.equal(gradient, again)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.gradgradcheck(lambda x: hex_loss(x, threshold=0.1), z)
+
+
+def test_loss_that_is_not_used_has_no_gradient():
+    z = rows(6).requires_grad_()
+    _, stats = hex_loss(z, return_stats=True)
+    assert not any(value.requires_grad for value in stats)
+    (hex_loss(z) * 0 + z.sum()).backward()
+    assert torch.equal(z.grad, torch.ones_like(z))
+
+
+def test_input_changed_before_backward_is_noticed():
+    z = rows(6)
+    scaled = z.requires_grad_() * 1
+    loss = hex_loss(scaled)
+    with torch.no_grad():
+        scaled += 1
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+class Step(nn.Module):
+    """A small training step: encoder, two views, loss."""
+
+    def __init__(self, loss, **arguments):
+        super().__init__()
+        self.encoder = nn.Linear(5, 3)
+        self.loss, self.arguments = loss, arguments
+
+    def forward(self, x):
+        return self.loss(self.encoder(x), self.encoder(x + 0.1), **self.arguments)
+
+
+LOSSES = {
+    "default": lambda: HEXLoss(),
+    "running": lambda: HEXLoss(threshold=AdaptiveThreshold(0.8, momentum=0.9, monotone=True)),
+    "number": lambda: HEXLoss(threshold=0.3, temperature=nn.Parameter(torch.tensor(0.2))),
+    "mean std": lambda: HEXLoss(threshold=MeanStdThreshold(1.0), positives="mean", denominator="own"),
+    "row range": lambda: HEXLoss(threshold=RowRangeThreshold(0.5), formulation="released"),
+    "infonce": lambda: InfoNCELoss(),
+    "symmetric": lambda: CrossHEXLoss(symmetric=True),
+}
+
+
+def assert_compiled_equals_eager(make, dynamic, sizes, backend="aot_eager"):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = make()
+    compiled = copy.deepcopy(eager)
+    run = torch.compile(compiled, fullgraph=True, dynamic=dynamic, backend=backend)
+    for size in sizes:
+        x = rows(size, seed=size)
+        expected, got = eager(x), run(x)
+        expected.backward()
+        got.backward()
+        # the same operators on an encoder compiled otherwise: float32 rounding, amplified by the temperature
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.stack(compiled.loss.stats), torch.stack(eager.loss.stats), equal_nan=True,
+                                   rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiled_step_equals_eager(name, dynamic):
+    assert_compiled_equals_eager(lambda: Step(LOSSES[name]()), dynamic, (8, 8, 12, 7) if dynamic else (8, 8))
+
+
+def test_compiled_with_the_default_backend():
+    assert_compiled_equals_eager(lambda: Step(HEXLoss()), None, (8, 12, 16), backend="inductor")
+
+
+def test_same_tensor_twice_compiles():
+    ids = torch.arange(8) % 4
+    assert_compiled_equals_eager(lambda: Step(CrossHEXLoss(), groups=ids, key_groups=ids), None, (8,))
+    twice = torch.compile(lambda z: hex_loss(z, z, paired=z), fullgraph=True, backend="aot_eager")
+    z = rows(6).requires_grad_()
+    got, = torch.autograd.grad(twice(z), z)
+    expected, = torch.autograd.grad(hex_loss(z, z, paired=z), z)
+    torch.testing.assert_close(got, expected)
+
+
+def test_compiles_once_for_all_batch_sizes_and_epochs():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    step = Step(HEXLoss(threshold=FixedThreshold(StepSchedule(0.9, 0.1, 0.1, 1))))
+    run = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for epoch in range(5):
+        step.loss.set_epoch(epoch)
+        for size in range(7, 12):
+            run(rows(size))
+            assert abs(step.loss.stats.threshold - (0.9 - 0.1 * epoch)) <= 1e-15  # a rounding of a number below 1
+    assert len(graphs) <= 2  # two: the first call finds no statistics of an earlier one
