@@ -11,13 +11,16 @@ continues with the same threshold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import cos, pi
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from hexssl import validation
+from hexssl.schedules import CosineSchedule, StepSchedule
+
+__all__ = ["AdaptiveThreshold", "CosineSchedule", "FixedThreshold", "Measurement", "MeanStdThreshold",
+           "RowRangeThreshold", "StepSchedule", "Threshold"]
 
 MIN, MAX, MEAN, VARIANCE, COUNT, QUANTILE = range(6)  # columns of the row statistics
 
@@ -31,66 +34,6 @@ class Measurement(NamedTuple):
 
     quantile: float | None
     rows: str
-
-
-class StepSchedule:
-    """Falls by `step` every `every` epochs, not below `minimum`.
-
-    Parameters
-    ----------
-    start, minimum : float, minimum <= start
-    step : float >= 0
-    every : int >= 1
-        Epochs between two steps.
-
-    Examples
-    --------
-    >>> schedule = StepSchedule(start=0.9, minimum=0.3, step=0.1, every=100)
-    >>> [round(schedule(epoch), 2) for epoch in (0, 99, 100, 399, 10_000)]
-    [0.9, 0.9, 0.8, 0.6, 0.3]
-    """
-
-    def __init__(self, start: float, minimum: float, step: float, every: int) -> None:
-        self.start = validation.number("start", start, open_high=True)
-        self.minimum = validation.number("minimum", minimum, high=self.start, open_low=True,
-                                         accepted=f"a number <= start = {start}")
-        self.step = validation.number("step", step, 0.0, open_high=True, accepted="a finite number >= 0")
-        self.every = validation.integer("every", every, 1, "an int >= 1")
-
-    def __call__(self, epoch: int) -> float:
-        return max(self.minimum, self.start - self.step * (epoch // self.every))
-
-    def __repr__(self) -> str:
-        return f"StepSchedule(start={self.start}, minimum={self.minimum}, step={self.step}, every={self.every})"
-
-
-class CosineSchedule:
-    """Falls from `start` at epoch 0 to `minimum` at epoch `epochs` along half a cosine, and stays there.
-
-    Parameters
-    ----------
-    start, minimum : float, minimum <= start
-    epochs : int >= 1
-
-    Examples
-    --------
-    >>> schedule = CosineSchedule(start=0.9, minimum=0.3, epochs=100)
-    >>> [round(schedule(epoch), 2) for epoch in (0, 50, 100, 101)]
-    [0.9, 0.6, 0.3, 0.3]
-    """
-
-    def __init__(self, start: float, minimum: float, epochs: int) -> None:
-        self.start = validation.number("start", start, open_high=True)
-        self.minimum = validation.number("minimum", minimum, high=self.start, open_low=True,
-                                         accepted=f"a number <= start = {start}")
-        self.epochs = validation.integer("epochs", epochs, 1, "an int >= 1")
-
-    def __call__(self, epoch: int) -> float:
-        share = min(epoch / self.epochs, 1.0)
-        return self.minimum + (self.start - self.minimum) * (1.0 + cos(pi * share)) / 2.0
-
-    def __repr__(self) -> str:
-        return f"CosineSchedule(start={self.start}, minimum={self.minimum}, epochs={self.epochs})"
 
 
 class Threshold(nn.Module):
@@ -169,6 +112,11 @@ def _scalar(value: float) -> Tensor:
     return _widest(torch.tensor(value, dtype=torch.float64, device="cpu"), torch.get_default_device())
 
 
+def _inf_if_undefined(estimate: Tensor) -> Tensor:
+    """inf in place of NaN, the estimate over no negatives. NaN in the embeddings makes the loss NaN all the same."""
+    return torch.where(estimate.isnan(), torch.inf, estimate)
+
+
 class AdaptiveThreshold(Threshold):
     """The authors' adaptive threshold: the mean over anchors of a quantile of the anchor's cosines.
 
@@ -196,7 +144,7 @@ class AdaptiveThreshold(Threshold):
     -----
     The average and the minimum follow in training mode only; in evaluation mode the values reached are used, and the
     batch's estimate where there are none yet. They are not updated during the warm-up. A batch without an estimate (no
-    negatives) leaves them as they are.
+    negatives) leaves them as they are; its own threshold, where there is nothing to go by, is inf.
 
     Examples
     --------
@@ -260,7 +208,9 @@ class AdaptiveThreshold(Threshold):
             estimate = total[0] / total[1]
         if self.momentum is not None:
             estimate = self._averaged(estimate, self.momentum)
-        return self._bounded(estimate) if self.monotone else estimate
+        if self.monotone:
+            estimate = self._bounded(estimate)
+        return _inf_if_undefined(estimate) if self.rows == "negatives" else estimate
 
     def _averaged(self, estimate: Tensor, momentum: float) -> Tensor:
         known = ~self.average.isnan()
@@ -390,6 +340,7 @@ class MeanStdThreshold(Threshold):
     """Mean plus `k` standard deviations of the cosines of all pairs of an anchor and a negative of it.
 
     The standard deviation is the population's. In training under ``torch.distributed`` the pairs of all ranks count.
+    inf where there are no negatives.
 
     Parameters
     ----------
@@ -428,7 +379,7 @@ class MeanStdThreshold(Threshold):
         spread = (count * (row_variance + (row_mean - mean).square())).sum()
         if sync:
             distributed.all_reduce(spread)
-        return mean + self.k * (spread / pairs).sqrt()
+        return _inf_if_undefined(mean + self.k * (spread / pairs).sqrt())
 
     def extra_repr(self) -> str:
         return f"k={self.k}"

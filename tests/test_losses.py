@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss, info_nce
+from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, functional, hex_loss, info_nce, reference, similarity_stats
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, RowRangeThreshold, StepSchedule
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -164,7 +164,7 @@ def test_epoch_reaches_the_threshold():
     for epoch, expected in ((0, 0.9), (1, 0.5), (5, 0.1)):
         loss.set_epoch(epoch)
         loss(*embeddings(2))
-        assert loss.stats.threshold == expected
+        assert abs(loss.stats.threshold - expected) <= 1e-15  # the mean of equal numbers below 1, rounded
     for other in (HEXLoss(), HEXLoss(threshold=0.3), HEXLoss(threshold=None), InfoNCELoss(), CrossHEXLoss()):
         other.set_epoch(3)
 
@@ -218,3 +218,52 @@ def test_inference_mode_first_then_training():
         HEXLoss(temperature=0.377, threshold=0.123)(first, second)  # numbers used nowhere else
     HEXLoss(temperature=0.377, threshold=0.123)(first.requires_grad_(), second).backward()
     assert torch.isfinite(first.grad).all()
+
+
+IDS, KEY_IDS = torch.arange(6) % 3, torch.arange(12) % 3
+RELATION = (torch.arange(72).view(6, 12) % 3 - 1).to(torch.int8)
+PROBLEMS = {  # keys and paired: how many rows
+    "two views": {},
+    "groups": {"groups": IDS},
+    "paired": {"paired": 6},
+    "keys": {"keys": 12},
+    "labels": {"keys": 12, "groups": IDS, "key_groups": KEY_IDS},
+    "gathered": {"keys": 12, "groups": IDS, "key_groups": KEY_IDS, "self_offset": 6},
+    "queue": {"keys": 12, "paired": 6},
+    "relation": {"keys": 12, "relation": RELATION},
+}
+
+
+def problem_arguments(name):
+    return {key: embeddings(2, rows=value)[key == "paired"] if key in ("keys", "paired") else value
+            for key, value in PROBLEMS[name].items()}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_reference_is_given_the_same_problem(name):
+    """What tensors on other devices go through, here on the CPU."""
+    anchors, arguments = embeddings(3)[2], problem_arguments(name)
+    expected, stats = hex_loss(anchors, **arguments, threshold=0.1, return_stats=True)
+    problem = functional.make_problem(anchors, *(arguments.get(key) for key in (
+        "keys", "paired", "groups", "key_groups", "relation", "self_offset")))
+    got, vector = reference.hex_loss(anchors, problem.keys, paired=problem.paired, **functional._who(problem),
+                                     threshold=0.1)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(vector, torch.stack(stats), equal_nan=True, **CLOSE)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_other_devices_take_the_reference(name):
+    """The meta device has shapes and dtypes only."""
+    def to_meta(value):
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    anchors = embeddings(3, dtype=torch.float32)[2].to("meta").requires_grad_()
+    arguments = {key: to_meta(value).float() if key in ("keys", "paired") else to_meta(value)
+                 for key, value in problem_arguments(name).items()}
+    loss, stats = hex_loss(anchors, **arguments, threshold=RowRangeThreshold(0.5).to("meta"), return_stats=True)
+    loss.backward()
+    assert loss.is_meta and loss.shape == () and loss.dtype == torch.float32 and stats.threshold.is_meta
+    assert anchors.grad.shape == anchors.shape
+    arguments.pop("paired", None)
+    assert all(value.is_meta and value.shape == (6,) for value in similarity_stats(anchors, **arguments))

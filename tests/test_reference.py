@@ -9,7 +9,7 @@ import formulas
 import pytest
 import torch
 from golden_cases import assert_golden, golden_names
-from problems import FORMS, PROBLEMS, THRESHOLDS, Problem, form_name, problem, threshold
+from problems import FORMS, PROBLEMS, Problem, form_name, problem, threshold
 from torch import Tensor
 
 from hexssl.reference import hex_loss, similarity_stats
@@ -114,7 +114,8 @@ def direct(given: Problem, eps: float | Tensor | None, tau: Tensor, **settings: 
 
 
 NO_LOCAL = {"beta": 0.0, "tau_plus": 0.0, "local_weight": 0.0}
-EVERY_THRESHOLD = [(kind, WEIGHTS) for kind in THRESHOLDS] + [("number", NO_LOCAL), ("below", NO_LOCAL)]
+EVERY_THRESHOLD = [("none", WEIGHTS), ("number", WEIGHTS), ("below", WEIGHTS), ("rows", WEIGHTS), ("rows", NO_LOCAL),
+                   ("below", NO_LOCAL)]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=form_name)
@@ -134,6 +135,23 @@ def test_every_setting_term_by_term(name: str, form: dict[str, str]) -> None:
         expected = gradients((losses * weight).sum(), [*leaves, tau])
         for ours, theirs in zip(gradients((actual * weight).sum(), [*leaves, tau]), expected, strict=True):
             assert close(ours, theirs, 1e-10)  # condition of the plain exponentials
+
+
+def test_kinds_of_threshold() -> None:
+    """A 0-d tensor is a number, one value for every anchor is one for all, and above every cosine there is none."""
+    given = problem("labelled")
+    number = value(**given.kwargs(), threshold=0.17)
+    assert not close(number, value(**given.kwargs(), threshold=None))
+    for same in (torch.tensor(0.17, dtype=torch.float64), torch.full((17,), 0.17, dtype=torch.float64)):
+        assert torch.equal(value(**given.kwargs(), threshold=same), number)
+    for above in (threshold("above", given), torch.full((), math.inf), math.nan):
+        assert torch.equal(value(**given.kwargs(), threshold=above), value(**given.kwargs(), threshold=None))
+
+
+def test_threshold_is_strict() -> None:
+    z = torch.eye(2, dtype=torch.float64).repeat(2, 1)  # every negative has cosine 0
+    assert hex_loss(z, threshold=0.0)[1][1].item() == 0
+    assert hex_loss(z, threshold=-1e-9)[1][1].item() == 1
 
 
 @pytest.mark.parametrize("name", ["labelled", "cross_fewer", "one_sample"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import formulas
@@ -11,6 +12,7 @@ import torch
 from problems import FORMS, PROBLEMS, form_name, problem, threshold
 from torch import Tensor
 
+from hexssl import reference
 from hexssl.reference import hex_loss, similarity_stats
 
 EXACT = 1e-12  # float64 sums of a few hundred terms of order one
@@ -207,3 +209,20 @@ def test_quantile_is_exact(q: float) -> None:
             stats, mean = similarity_stats(torch.ones(1, 1, dtype=torch.float64), keys, quantile=q, normalize=False)
             expected = torch.quantile(keys[:, 0], q, interpolation="nearest")
             assert torch.equal(stats[0, 5], expected) and torch.equal(mean, expected)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("name", ["labelled", "related_paired"])
+def test_no_value_is_read_on_the_host(name: str, form: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values can be differentiated, in chunks as on any device that is not the CPU."""
+    monkeypatch.setattr(reference, "CHUNK_BYTES", 256)
+    given, _ = problem(name).leaves()
+    given, leaves = replace(given, **{
+        field: value.to("meta") for field, value in vars(given).items() if isinstance(value, Tensor)}).leaves()
+    tau = torch.tensor(0.2, device="meta", requires_grad=True)
+    for eps in (None, 0.3, torch.zeros(len(given.anchors), device="meta")):
+        loss, stats = hex_loss(**given.kwargs(), threshold=eps, temperature=tau, **form)
+        gradients = torch.autograd.grad(loss, [*leaves, tau])
+        assert [x.shape for x in gradients] == [x.shape for x in [*leaves, tau]] and stats.shape == (6,)
+    row_stats, mean = similarity_stats(**given.who(), rows="negatives")
+    assert row_stats.shape == (len(given.anchors), 6) and mean.shape == ()

@@ -122,7 +122,8 @@ static hex_row row_of(const hex_run *run, const contrast *c, int64_t i) {
 static bool poisoned(const hex_run *run, const contrast *c, int64_t i) {
     bool paired = run->problem->paired.data && !isfinite(run->paired.norms[i]);
     double eps = row_threshold(c->s, i);
-    return !run->key.finite || !isfinite(run->a.norms[i]) || paired || !(c->inv_tau > 0) || eps != eps;
+    return !run->key.finite || !isfinite(run->a.norms[i]) || paired || !(c->inv_tau > 0) ||
+           (eps != eps && run->classes.negatives[i] > 0);
 }
 
 static void negatives_block(hex_worker *worker, int64_t b, void *context) {
@@ -195,10 +196,10 @@ static void batch_statistics(const hex_run *run, const contrast *c, double *colu
         positives += row.positives;
         negatives += row.negatives;
         skipped += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == 0;
-        eps += row_threshold(c->s, i);
+        eps += i == 0 || c->s->threshold_count > 1 ? row_threshold(c->s, i) : 0;
     }
     double others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C], none = finite ? 1 : NAN;
-    out[HEX_BATCH_THRESHOLD] = eps / (double)run->g.m;
+    out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)run->g.m : eps;
     out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * none;
     out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * none;
     out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * none : NAN;

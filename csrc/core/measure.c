@@ -115,11 +115,11 @@ static int64_t extra_bytes(const hex_geometry *g, int64_t capacity, int64_t list
     return bytes + (moments ? HEX_MOMENTS * g->mp * (int64_t)sizeof(double) : 0);
 }
 
-/* Candidates per anchor: more than k, with room so that lists are seldom cut. */
-static int64_t capacity_bound(double quantile, int64_t n) {
-    int64_t index = nearest_index(quantile, n), k = quantile >= 0.5 ? n - index : index + 1;
-    int64_t capacity = 2 * (k + 1) + 32;   /* + 1: a shorter row may round the other way */
-    return capacity < n ? capacity : n + 1;
+/* + 1: a row with fewer members may round the other way. */
+static int64_t capacity_of(double quantile, const hex_geometry *g) {
+    int64_t index = nearest_index(quantile, g->n), k = quantile >= 0.5 ? g->n - index : index + 1;
+    int64_t block = g->block_m > g->block_n ? g->block_m : g->block_n;
+    return hex_list_capacity(k + 1, block);
 }
 
 static void place(hex_run *run, measure *me, int64_t capacity, int64_t lists) {
@@ -178,7 +178,7 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
     hex_geometry_of(problem, &g);
     measure me = {.quantile = want & HEX_WANT_QUANTILE, .moments = want & HEX_WANT_MOMENTS,
                   .view = negatives_only ? HEX_VIEW_NEGATIVES : HEX_VIEW_ALL, .row_stats = row_stats};
-    int64_t capacity = me.quantile ? capacity_bound(quantile, g.n) : 0;
+    int64_t capacity = me.quantile ? capacity_of(quantile, &g) : 0;
     me.by_block = g.mp * capacity * g.k->size > LISTS_BYTES;
     int64_t lists = me.by_block ? hex_threads() * g.block_m : g.mp;
     hex_run run;

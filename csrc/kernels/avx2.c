@@ -7,4 +7,6 @@
 #define HEX_MR 6
 #define HEX_PANELS 1
 #define HEX_ANY(mask) (_mm256_movemask_epi8((__m256i)(mask)) != 0)
+#define HEX_BITS(mask)                                                                                    \
+    (unsigned)(sizeof(T) == 4 ? _mm256_movemask_ps((__m256)(mask)) : _mm256_movemask_pd((__m256d)(mask)))
 #include "template.h"

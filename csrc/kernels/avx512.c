@@ -7,4 +7,6 @@
 #define HEX_MR 12
 #define HEX_PANELS 2
 #define HEX_ANY(mask) (_mm512_test_epi64_mask((__m512i)(mask), (__m512i)(mask)) != 0)
+#define HEX_BITS(mask)                                                                                    \
+    (unsigned)(sizeof(T) == 4 ? _mm512_movepi32_mask((__m512i)(mask)) : _mm512_movepi64_mask((__m512i)(mask)))
 #include "template.h"

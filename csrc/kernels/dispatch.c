@@ -137,6 +137,10 @@ int64_t hex_scratch_elements(int64_t rows, int64_t cols) {
     return HEX_SUMS * (rows * lanes + (cols + lanes - 1) / lanes * lanes);
 }
 
+int64_t hex_list_capacity(int64_t k, int64_t tile_columns) {
+    return (2 * k + 32 + tile_columns + HEX_PANEL_BYTES - 1) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
+}
+
 int hex_tiers(const hex_tier **tiers) {
     ready();
     *tiers = tier_list;

@@ -29,13 +29,13 @@ typedef struct {
     const hex_code *col_codes;     /* as seen from the columns (equal to codes unless a relation is asymmetric) */
 } hex_tile;
 
-/* Top-k selection of a block of anchors; all arrays are per anchor. */
+/* Top-k selection of a block of anchors; all arrays are per anchor. A list takes a whole tile before it is cut. */
 typedef struct {
     void *bound;       /* T: only values above it can matter; starts at -inf */
     void *values;      /* T[.][capacity] candidates, unordered */
     int32_t *count;    /* candidates held */
     const int32_t *k;  /* >= 1, or 0: the row wants nothing */
-    int64_t capacity;  /* > k */
+    int64_t capacity;  /* hex_list_capacity of the largest k; a multiple of the panel */
 } hex_selection;
 
 /* Per-anchor parameters of contrast, T[HEX_PARAMS][ld]. Shifts are subtracted from s before exp. With e = e^(s - shift) of
@@ -120,6 +120,9 @@ typedef struct {
 
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
+
+/* Room for the candidates of an anchor: the longest list that is left uncut (2 k + 32), and a tile's columns. */
+int64_t hex_list_capacity(int64_t k, int64_t tile_columns);
 
 /* The chosen tier's table for float (HEX_F32, HEX_F16, HEX_BF16) or double. */
 const hex_kernels *hex_kernels_for(hex_dtype dtype);

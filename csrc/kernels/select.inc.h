@@ -1,87 +1,134 @@
 /* select: the k largest of a stream of values per anchor, exactly; moments: the other row statistics.
  *
- * Each anchor holds a list of candidates and a bound that at least k values seen so far reach, so a value at or below it
- * cannot be larger than the k-th. The list is cut back to k when it fills up. Ties at the bound are dropped on arrival:
- * one more copy of the k-th value changes nothing. */
+ * Each anchor holds a list of candidates and a bound that more than k - 1 values seen so far exceed (or reach, in a list
+ * cut by ties), so a value at or below it cannot be larger than the k-th. Between tiles a list that has grown is cut
+ * back to little more than k. Nothing is ever guessed, so no row needs a second look. */
 
-INLINE int64_t LOCAL(count_above)(const T *x, int64_t n, T limit) {
-    TI above = 0;
-    for (int64_t i = 0; i < n; i++) above += x[i] > limit;
+/* How many of x exceed the limit. x is aligned and has room for one vector past n. */
+INLINE int64_t LOCAL(count_above)(T *x, int64_t n, T limit) {
+    const V bar = LOCAL(splat)(limit);
+    VI above = {0};
+    for (int64_t i = 0; i < n; i += W) above -= (VI)(LOCAL(load)(x + i) > bar);
+    TI sum = 0;
+    for (int l = 0; l < W; l++) sum += above[l];
+    return sum;
+}
+
+/* Fills the vector that holds x[n - 1] up with -inf, and finds the range of x. */
+static void LOCAL(survey)(T *x, int64_t n, T *low, T *high) {
+    T least = x[0], most = x[0];
+    for (int64_t i = 1; i < n; i++) {
+        least = x[i] < least ? x[i] : least;
+        most = x[i] > most ? x[i] : most;
+    }
+    for (int64_t i = n; i % W; i++) x[i] = (T)-INFINITY;
+    *low = least;
+    *high = most;
+}
+
+/* Narrows (low, high] until between k and k + slack of x exceed low; returns how many do. Ties may make that
+ * impossible: then high is the k-th largest itself, and the count returned is less than k, of those above high. */
+static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low, T *high) {
+    int64_t above = LOCAL(count_above)(x, n, *low);
+    if (above < k) {   /* the least value itself is the k-th largest */
+        *high = *low;
+        return above;
+    }
+    while (above > k + slack) {
+        T middle = *low + (*high - *low) / 2;
+        if (!(middle > *low && middle < *high)) return LOCAL(count_above)(x, n, *high);
+        int64_t count = LOCAL(count_above)(x, n, middle);
+        if (count >= k) {
+            *low = middle;
+            above = count;
+        } else {
+            *high = middle;
+        }
+    }
     return above;
 }
 
-/* The k-th largest of x (1 <= k <= n), by bisection on the value. */
-static T LOCAL(kth_largest)(const T *x, int64_t n, int64_t k) {
-    T low = x[0], high = x[0];
-    for (int64_t i = 1; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
-    if (LOCAL(count_above)(x, n, low) < k) return low;
-    /* at least k above low, fewer than k above high */
-    for (;;) {
-        T middle = low + (high - low) / 2;
-        if (!(middle > low && middle < high)) return high;
-        int64_t above = LOCAL(count_above)(x, n, middle);
-        if (above == k) {
-            T least = high;
-            for (int64_t i = 0; i < n; i++) least = x[i] > middle && x[i] < least ? x[i] : least;
-            return least;
-        }
-        if (above > k)
-            low = middle;
-        else
-            high = middle;
-    }
+/* The k-th largest of x (1 <= k <= n). */
+static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
+    T low, high;
+    LOCAL(survey)(x, n, &low, &high);
+    if (LOCAL(separate)(x, n, k, 0, &low, &high) < k) return high;
+    T least = high;
+    for (int64_t i = 0; i < n; i++) least = x[i] > low && x[i] < least ? x[i] : least;
+    return least;
 }
 
-/* Cuts the candidates of anchor i to its k largest and raises the bound to the k-th. */
+/* Lists longer than this are cut before the next tile. */
+INLINE int64_t LOCAL(list_limit)(int64_t k) { return 2 * k + 32; }
+
 static __attribute__((noinline)) void LOCAL(tighten)(const hex_selection *s, int64_t i) {
-    T *x = (T *)s->values + i * s->capacity;
+    T *x = (T *)s->values + i * s->capacity, low, high;
     int64_t n = s->count[i], k = s->k[i], kept = 0;
-    T bound = LOCAL(kth_largest)(x, n, k);
+    LOCAL(survey)(x, n, &low, &high);
+    int64_t above = LOCAL(separate)(x, n, k, k / 4 + 2, &low, &high);
+    T bound = above < k ? high : low;
     for (int64_t j = 0; j < n; j++) {
         T value = x[j];
         x[kept] = value;
         kept += value > bound;
     }
-    while (kept < k) x[kept++] = bound;
+    while (kept < k) x[kept++] = bound;   /* ties: one more copy of the k-th value would change nothing */
     s->count[i] = (int32_t)kept;
     ((T *)s->bound)[i] = bound;
 }
 
-INLINE void LOCAL(offer)(const hex_selection *s, int64_t i, T value) {
-    if (!(value > ((T *)s->bound)[i])) return;
-    ((T *)s->values)[i * s->capacity + s->count[i]++] = value;
-    if (s->count[i] == s->capacity) LOCAL(tighten)(s, i);
+static void LOCAL(tighten_all)(const hex_selection *s, int64_t rows) {
+    for (int64_t i = 0; i < rows; i++)
+        if (s->count[i] > LOCAL(list_limit)(s->k[i])) LOCAL(tighten)(s, i);
+}
+
+/* Appends the lanes of one panel's row that `bits` names. */
+INLINE void LOCAL(append)(const hex_selection *s, int64_t i, const V *x, unsigned bits) {
+    T *list = (T *)s->values + i * s->capacity;
+    int32_t count = s->count[i];
+    const T *lane = (const T *)x;
+    for (; bits; bits &= bits - 1) list[count++] = lane[__builtin_ctz(bits)];
+    s->count[i] = count;
+}
+
+INLINE unsigned LOCAL(panel_bits)(const VI *mask) {
+    unsigned bits = 0;
+    for (int v = 0; v < NV; v++) bits |= LOCAL(bits)(mask[v]) << (v * W);
+    return bits;
 }
 
 static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selection *row, const hex_selection *col) {
     const T *values = tile->values;
     const V sign = LOCAL(splat)((T)sign_);
     const T *row_bound = row->bound, *col_bound = col ? col->bound : NULL;
+    LOCAL(tighten_all)(row, tile->rows);
+    if (col) LOCAL(tighten_all)(col, tile->cols);
     for (int64_t p = 0; p * P < tile->cols; p++) {
+        V bar[NV];
+        for (int v = 0; v < NV; v++)
+            bar[v] = col ? LOCAL(load)(col_bound + p * P + v * W) : LOCAL(splat)((T)INFINITY);
         for (int64_t i = 0; i < tile->rows; i++) {
             int64_t at = p * tile->stride + i * P;
+            const V row_bar = LOCAL(splat)(row_bound[i]);
             V x[NV];
             VI hit_row[NV], hit_col[NV], any = {0};
             for (int v = 0; v < NV; v++) {
                 x[v] = LOCAL(load)(values + at + v * W) * sign;
-                hit_row[v] = (VI)(x[v] > row_bound[i]);
-                hit_col[v] = col ? (VI)(x[v] > LOCAL(load)(col_bound + p * P + v * W)) : (VI){0};
+                hit_row[v] = (VI)(x[v] > row_bar);
+                hit_col[v] = (VI)(x[v] > bar[v]);
                 any |= hit_row[v] | hit_col[v];
             }
             if (!LOCAL(any)(any)) continue;
-            for (int v = 0; v < NV; v++) {
-                if (tile->codes) {
-                    hit_row[v] &= LOCAL(codes)(tile->codes + at + v * W) < 0;
-                    hit_col[v] &= LOCAL(codes)(tile->col_codes + at + v * W) < 0;
-                }
-                if (!LOCAL(any)(hit_row[v] | hit_col[v])) continue;
-                for (int l = 0; l < W; l++) {
-                    if (hit_row[v][l]) LOCAL(offer)(row, i, x[v][l]);
-                    if (hit_col[v][l]) LOCAL(offer)(col, p * P + v * W + l, x[v][l]);
-                }
+            for (int v = 0; tile->codes && v < NV; v++) {
+                hit_row[v] &= LOCAL(codes)(tile->codes + at + v * W) < 0;
+                hit_col[v] &= LOCAL(codes)(tile->col_codes + at + v * W) < 0;
+            }
+            unsigned bits = LOCAL(panel_bits)(hit_row);
+            if (bits) LOCAL(append)(row, i, x, bits);
+            for (bits = LOCAL(panel_bits)(hit_col); bits; bits &= bits - 1) {
+                int lane = __builtin_ctz(bits);
+                int64_t j = p * P + lane;
+                ((T *)col->values)[j * col->capacity + col->count[j]++] = ((const T *)x)[lane];
             }
         }
     }
@@ -89,7 +136,7 @@ static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selecti
 
 static double KERNEL(select_finish)(const hex_selection *s, int64_t i) {
     if (s->count[i] < s->k[i] || s->k[i] < 1) return NAN;
-    return (double)LOCAL(kth_largest)((const T *)s->values + i * s->capacity, s->count[i], s->k[i]);
+    return (double)LOCAL(kth_largest)((T *)s->values + i * s->capacity, s->count[i], s->k[i]);
 }
 
 static inline void LOCAL(moment)(double *m, int64_t ld, double c) {

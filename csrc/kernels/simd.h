@@ -1,7 +1,7 @@
 /* simd.h: the vector vocabulary of the kernel templates, for one element type T in one tier.
  *
  * Written in GCC/Clang vector extensions; a tier file sets HEX_VECTOR_BYTES and, where the compiler needs help,
- * HEX_ANY. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
+ * HEX_ANY and HEX_BITS. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
 #undef T
 #undef TI
 #undef V
@@ -56,6 +56,17 @@ INLINE bool LOCAL(any)(VI mask) {
     TI all = 0;
     for (int l = 0; l < W; l++) all |= mask[l];
     return all != 0;
+#endif
+}
+
+/* One bit per lane of a mask. */
+INLINE unsigned LOCAL(bits)(VI mask) {
+#ifdef HEX_BITS
+    return HEX_BITS(mask);
+#else
+    unsigned bits = 0;
+    for (int l = 0; l < W; l++) bits |= (unsigned)(mask[l] & 1) << l;
+    return bits;
 #endif
 }
 

@@ -37,7 +37,7 @@ static void release(call *c) {
 static PyArrayObject *hold(call *c, PyObject *object, const char *name, int type, int dim, int requirements) {
     PyArray_Descr *descr = type == NPY_NOTYPE ? NULL : PyArray_DescrFromType(type);
     requirements |= NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_ALIGNED;
-    PyArrayObject *array = (PyArrayObject *)PyArray_FromAny(object, descr, 0, 0, requirements, NULL);
+    PyArrayObject *array = (PyArrayObject *)PyArray_CheckFromAny(object, descr, 0, 0, requirements, NULL);
     if (!array)
         return NULL;
     c->held[c->held_count++] = (PyObject *)array;

@@ -1,0 +1,61 @@
+# make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, EPOCHS=n)
+# make test     the test suite and the examples in the documentation
+# make wheel    a wheel and an sdist in dist/, checked
+# make clean    remove what was built (make distclean: the environment too)
+#
+# The first call creates .venv with everything in it. PYTHON=... chooses the interpreter, TORCH=... the torch to install.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+TORCH ?= torch==2.13.0
+DATA ?= digits
+EPOCHS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+BUILT := $(VENV)/.built
+C_SOURCES := $(shell find csrc -name '*.[ch]')
+
+.PHONY: demo test wheel environment tools clean distclean
+
+demo: $(BUILT)
+	$(BIN)/python examples/demo.py --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: tools
+	$(BIN)/python -m pytest -q
+
+wheel: tools
+	$(BIN)/python tools/check_wheel.py
+
+environment: $(BUILT)
+
+tools: $(BUILT) $(VENV)/.tools
+
+# The requirements of the named extras, one per line.
+requirements = $(PYTHON) -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print("\n".join(line for extra in sys.argv[1:] for line in extras[extra]))'
+
+# Dependencies change with pyproject.toml; the extension with the C sources and its build.
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "hexssl needs Python 3.11 or newer: none found on PATH; use make PYTHON=/path/to/python"; exit 1; }
+	@echo "python: $(PYTHON) ($$($(PYTHON) --version))"
+	@echo "cc:     $$($${CC:-cc} --version | head -1)"
+	@echo "cpu:    $$(uname -m), $$($(PYTHON) -c 'import os; print(os.cpu_count())') cores"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(requirements) examples | $(BIN)/python -m pip install -q --no-compile "$(TORCH)" "numpy>=2" "setuptools>=77" -r /dev/stdin
+	@touch $@
+
+$(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	@$(BIN)/python -m hexssl
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(requirements) test dev | $(BIN)/python -m pip install -q -r /dev/stdin
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info hexssl/_C*.so $(BUILT) .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean
+	rm -rf $(VENV)

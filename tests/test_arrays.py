@@ -1,0 +1,246 @@
+"""hexssl.arrays: the core reached through NumPy, against the naive loops and plain PyTorch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import FORMS, PROBLEMS, THRESHOLDS, form_name, problem, threshold
+
+from hexssl import _C, arrays, reference
+
+# float64 sums of a few dozen terms of order one, in different orders
+CLOSE = {"rtol": 1e-10, "atol": 1e-11}
+RNG = np.random.default_rng(0)
+Z = RNG.standard_normal((12, 5))
+
+
+def to_numpy(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in kwargs.items()}
+
+
+def assert_same(result: arrays.HEXResult, loss: torch.Tensor, gradients: dict[str, torch.Tensor],
+                batch_stats: torch.Tensor) -> None:
+    np.testing.assert_allclose(result.loss, loss.detach().numpy(), **CLOSE)
+    assert result.gradients is not None
+    for name in ("anchors", "keys", "paired"):
+        found = getattr(result.gradients, name)
+        assert (found is None) == (name not in gradients)
+        if name in gradients:
+            np.testing.assert_allclose(found, gradients[name].numpy(), **CLOSE)
+    np.testing.assert_allclose(result.gradients.temperature, gradients["temperature"].numpy(), **CLOSE)
+    np.testing.assert_allclose(result.stats, batch_stats.numpy(), **CLOSE)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("kind", THRESHOLDS)
+def test_loss_gradients_and_statistics(name: str, form: dict[str, str], kind: str) -> None:
+    """Every setting against plain PyTorch and its autograd."""
+    given = problem(name)
+    limit = threshold(kind, given)
+    reduction = ("mean", "none", "sum")[len(name) % 3]
+    leaves, _ = given.leaves()
+    tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    loss, batch_stats = reference.hex_loss(**leaves.kwargs(), **form, threshold=limit, temperature=tau, beta=0.7,
+                                           reduction=reduction)
+    loss.sum().backward()
+    gradients = {field: value.grad for field, value in leaves.embeddings().items()}
+    assert tau.grad is not None
+    result = arrays.hex_loss(**to_numpy(given.kwargs()), **form, threshold=to_numpy({"": limit})[""], temperature=0.3,
+                             beta=0.7, reduction=reduction)
+    assert_same(result, loss, {**gradients, "temperature": tau.grad}, batch_stats)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+def test_naive_reference(name: str, form: dict[str, str]) -> None:
+    """The double loops of csrc/reference give what the core gives."""
+    given = to_numpy(problem(name).kwargs())
+    who = arrays._problem(*(given.get(field) for field in (
+        "anchors", "keys", "groups", "key_groups", "relation", "self_offset")), given.get("normalize", True),
+        given.get("paired"))
+    settings = arrays._settings(0.2, 1.5, 0.1, 1.0, **{
+        "formulation": "weighted", "positives": "sum", "denominator": "all", "reduction": "mean", **form})
+    expected = _C.reference_contrast(**who, **settings, threshold=0.25, grad=1.0)
+    found = _C.contrast(**who, **settings, threshold=0.25, grad=1.0)
+    assert expected[2] is not None and found[2] is not None
+    for one, other in zip((*expected[:2], *expected[2]), (*found[:2], *found[2]), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            np.testing.assert_allclose(other, one, **CLOSE)
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "paired_self"])  # odd without its pairs
+@pytest.mark.parametrize("rows", ["all", "negatives"])
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.99])
+def test_similarity_stats(name: str, rows: str, quantile: float) -> None:
+    given = problem(name)
+    expected, _ = reference.similarity_stats(**given.who(), rows=rows, quantile=quantile)
+    found = arrays.similarity_stats(**to_numpy(given.who()), rows=rows, quantile=quantile)
+    for column, values in zip(found, expected.numpy().T, strict=True):
+        np.testing.assert_allclose(column, values, **CLOSE)
+    naive = arrays._problem(*(to_numpy(given.who()).get(field) for field in (
+        "anchors", "keys", "groups", "key_groups", "relation", "self_offset")), given.normalize)
+    loops, _, _ = _C.reference_measure(**naive, quantile=quantile, negatives_only=rows == "negatives")
+    np.testing.assert_allclose(np.stack(found, axis=1), loops, **CLOSE)
+
+
+def test_adaptive_threshold_is_the_mean_quantile() -> None:
+    expected = arrays.similarity_stats(Z).quantile.mean()
+    found = arrays.hex_loss(Z).stats.threshold
+    assert abs(found - expected) <= 1e-15  # one mean of twelve numbers of order one, in either order
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float16, 2e-3)])
+def test_narrow_types(dtype: type, tolerance: float) -> None:
+    """Computed in float32, returned in the type given: a few roundings of a value of order one."""
+    exact = arrays.hex_loss(Z.astype(dtype).astype(np.float64), threshold=0.31)
+    found = arrays.hex_loss(Z.astype(dtype), threshold=0.31)
+    assert found.gradients is not None and exact.gradients is not None
+    assert found.loss.dtype == np.float64 and found.gradients.anchors.dtype == dtype
+    assert abs(found.loss - exact.loss) <= tolerance * exact.loss
+    scale = np.abs(exact.gradients.anchors).max()
+    assert np.abs(found.gradients.anchors - exact.gradients.anchors).max() <= tolerance * scale
+
+
+def every_layout(z: np.ndarray) -> dict[str, np.ndarray]:
+    packed = np.zeros(z.shape, dtype=np.dtype([("tag", np.int8), ("value", z.dtype)]))
+    packed["value"] = z
+    padded = np.zeros((2 * z.shape[0], 3 * z.shape[1]), z.dtype)
+    padded[::2, ::3] = z
+    return {"Fortran order": np.asfortranarray(z), "sliced": padded[::2, ::3],
+            "backwards": z[::-1, ::-1].copy()[::-1, ::-1], "packed record": packed["value"],
+            "other byte order": z.astype(z.dtype.newbyteorder())}
+
+
+@pytest.mark.parametrize("layout", every_layout(Z))
+def test_any_layout(layout: str) -> None:
+    """Rows are packed before use, so the layout cannot change a bit of the result."""
+    expected, found = arrays.hex_loss(Z, threshold=0.3), arrays.hex_loss(every_layout(Z)[layout], threshold=0.3)
+    assert found.gradients is not None and expected.gradients is not None
+    assert found.loss == expected.loss
+    np.testing.assert_array_equal(found.gradients.anchors, expected.gradients.anchors)
+
+
+def test_no_gradients_unless_wanted() -> None:
+    with_gradients, without = arrays.info_nce(Z), arrays.info_nce(Z, return_gradients=False)
+    assert without.gradients is None and without.loss == with_gradients.loss
+
+
+def test_gil_is_released() -> None:
+    """A counter thread goes on counting during one long call."""
+    z = RNG.standard_normal((6000, 64)).astype(np.float32)
+    counts, stop = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal counts
+        while not stop.is_set():
+            counts += 1
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = counts
+    arrays.hex_loss(z)
+    after = counts
+    stop.set()
+    thread.join()
+    assert after - before >= 5  # the call takes tens of milliseconds at least, the naps a tenth of one
+
+
+def test_thread_counts_agree_bitwise() -> None:
+    z = RNG.standard_normal((300, 24)).astype(np.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(arrays.hex_loss(z))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert result.loss == results[0].loss and result.stats == results[0].stats
+        assert result.gradients is not None and results[0].gradients is not None
+        np.testing.assert_array_equal(result.gradients.anchors, results[0].gradients.anchors)
+        assert result.gradients.temperature == results[0].gradients.temperature
+
+
+K = RNG.standard_normal((20, 5))
+
+
+@pytest.mark.parametrize(("error", "word", "arguments"), [
+    (TypeError, "anchors", {"anchors": np.ones((4, 2), dtype=int)}),
+    (TypeError, "anchors", {"anchors": np.ones((4, 2), dtype=complex)}),
+    (TypeError, "anchors", {"anchors": np.ones((4, 2), dtype=np.longdouble)}),
+    (TypeError, "anchors", {"anchors": "rows"}),
+    (ValueError, "anchors", {"anchors": np.ones(4)}),
+    (ValueError, "anchors", {"anchors": np.ones((0, 4))}),
+    (ValueError, "anchors", {"anchors": np.ones((4, 0))}),
+    (ValueError, "anchors", {"anchors": np.ones((5, 4))}),
+    (ValueError, "keys", {"keys": np.ones((20, 4))}),
+    (ValueError, "keys", {"keys": K.astype(np.float32)}),
+    (ValueError, "paired", {"keys": K, "paired": Z[:4]}),
+    (TypeError, "groups", {"groups": np.ones(12)}),
+    (ValueError, "groups", {"groups": np.ones(11, dtype=int)}),
+    (ValueError, "key_groups", {"keys": K, "groups": np.ones(12, dtype=int)}),
+    (ValueError, "key_groups", {"key_groups": np.ones(12, dtype=int)}),
+    (TypeError, "relation", {"relation": np.ones((12, 12), dtype=int)}),
+    (ValueError, "relation", {"relation": np.ones((12, 11), dtype=np.int8)}),
+    (ValueError, "relation", {"relation": np.ones((12, 12), dtype=np.int8), "groups": np.ones(12, dtype=int)}),
+    (ValueError, "self_offset", {"keys": K, "self_offset": 9}),
+    (ValueError, "self_offset", {"keys": K, "self_offset": -1}),
+    (TypeError, "self_offset", {"keys": K, "self_offset": 1.0}),
+    (ValueError, "threshold", {"threshold": "adaptiv"}),
+    (ValueError, "threshold", {"threshold": np.ones(11)}),
+    (ValueError, "threshold", {"threshold": float("nan")}),
+    (TypeError, "threshold", {"threshold": np.ones(12, dtype=int)}),
+    (ValueError, "temperature", {"temperature": 0.0}),
+    (ValueError, "temperature", {"temperature": float("nan")}),
+    (TypeError, "temperature", {"temperature": "0.1"}),
+    (TypeError, "temperature", {"temperature": np.ones(2)}),
+    (ValueError, "beta", {"beta": -1.0}),
+    (ValueError, "tau_plus", {"tau_plus": 1.0}),
+    (ValueError, "local_weight", {"local_weight": -0.1}),
+    (ValueError, "formulation", {"formulation": "paper"}),
+    (ValueError, "positives", {"positives": "max"}),
+    (ValueError, "denominator", {"denominator": "none"}),
+    (ValueError, "denominator", {"denominator": "own"}),
+    (ValueError, "positives", {"formulation": "released", "positives": "mean"}),
+    (ValueError, "local_weight", {"formulation": "released", "local_weight": 2.0}),
+    (ValueError, "reduction", {"reduction": "max"}),
+    (TypeError, "reduction", {"reduction": None}),
+    (TypeError, "normalize", {"normalize": 1}),
+])
+def test_bad_arguments(error: type[Exception], word: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(error, match=rf"{word}.*accepted"):
+        arrays.hex_loss(**{"anchors": Z, **arguments})
+
+
+@pytest.mark.parametrize("arguments", [{"quantile": 1.5}, {"quantile": float("nan")}, {"rows": "positives"}])
+def test_bad_statistics(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        arrays.similarity_stats(Z, **arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(value: float) -> None:
+    """A bad row of both anchors and keys makes everything NaN: it is a key of every anchor."""
+    z = Z.copy()
+    z[3, 2] = value
+    result = arrays.hex_loss(z, threshold=0.3)
+    assert np.isnan(result.loss) and result.gradients is not None
+    assert np.isnan(result.gradients.anchors).all()
+
+
+def test_row_of_zeros() -> None:
+    z = Z.copy()
+    z[3] = 0
+    result = arrays.hex_loss(z)
+    assert np.isfinite(result.loss) and result.gradients is not None
+    assert np.isfinite(result.gradients.anchors).all()

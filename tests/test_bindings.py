@@ -1,0 +1,293 @@
+"""The operators called directly: wrong arguments raise RuntimeError, any strides are read, threads change nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import hexssl  # noqa: F401  registers the operators
+from hexssl import _C
+
+M, N, D = 10, 14, 6
+NONE = torch.empty(0)
+LONG = torch.empty(0, dtype=torch.int64)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def embeddings(rows: int) -> Tensor:
+    return torch.randn(rows, D, generator=generator())
+
+
+MEASURE: dict[str, Any] = {
+    "anchors": embeddings(M), "keys": NONE, "groups": LONG, "key_groups": LONG, "relation": NONE, "period": M // 2,
+    "self_offset": 0, "normalize": True, "quantile": 0.9, "negatives_only": False, "want": 3, "keep": False,
+}
+CONTRAST: dict[str, Any] = {
+    "anchors": embeddings(M), "keys": NONE, "paired": NONE, "groups": LONG, "key_groups": LONG, "relation": NONE,
+    "threshold": torch.tensor(0.3, dtype=torch.float64), "temperature": torch.tensor(0.2),
+    "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True, "beta": 1.0,
+    "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0, "denominator": 0, "reduction": 1,
+    "keep": False,
+}
+
+
+def backward_arguments(**changes: Any) -> dict[str, Any]:
+    forward = {**CONTRAST, **{name: value for name, value in changes.items() if name in CONTRAST}}
+    loss, _, row_state, token = torch.ops.hexssl.contrast(*forward.values())
+    del forward["keep"]
+    needed = {f"need_{name}": forward[name].numel() > 0 for name in ("anchors", "keys", "paired", "temperature")}
+    before = {name: forward.pop(name) for name in list(forward)[:8]}
+    del forward["token"]
+    return {"grad_loss": torch.ones_like(loss), **before, "row_state": row_state, "token": token, **forward, **needed,
+            **changes}
+
+
+def call(operator: str, base: dict[str, Any], **changes: Any) -> tuple[Tensor, ...]:
+    assert changes.keys() <= base.keys()
+    return getattr(torch.ops.hexssl, operator)(*{**base, **changes}.values())
+
+
+WRONG_PROBLEM: list[dict[str, Any]] = [
+    {"anchors": NONE},
+    {"anchors": torch.zeros(0, D)},
+    {"anchors": torch.ones(M)},
+    {"anchors": torch.ones(M, D, 2)},
+    {"anchors": torch.ones(M, D, dtype=torch.int64)},
+    {"anchors": torch.ones(M, D, dtype=torch.complex64)},
+    {"keys": torch.ones(N, D + 1), "self_offset": -1},
+    {"keys": torch.ones(N, D, dtype=torch.float64), "self_offset": -1},
+    {"keys": torch.ones(N), "self_offset": -1},
+    {"groups": torch.zeros(M - 1, dtype=torch.int64)},
+    {"groups": torch.zeros(M, dtype=torch.int32)},
+    {"groups": torch.zeros(2 * M, dtype=torch.int64)[::2]},
+    {"groups": torch.zeros(M, 1, dtype=torch.int64)},
+    {"keys": torch.ones(N, D), "groups": torch.zeros(M, dtype=torch.int64), "self_offset": -1},
+    {"keys": torch.ones(N, D), "self_offset": N - M + 1},
+    {"keys": torch.ones(N, D), "self_offset": 2**63 - 1},
+    {"keys": torch.ones(N, D), "self_offset": -2},
+    {"relation": torch.zeros(M, M - 1, dtype=torch.int8)},
+    {"relation": torch.zeros(M, M, dtype=torch.int64)},
+    {"relation": torch.zeros(M, 2 * M, dtype=torch.int8)[:, ::2]},
+    {"relation": torch.zeros(M, M, dtype=torch.int8), "groups": torch.zeros(M, dtype=torch.int64)},
+    {"period": -1},
+    {"period": -(2**63)},
+]
+WRONG_SETTINGS: list[dict[str, Any]] = [
+    {"paired": torch.ones(M - 1, D)},
+    {"paired": torch.ones(M, D, dtype=torch.float16)},
+    {"threshold": torch.zeros(M - 1, dtype=torch.float64)},
+    {"threshold": torch.zeros(M, dtype=torch.int64)},
+    {"threshold": torch.zeros(1, 1, dtype=torch.float64)},
+    {"temperature": NONE},
+    {"temperature": torch.ones(2)},
+    {"temperature": torch.tensor(1, dtype=torch.int64)},
+    {"token": NONE},
+    {"token": torch.zeros(())},
+    {"token": torch.zeros(2, dtype=torch.int64)},
+    {"beta": -1.0},
+    {"beta": float("nan")},
+    {"tau_plus": 1.0},
+    {"local_weight": -1.0},
+    *({name: value} for name in ("formulation", "positives", "denominator", "reduction") for value in (-1, 3, 2**32)),
+    {"denominator": 1},
+]
+WRONG_BACKWARD: list[dict[str, Any]] = [
+    {"grad_loss": torch.ones(M)},
+    {"grad_loss": NONE},
+    {"grad_loss": torch.ones((), dtype=torch.int64)},
+    {"row_state": NONE},
+    {"row_state": torch.zeros(M, 11, dtype=torch.float64)},
+    {"row_state": torch.zeros(M, 12)},
+    {"row_state": torch.zeros(12, M, dtype=torch.float64).T},
+]
+
+
+def name_of(changes: dict[str, Any]) -> str:
+    def value_of(value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return str(value)
+        layout = "" if value.is_contiguous() else "strided"
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{layout}"
+
+    return ",".join(f"{name}={value_of(value)}" for name, value in changes.items())
+
+
+@pytest.mark.parametrize("changes", [*WRONG_PROBLEM, {"quantile": -0.1}, {"quantile": float("nan")}, {"want": 4},
+                                     {"want": -1}], ids=name_of)
+def test_wrong_measure(changes: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="hexssl::measure: "):
+        call("measure", MEASURE, **changes)
+
+
+@pytest.mark.parametrize("changes", [*WRONG_PROBLEM, *WRONG_SETTINGS], ids=name_of)
+def test_wrong_contrast(changes: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="hexssl::contrast: "):
+        call("contrast", CONTRAST, **changes)
+
+
+@pytest.mark.parametrize("changes", [*WRONG_PROBLEM, *WRONG_SETTINGS, *WRONG_BACKWARD], ids=name_of)
+def test_wrong_backward(changes: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="hexssl::contrast_backward: "):
+        call("contrast_backward", backward_arguments(), **changes)
+
+
+@pytest.mark.parametrize("operator", ["measure", "contrast"])
+@pytest.mark.parametrize("name", ["anchors", "groups"])
+def test_sparse_tensors_are_refused(operator: str, name: str) -> None:
+    base = MEASURE if operator == "measure" else CONTRAST
+    with pytest.raises(RuntimeError):
+        call(operator, base, **{name: torch.ones(M, D).to_sparse()})
+
+
+def test_tensor_without_memory() -> None:
+    z = embeddings(M)
+    z.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        call("measure", MEASURE, anchors=z)
+
+
+def test_handles_are_released() -> None:
+    """Neither a call nor a refused one keeps its tensors."""
+    z = embeddings(M)
+
+    def owners() -> int:
+        return torch._C._storage_Use_Count(z.untyped_storage()._cdata)
+
+    before = owners()
+    for _ in range(3):
+        call("contrast", CONTRAST, anchors=z)
+        with pytest.raises(RuntimeError):
+            call("contrast", CONTRAST, anchors=z, beta=-1.0)
+    assert owners() == before
+
+
+def layouts(z: Tensor) -> dict[str, Tensor]:
+    wide = torch.zeros(2 * z.shape[0], 3 * z.shape[1], dtype=z.dtype)
+    wide[::2, ::3] = z
+    return {"transposed": z.T.contiguous().T, "sliced": wide[::2, ::3], "offset": torch.cat([z[:1], z])[1:]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "offset"])
+def test_any_strides(dtype: torch.dtype, layout: str) -> None:
+    """Rows are packed before use, so strides cannot change a bit of the result."""
+    plain = {"anchors": embeddings(M).to(dtype), "keys": embeddings(N).to(dtype), "paired": embeddings(M).to(dtype)}
+    strided = {name: layouts(value)[layout] for name, value in plain.items()}
+    common = {"period": 0, "self_offset": -1}
+    for expected, found in zip(call("contrast_backward", backward_arguments(**plain, **common)),
+                               call("contrast_backward", backward_arguments(**strided, **common)), strict=True):
+        assert found.is_contiguous() and found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
+def test_expanded_tensors() -> None:
+    """grad_loss, the threshold and rows may have stride zero."""
+    z = embeddings(1).expand(M, D)
+    base = backward_arguments(anchors=z, reduction=0, threshold=torch.tensor(0.3, dtype=torch.float64).expand(M))
+    ones = torch.ones(()).expand(M)
+    for expected, found in zip(call("contrast_backward", base),
+                               call("contrast_backward", base, grad_loss=ones, anchors=z.contiguous()), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_shapes_and_dtypes_of_the_outputs() -> None:
+    half = {"anchors": embeddings(M).half(), "reduction": 0, "temperature": torch.tensor([0.2], dtype=torch.float64)}
+    loss, batch_stats, row_state, token = call("contrast", CONTRAST, **half)
+    assert (loss.shape, loss.dtype) == ((M,), torch.float32)
+    assert (batch_stats.shape, batch_stats.dtype) == ((6,), torch.float64)
+    assert (row_state.shape, row_state.dtype) == ((M, 12), torch.float64)
+    assert (token.shape, token.dtype) == ((), torch.int64)
+    anchors, keys, paired, temperature = call("contrast_backward", backward_arguments(**half))
+    assert (anchors.shape, anchors.dtype) == ((M, D), torch.float16)
+    assert keys.shape == paired.shape == (0,)
+    assert (temperature.shape, temperature.dtype) == ((1,), torch.float64)
+    nothing = call("contrast_backward", backward_arguments(**half), need_anchors=False, need_temperature=False)
+    assert [tuple(gradient.shape) for gradient in nothing] == [(0,)] * 4
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("rows", [M, 333])
+def test_thread_counts_agree_bitwise(keep: bool, rows: int) -> None:
+    z = torch.randn(rows, D, generator=generator())
+    who = {"anchors": z, "groups": torch.arange(rows) % 7, "period": 0}
+    threads = torch.get_num_threads()
+
+    def everything() -> list[Tensor]:
+        measured = call("measure", MEASURE, **who, keep=keep)
+        token = measured[2]
+        contrasted = call("contrast", CONTRAST, **who, token=token, keep=keep)
+        return [*measured[:2], *contrasted[:3], *call("contrast_backward", backward_arguments(**who))]
+
+    try:
+        torch.set_num_threads(1)
+        expected = everything()
+        for count in (2, 3, 5):
+            torch.set_num_threads(count)
+            for one, other in zip(expected, everything(), strict=True):
+                np.testing.assert_array_equal(one.numpy(), other.numpy())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_foreign_tokens_are_harmless() -> None:
+    expected = call("contrast", CONTRAST)
+    for token in (1, -1, 2**62):
+        found = call("contrast", CONTRAST, token=torch.tensor(token))
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
+
+
+def in_a_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False,
+                          env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(("code", "environment", "expected"), [
+    ("import hexssl", {"HEXSSL_CPU": "abacus"}, "ImportError: HEXSSL_CPU=abacus"),
+    # the extension alone, before torch is there
+    ("from importlib.util import module_from_spec as load, spec_from_file_location as find; "
+     f"spec = find('hexssl._C', {_C.__file__!r}); spec.loader.exec_module(load(spec))", {},
+     "ImportError: libtorch_cpu is not loaded"),
+], ids=["unknown tier", "without torch"])
+def test_import_errors(code: str, environment: dict[str, str], expected: str) -> None:
+    result = in_a_new_process(code, **environment)
+    assert result.returncode != 0 and expected in result.stderr
+
+
+def test_a_second_import_is_harmless() -> None:
+    code = ("import hexssl, sys, torch, importlib; first = sys.modules.pop('hexssl._C'); "
+            "second = importlib.import_module('hexssl._C'); assert second is not first; "
+            "z = torch.randn(8, 3); assert second.contrast(z.numpy(), period=4, self_offset=0)[0] > 0; "
+            "assert hexssl.hex_loss(z) > 0")
+    result = in_a_new_process(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_workspace_budget() -> None:
+    before = _C.workspace_budget()
+    try:
+        _C.set_workspace_budget(0)
+        assert _C.workspace_budget() == 0
+        assert call("contrast", CONTRAST, keep=True)[3].item() == 0  # nothing may be kept
+    finally:
+        _C.set_workspace_budget(before)
+    _C.release_workspace()
+    with pytest.raises(ValueError, match="bytes: got -1"):
+        _C.set_workspace_budget(-1)
+
+
+def test_report() -> None:
+    report = _C.cpu_report()
+    assert [tier["name"] for tier in report["tiers"] if tier["chosen"]] == [report["chosen"]]
+    assert report["reason"] and report["threads"] == torch.get_num_threads() and report["torch_abi"] >= (2, 10, 0)
+    result = in_a_new_process("import runpy, sys; sys.argv[1:] = []; runpy.run_module('hexssl', run_name='__main__')")
+    assert result.returncode == 0 and report["chosen"] in result.stdout and torch.__version__ in result.stdout
