@@ -1,0 +1,285 @@
+"""The public loss on CPU tensors, which the C core computes: against other people's values, the reference, gradcheck."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from golden_cases import assert_golden, golden_names
+from problems import FORMS, PROBLEMS, THRESHOLDS, Problem, form_name, problem, rows, threshold
+from torch import Tensor
+
+from hexssl import hex_loss, info_nce, reference, similarity_stats
+
+WEIGHTS: tuple[dict[str, float], ...] = (
+    {"beta": 1.0, "tau_plus": 0.1}, {"beta": 0.0, "tau_plus": 0.0, "local_weight": 0.0},
+    {"beta": 2.5, "tau_plus": 0.6, "local_weight": 0.5},
+)
+
+
+@pytest.mark.parametrize(("entry", "case"), [pytest.param(i, j, id=name) for i, j, name in golden_names()])
+def test_golden(golden: list[dict[str, Any]], entry: int, case: int) -> None:
+    assert_golden(golden[entry], case, hex_loss)
+
+
+def both(given: Problem, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Loss, statistics, gradients of embeddings and temperature: of the C core and of the reference."""
+    results = []
+    for loss_fn in (hex_loss, reference.hex_loss):
+        copy, leaves = given.leaves()
+        temperature = torch.tensor(settings["temperature"], dtype=torch.float64, requires_grad=True)
+        keywords = {**copy.kwargs(), **settings, "temperature": temperature}
+        if loss_fn is hex_loss:
+            keywords["return_stats"] = True
+        loss, stats = loss_fn(**keywords)
+        weights = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+        gradients = torch.autograd.grad((loss * weights).sum(), [*leaves, temperature], materialize_grads=True)
+        stats = torch.stack(tuple(stats)) if loss_fn is hex_loss else stats
+        results.append([loss.detach(), stats, *gradients])
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_equals_the_reference(name: str, form: dict[str, str]) -> None:
+    given = problem(name, seed=3)
+    cases = itertools.product(THRESHOLDS, WEIGHTS[:1] if "formulation" in form else WEIGHTS, (0.1, 0.004))
+    for (kind, weights, tau), reduction in zip(cases, itertools.cycle(("none", "mean", "sum", "none", "mean"))):
+        ours, theirs = both(given, threshold=threshold(kind, given), temperature=tau, reduction=reduction, **form,
+                            **weights)
+        for x, y in zip(ours, theirs, strict=True):
+            # rounding of order 1e-16 in s, up to 250 at this temperature, and 1/tau in the gradients
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10 if tau > 0.05 else 1e-8, equal_nan=True)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("count", [63, 64, 65, 129, 515, 600])
+def test_tiles_and_tails(count: int, form: dict[str, str]) -> None:
+    """Numbers of rows and columns around the sizes of blocks and panels."""
+    generator = torch.Generator().manual_seed(count)
+    for columns, keys in ((17, None), (8, count + 77)):
+        embeddings = {"anchors": rows(count, columns, generator)}
+        groups = {"groups": torch.randint(count // 3, (count,), generator=generator)}
+        if keys:
+            embeddings["keys"] = rows(keys, columns, generator)
+            groups["key_groups"] = torch.randint(count // 3, (keys,), generator=generator)
+        ours, theirs = both(Problem("tiles", **embeddings, **groups), threshold=0.4, temperature=0.1, **form)
+        for x, y in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-11)  # 1e-16 relative, a few hundred terms
+
+
+@pytest.mark.parametrize("kind", ["none", "number", "rows"])
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("name", ["two_views", "labelled", "cross", "cross_labelled", "queue", "gathered",
+                                  "related", "related_paired", "raw_rows"])
+def test_gradcheck(name: str, form: dict[str, str], kind: str) -> None:
+    given = problem(name, seed=5)
+    names = list(given.embeddings())
+    leaves = [x.clone().requires_grad_() for x in given.embeddings().values()]
+    tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def loss(temperature: Tensor, *embeddings: Tensor) -> Tensor:
+        changed = given.with_embeddings(**dict(zip(names, embeddings, strict=True)))
+        return hex_loss(**changed.kwargs(), temperature=temperature, threshold=threshold(kind, given), reduction="none",
+                        beta=0.7, tau_plus=0.05, **form)
+
+    assert torch.autograd.gradcheck(loss, (tau, *leaves), eps=1e-6, atol=1e-6, rtol=1e-5)  # central differences' error
+
+
+def test_gradgradcheck_refuses() -> None:
+    z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.gradgradcheck(lambda x: hex_loss(x, threshold=0.2), (z,))
+
+
+def error_of(loss_fn: Any, z: Tensor, exact: tuple[Tensor, Tensor], tau: float, eps: float) -> tuple[float, float]:
+    x = z.clone().requires_grad_()
+    result = loss_fn(x, threshold=eps, temperature=tau)
+    loss = result[0] if isinstance(result, tuple) else result
+    (gradient,) = torch.autograd.grad(loss, x)
+    scale = exact[1].abs().max()
+    return ((loss.double() - exact[0]).abs().item(), ((gradient.double() - exact[1]).abs().max() / scale).item())
+
+
+def plain(x: Tensor, threshold: float, temperature: float) -> Tensor:
+    """Weighted HEX as one would write it in plain PyTorch, everything in x's dtype."""
+    x = torch.nn.functional.normalize(x)
+    c = x @ x.T
+    s, n = c / temperature, len(x)
+    index = torch.arange(n)
+    self_, positive = index == index[:, None], (index - index[:, None]).abs() == n // 2
+    hard = (c > threshold) & ~self_ & ~positive
+    count = hard.sum(1)
+    low = -torch.inf
+    pos = s.masked_fill(~positive, low).logsumexp(1)
+    rest = s.masked_fill(self_ | positive | hard, low).logsumexp(1)
+    # log raw = log|H| + logsumexp_H((1 + beta) s) - logsumexp_H(beta s), beta 1; rows without H borrow a zero
+    some = count > 0
+    s_hard = torch.where(hard | ~some[:, None], s, torch.full_like(s, low))
+    raw = count.clamp(min=1).to(s.dtype).log() + (2 * s_hard).logsumexp(1) - s_hard.logsumexp(1)
+    top = raw.detach()
+    local = ((raw - top).exp() - 0.1 * count * (pos - top).exp()) / 0.9
+    floor = count.clamp(min=1).to(s.dtype).log() - 1 / temperature
+    above = local > (floor - top).exp()
+    local = torch.where(above, torch.where(above, local, torch.ones_like(local)).log() + top, floor)
+    local = torch.where(some, local, torch.full_like(local, low))
+    z = torch.stack([pos, rest, local]).logsumexp(0)
+    return (z - pos).mean()
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_at_most_twice_plain_pytorch(dtype: torch.dtype, scale: float, tau: float) -> None:
+    ours, theirs = torch.zeros(2), torch.zeros(2)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        z = (scale * torch.nn.functional.normalize(rows(256, 48, generator, clusters=8))).to(dtype)
+        c = torch.nn.functional.normalize(z.double())
+        c = c @ c.T
+        values = c.flatten().sort().values
+        tenth = int(0.9 * len(values))
+        gap = int((values[tenth : tenth + 200].diff()).argmax()) + tenth
+        eps = (values[gap] + values[gap + 1]).item() / 2  # in a wide gap: no dtype may see another H
+        x = z.double().requires_grad_()
+        exact_loss, _ = reference.hex_loss(x, threshold=eps, temperature=tau)
+        exact = (exact_loss.detach(), torch.autograd.grad(exact_loss, x)[0])
+        ours = torch.maximum(ours, torch.tensor(error_of(hex_loss, z, exact, tau, eps)))
+        theirs = torch.maximum(theirs, torch.tensor(error_of(plain, z, exact, tau, eps)))
+    if dtype == torch.float32:
+        floor = torch.tensor([1e-6, 1e-6])  # a few float32 roundings, where plain PyTorch happens to make none
+    else:
+        # gradients are returned in the dtype: half a unit of it is nobody's error
+        floor = torch.tensor([1e-6, torch.finfo(dtype).eps])
+    plain_fails = ~theirs.isfinite()
+    assert ((ours <= 2 * theirs + floor) | plain_fails).all(), (ours, theirs)
+    if scale * z.abs().max() > torch.finfo(dtype).tiny:  # representable gradients
+        assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("columns", [1, 6])
+def test_quantile_is_torchs_bit_for_bit(q: float, columns: int) -> None:
+    """Integer rows make exact cosines, whatever the order of the sum, and plenty of ties at few columns."""
+    generator = torch.Generator().manual_seed(columns)
+    for count in [*range(2, 40), 63, 64, 65, 66, 127, 128, 200, 513, 1000, 1025, 3000]:
+        x = torch.randint(-9, 10, (count, columns), generator=generator).double()
+        groups = torch.randint(4, (count,), generator=generator)
+        c = x @ x.T
+        ours = similarity_stats(x, groups=groups, quantile=q, normalize=False)
+        assert torch.equal(ours.quantile, torch.quantile(c, q, dim=1, interpolation="nearest"))
+        ours = similarity_stats(x, groups=groups, quantile=q, rows="negatives", normalize=False)
+        for i in range(0, count, 1 + count // 8):
+            row = c[i][groups != groups[i]]
+            expected = torch.quantile(row, q, interpolation="nearest") if len(row) else torch.tensor(torch.nan)
+            torch.testing.assert_close(ours.quantile[i], expected.double(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [n for n in PROBLEMS if "paired" not in n and n != "queue"])
+@pytest.mark.parametrize("which", ["all", "negatives"])
+def test_statistics_equal_the_reference(name: str, which: str) -> None:
+    given = problem(name, seed=1)
+    for q in (0.1, 0.75):
+        theirs, _ = reference.similarity_stats(**given.who(), quantile=q, rows=which)
+        ours = torch.stack(tuple(similarity_stats(**given.who(), quantile=q, rows=which)), dim=1)
+        # cosines and their means differ by roundings of one
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("which", ["anchors", "keys", "paired"])
+def test_what_is_not_finite_spreads(which: str, dtype: torch.dtype, bad: float) -> None:
+    for name in ("two_views", "queue", "related_paired"):
+        given = problem(name)
+        if which not in given.embeddings():
+            continue
+        for normalize, eps in ((True, 0.2), (False, None), (True, "adaptive")):
+            poisoned = given.map(lambda x: x.detach().clone().to(dtype))
+            poisoned.embeddings()[which][2, 1] = bad
+            copy, leaves = poisoned.leaves()
+            loss = hex_loss(**{**copy.kwargs(), "normalize": normalize}, threshold=eps)
+            gradients = torch.autograd.grad(loss, leaves)
+            assert loss.isnan()
+            assert any(g.isnan().any() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+def test_rows_of_zeros(form: dict[str, str], dtype: torch.dtype) -> None:
+    z = rows(12, 4, torch.Generator().manual_seed(0)).to(dtype)
+    z[3] = 0
+    z.requires_grad_()
+    loss = hex_loss(z, threshold=0.3, **form)
+    loss.backward()
+    assert loss.isfinite() and z.grad is not None and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, torch.nan])
+def test_temperature_tensor_gone_wrong(tau: float) -> None:
+    z = torch.randn(8, 4, requires_grad=True)
+    temperature = torch.tensor(tau, requires_grad=True)
+    loss = hex_loss(z, temperature=temperature, threshold=0.1)
+    gradients = torch.autograd.grad(loss, (z, temperature))
+    assert loss.isnan() and all(g.isnan().all() for g in gradients)
+
+
+def test_huge_logits_overflow_to_nan_not_to_numbers() -> None:
+    z = (1e30 * torch.randn(8, 4)).requires_grad_()
+    loss = hex_loss(z, normalize=False, threshold=None)
+    assert not loss.isfinite()
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1e-2, 100.0])
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+def test_float32_at_extreme_temperatures(form: dict[str, str], tau: float) -> None:
+    """exp(s) overflows, exp(s - max) does not, and a class may lie far below another's maximum."""
+    z = rows(96, 12, torch.Generator().manual_seed(2))
+    x, y = z.float().requires_grad_(), z.float().double().requires_grad_()
+    loss = hex_loss(x, threshold=0.5, temperature=tau, **form)
+    exact, _ = reference.hex_loss(y, threshold=0.5, temperature=tau, **form)
+    loss.backward()
+    exact.backward()
+    assert x.grad is not None and y.grad is not None
+    # s = c / tau has a rounding error of |s| 2^-24, a few of which add up
+    tolerance = 1e-6 * max(1, 1 / tau)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), y.grad, rtol=0, atol=tolerance * y.grad.abs().max().item())
+
+
+def test_strides_and_threads_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(40, 600, 2, generator=generator)
+    z = base[:, :, 1].T
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads, x in ((1, z), (2, z), (3, z.contiguous()), (1, z.flip(1).flip(1))):
+            torch.set_num_threads(threads)
+            leaf = x.detach().requires_grad_()
+            loss, stats = hex_loss(leaf, return_stats=True)
+            results.append([loss, *stats, *torch.autograd.grad(loss, leaf)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_info_nce_is_hex_without_a_threshold() -> None:
+    z = torch.randn(20, 8)
+    assert torch.equal(info_nce(z), hex_loss(z, threshold=None))
+
+
+def test_backward_twice_and_in_any_order() -> None:
+    """What forward keeps for backward is found again, or made again, whatever came in between."""
+    x, y = (torch.randn(130, 8, requires_grad=True) for _ in range(2))
+    first, second = hex_loss(x), hex_loss(y)
+    gradient = torch.autograd.grad(first, x, retain_graph=True)[0]
+    with torch.no_grad():
+        hex_loss(torch.randn(130, 8))
+    torch.autograd.grad(second, y)
+    assert torch.equal(torch.autograd.grad(first, x)[0], gradient)
+    assert torch.equal(torch.autograd.grad(hex_loss(x), x)[0], gradient)
