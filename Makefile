@@ -3,7 +3,8 @@
 # make wheel    a wheel and an sdist in dist/, checked
 # make clean    remove what was built (make distclean: the environment too)
 #
-# The first call creates .venv with everything in it. PYTHON=... chooses the interpreter, TORCH=... the torch to install.
+# The first call creates .venv with everything in it. PYTHON=... chooses the interpreter, TORCH=... the torch to
+# install.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -32,17 +33,19 @@ environment: $(BUILT)
 tools: $(BUILT) $(VENV)/.tools
 
 # The requirements of the named extras, one per line.
-requirements = $(PYTHON) -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print("\n".join(line for extra in sys.argv[1:] for line in extras[extra]))'
+requirements = $(PYTHON) -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print("\n".join(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]))'
 
 # Dependencies change with pyproject.toml; the extension with the C sources and its build.
 $(VENV)/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "hexssl needs Python 3.11 or newer: none found on PATH; use make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || \
+		{ echo "hexssl needs Python 3.11 or newer: none found on PATH; use make PYTHON=/path/to/python"; exit 1; }
 	@echo "python: $(PYTHON) ($$($(PYTHON) --version))"
 	@echo "cc:     $$($${CC:-cc} --version | head -1)"
 	@echo "cpu:    $$(uname -m), $$($(PYTHON) -c 'import os; print(os.cpu_count())') cores"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(requirements) examples | $(BIN)/python -m pip install -q --no-compile "$(TORCH)" "numpy>=2" "setuptools>=77" -r /dev/stdin
+	$(requirements) examples | \
+		$(BIN)/python -m pip install -q --no-compile "$(TORCH)" "numpy>=2" "setuptools>=77" -r /dev/stdin
 	@touch $@
 
 $(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)

@@ -27,7 +27,7 @@ ARCHITECTURE = sysconfig.get_platform().rsplit("-", 1)[-1]
 SOURCES = {**TIERS.get(ARCHITECTURE, {}), **{source: [] for source in BASELINE}}
 
 # Never -ffast-math: NaN must propagate. -fexceptions: torch's errors unwind through our frames.
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
+FLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
          "-fexceptions", "-Wextra"]
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # has no limited API: one build per version there

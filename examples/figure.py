@@ -16,7 +16,8 @@ RELATIONS = {"same class": "#009e73", "same superclass": "#e69f00", "other": "#8
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8,
+    "grid.linewidth": 0.8, "axes.axisbelow": True,
+    "legend.edgecolor": "none", "legend.framealpha": 0.9, "lines.linewidth": 1.8,
 }
 
 History = list[dict[str, float]]
@@ -34,7 +35,7 @@ def draw(histories: dict[str, History], untrained: float, cosines: dict[str, dic
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         curves(accuracy, histories, "knn", 100.0)
         accuracy.axhline(100 * untrained, color="#b0b0b0", linestyle="--", linewidth=1.2, label="untrained encoder")
-        accuracy.legend(loc="lower right")
+        accuracy.legend(loc="center right")
         accuracy.set(title="k-NN accuracy, test pictures", ylabel="%")
         hex_only = {loss: history for loss, history in histories.items() if "threshold" in history[0]}
         curves(threshold, hex_only, "threshold", 1.0)
@@ -54,7 +55,7 @@ def draw(histories: dict[str, History], untrained: float, cosines: dict[str, dic
         below[0].set_ylabel("density")
         for axes in below:
             axes.legend(loc="upper left")
-        top = max(axes.get_ylim()[1] for axes in below)
+        top = 1.2 * max(axes.get_ylim()[1] for axes in below)  # room for the legend
         for axes in below:
             axes.set_ylim(0, top)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,9 @@ def make_loss(options: argparse.Namespace) -> nn.Module:
     if options.threshold is not None:
         threshold: nn.Module = FixedThreshold(options.threshold)
     else:
-        threshold = AdaptiveThreshold(options.quantile, warmup=options.warmup)
+        threshold = AdaptiveThreshold(
+            options.quantile, warmup=options.warmup, momentum=options.momentum, monotone=options.monotone
+        )
     if options.loss == "hex-released":
         return HEXLoss(options.temperature, threshold, formulation="released")
     return HEXLoss(options.temperature, threshold, options.beta, options.tau_plus, options.local_weight)
@@ -172,6 +174,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--temperature", type=float, default=0.1)
     add("--quantile", type=float, default=0.99, help="adaptive threshold: mean over rows of this quantile")
     add("--warmup", type=int, default=10, help="epochs 0 to this one have no adaptive threshold (paper: 10)")
+    add("--momentum", type=float, help="average the adaptive threshold over steps, in [0, 1)")
+    add("--monotone", action="store_true", help="never let the adaptive threshold rise")
     add("--threshold", type=float, help="a fixed threshold on the cosine instead of the adaptive one")
     add("--beta", type=float, default=1.0, help="concentration of the hard-negative weights")
     add("--tau-plus", type=float, default=0.1, help="class prior of the debiasing")

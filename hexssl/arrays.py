@@ -100,10 +100,11 @@ def _number(name: str, value: Any, accepted: str, low: float = -inf, high: float
     """A plain number in the interval; NaN is in none."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         _refuse(TypeError, name, value, accepted)
-    inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+    number = float(value)
+    inside = (low < number if open_low else low <= number) and (number < high if open_high else number <= high)
     if not inside:
         _refuse(ValueError, name, value, accepted)
-    return float(value)
+    return number
 
 
 def _choice(name: str, value: Any, options: Mapping[str, int]) -> int:

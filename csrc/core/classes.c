@@ -159,6 +159,10 @@ static bool is_uniform(const hex_classes *c, int64_t i, int64_t j, const hex_til
 }
 
 static void codes_from_ids(int32_t row, const int32_t *col, int64_t count, hex_code *codes) {
+    if (count == 16) {   /* a whole panel of float: a loop that compilers turn into vectors */
+        for (int l = 0; l < 16; l++) codes[l] = (hex_code)(col[l] == row ? 1 : -1);
+        return;
+    }
     for (int64_t l = 0; l < count; l++) codes[l] = (hex_code)(col[l] == row ? 1 : -1);
 }
 

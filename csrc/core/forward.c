@@ -188,22 +188,25 @@ static double sum_of_cosines(const hex_run *run, double *column) {
 }
 
 static void batch_statistics(const hex_run *run, const contrast *c, double *column, double *out) {
+    int64_t m = run->g.m, mp = run->g.mp;
+    bool paired = run->problem->paired.data;
     double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0;
-    bool finite = run->a.finite && run->key.finite;
-    for (int64_t i = 0; i < run->g.m; i++) {
-        hex_row row = row_of(run, c, i);
-        for (int q = 0; q < HEX_SUMS; q++) total[q] += row.sums[q];
-        positives += row.positives;
-        negatives += row.negatives;
+    double finite = run->a.finite && run->key.finite && (!paired || run->paired.finite) ? 1 : NAN;
+    for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++)
+        for (int64_t i = 0; i < m; i++) total[q] += c->sums[q * mp + i];
+    for (int64_t i = 0; i < m; i++) {
+        positives += run->classes.positives[i] + (paired ? 1 : 0);
+        negatives += run->classes.negatives[i];
         skipped += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == 0;
+        total[HEX_S_POS_C] += paired ? c->paired[i] : 0;
         eps += i == 0 || c->s->threshold_count > 1 ? row_threshold(c->s, i) : 0;
     }
-    double others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C], none = finite ? 1 : NAN;
-    out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)run->g.m : eps;
-    out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * none;
-    out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * none;
-    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * none : NAN;
-    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = total[HEX_S_HARD_C] / total[HEX_S_HARD_N] * none;
+    double others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C];
+    out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)m : eps;
+    out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
+    out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * finite;
+    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * finite : NAN;
+    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = total[HEX_S_HARD_C] / total[HEX_S_HARD_N] * finite;
     out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
 }
 

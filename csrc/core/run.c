@@ -55,7 +55,7 @@ static void print_blocks(int64_t begin, int64_t end, void *context) {
     }
 }
 
-enum { PRINT_BLOCKS = 64 };
+enum { PRINT_BLOCKS = 64, FEW = 1 << 17 };   /* FEW: not worth another thread */
 
 static uint64_t print_matrix(uint64_t seed, const hex_matrix *x, hex_dtype dtype) {
     uint64_t out[PRINT_BLOCKS];
@@ -63,7 +63,10 @@ static uint64_t print_matrix(uint64_t seed, const hex_matrix *x, hex_dtype dtype
     block = block < 64 ? 64 : block;
     int64_t blocks = (x->rows + block - 1) / block;
     print_job job = {x, dtype_bytes(dtype), block, out};
-    hex_parallel(blocks, print_blocks, &job);
+    if (x->rows * x->cols < FEW)
+        print_blocks(0, blocks, &job);
+    else
+        hex_parallel(blocks, print_blocks, &job);
     for (int64_t b = 0; b < blocks; b++) seed = rotate(seed ^ out[b], 31) * 0xbf58476d1ce4e5b9u;
     return seed;
 }
@@ -112,8 +115,8 @@ static int64_t worker_bytes(const hex_geometry *g) {
     int64_t tile = hex_round_up(g->block_m * g->block_n * g->k->size, HEX_PANEL_BYTES);
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
     int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
-    int64_t row = hex_round_up((g->dp + g->d) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
-    return 2 * tile + 2 * codes + (scratch > row ? scratch : row);
+    int64_t rows = HEX_PANEL_BYTES * g->dp;   /* a panel of rows */
+    return 2 * tile + 2 * codes + (scratch > rows ? scratch : rows);
 }
 
 static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
@@ -132,6 +135,9 @@ static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
 }
 
 /* --- workers --- */
+
+/* Passes over rows of fewer elements than this take less time than waking another thread. */
+enum { SMALL = 1 << 16 };
 
 static hex_worker worker_of(hex_run *run, int64_t index) {
     const hex_geometry *g = &run->g;
@@ -202,7 +208,8 @@ void hex_each_task(hex_run *run, hex_task_body body, void *context) {
 
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context) {
     crew c = {.run = run, .block_body = body, .context = context, .count = blocks};
-    hex_parallel(run->workers < blocks ? run->workers : blocks, work_blocks, &c);
+    int64_t workers = run->workers < blocks ? run->workers : blocks;
+    hex_parallel(blocks * run->g.block_m * run->g.d < SMALL ? 1 : workers, work_blocks, &c);
 }
 
 /* --- rows --- */

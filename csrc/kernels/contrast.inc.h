@@ -28,14 +28,16 @@ INLINE V LOCAL(hardness)(V x, V e, T beta) {
 INLINE void LOCAL(add_to)(T *acc, V v) { LOCAL(store)(acc, LOCAL(load)(acc) + v); }
 
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
- * shifts are the same; its lanes outside a class are masked out, never multiplied by zero. */
-INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
+ * shifts are the same; its lanes outside a class are masked out, never multiplied by zero. Returns whether there were
+ * hierarchical negatives. */
+INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
                              const bool is_row, const hex_code *codes, T *acc, int64_t ld_acc) {
     LOCAL(classes) k = LOCAL(classify)(c, LOCAL(param)(params, ld, HEX_P_EPS, i, is_row), codes);
     V e_global = shared ? *shared
                         : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_G, i, is_row));
     LOCAL(add_to)(acc + HEX_S_GLOBAL * ld_acc, LOCAL(keep)(e_global, k.global));
-    if (LOCAL(any)(k.hard)) {
+    const bool any_hard = LOCAL(any)(k.hard);
+    if (any_hard) {
         V x = c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_H, i, is_row);
         V e = shared ? *shared : LOCAL(exp_nonpositive)(x);
         V hard = LOCAL(hardness)(x, e, beta);
@@ -44,7 +46,7 @@ INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
         LOCAL(add_to)(acc + HEX_S_HARD_N * ld_acc, LOCAL(keep)(LOCAL(splat)(1), k.hard));
         LOCAL(add_to)(acc + HEX_S_HARD_C * ld_acc, LOCAL(keep)(c, k.hard));
     }
-    if (!codes) return;
+    if (!codes) return any_hard;
     LOCAL(add_to)(acc + HEX_S_OTHER_C * ld_acc, LOCAL(keep)(c, k.other));
     if (LOCAL(any)(k.positive)) {
         V e = shared ? *shared
@@ -52,76 +54,82 @@ INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
         LOCAL(add_to)(acc + HEX_S_POS * ld_acc, LOCAL(keep)(e, k.positive));
         LOCAL(add_to)(acc + HEX_S_POS_C * ld_acc, LOCAL(keep)(c, k.positive));
     }
+    return any_hard;
 }
 
 /* The common case: one exponential for both sides, and most vectors hold global negatives only. */
-static void LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
+static bool LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
     const T *values = tile->values, *row = sides->row, *col = sides->col;
+    const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
     const T beta = (T)sides->beta;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * sides->ld]);
-    const int64_t ld = sides->ld, ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
-    for (int64_t p = 0; p * P < tile->cols; p++) {
+    const int64_t ld = sides->ld, rows = tile->rows, cols = tile->cols, stride = tile->stride;
+    const int64_t ld_row = rows * W, ld_col = (cols + P - 1) / P * P;
+    bool any_hard = false;
+    for (int64_t p = 0; p * P < cols; p++) {
         V col_eps[NV], col_global[NV];
         for (int v = 0; v < NV; v++) {
             col_eps[v] = LOCAL(splat)((T)INFINITY);
             if (col) col_eps[v] = LOCAL(load)(col + HEX_P_EPS * ld + p * P + v * W);
             col_global[v] = (V){0};
         }
-        for (int64_t i = 0; i < tile->rows; i++) {
-            int64_t at = p * tile->stride + i * P;
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t at = p * stride + i * P;
             V c[NV], e[NV], sum = {0};
             VI hard = {0};
             const V row_eps = LOCAL(splat)(row[HEX_P_EPS * ld + i]);
             for (int v = 0; v < NV; v++) {
                 c[v] = LOCAL(load)(values + at + v * W);
-                e[v] = LOCAL(exp_nonpositive)(c[v] * inv_tau - shift);
+                e[v] = LOCAL(exp_bounded)(c[v] * inv_tau - shift);
                 hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
                 sum += e[v];
             }
-            if (!tile->codes && !LOCAL(any)(hard)) {
+            if (!codes && !LOCAL(any)(hard)) {
                 LOCAL(add_to)(row_acc + i * W, sum);
                 for (int v = 0; v < NV; v++) col_global[v] += e[v];
                 continue;
             }
             for (int v = 0; v < NV; v++) {
-                const hex_code *codes = tile->codes ? tile->codes + at + v * W : NULL;
-                const hex_code *col_codes = tile->codes ? tile->col_codes + at + v * W : NULL;
-                LOCAL(side_sums)(c[v], &e[v], inv_tau, beta, row, ld, i, true, codes, row_acc + i * W, ld_row);
+                const V x = e[v];
+                any_hard |= LOCAL(side_sums)(c[v], &x, inv_tau, beta, row, ld, i, true, codes ? codes + at + v * W : NULL,
+                                             row_acc + i * W, ld_row);
                 if (col)
-                    LOCAL(side_sums)(c[v], &e[v], inv_tau, beta, col, ld, p * P + v * W, false, col_codes,
-                                     col_acc + p * P + v * W, ld_col);
+                    any_hard |= LOCAL(side_sums)(c[v], &x, inv_tau, beta, col, ld, p * P + v * W, false,
+                                                 codes ? col_codes + at + v * W : NULL, col_acc + p * P + v * W, ld_col);
             }
         }
         if (col)
             for (int v = 0; v < NV; v++) LOCAL(add_to)(col_acc + p * P + v * W, col_global[v]);
     }
+    return any_hard;
 }
 
-static void LOCAL(sums_separate)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
+static bool LOCAL(sums_separate)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
     const T *values = tile->values;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
     const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
+    bool any_hard = false;
     for (int64_t j = 0; j < tile->cols; j += W)
         for (int64_t i = 0; i < tile->rows; i++) {
             int64_t at = j / P * tile->stride + i * P + j % P;
             V c = LOCAL(load)(values + at);
-            LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->row, sides->ld, i, true,
-                             tile->codes ? tile->codes + at : NULL, row_acc + i * W, ld_row);
+            any_hard |= LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->row, sides->ld, i, true,
+                                         tile->codes ? tile->codes + at : NULL, row_acc + i * W, ld_row);
             if (sides->col)
-                LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->col, sides->ld, j, false,
-                                 tile->codes ? tile->col_codes + at : NULL, col_acc + j, ld_col);
+                any_hard |= LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->col, sides->ld, j, false,
+                                             tile->codes ? tile->col_codes + at : NULL, col_acc + j, ld_col);
         }
+    return any_hard;
 }
 
 static void KERNEL(sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col) {
     const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
     T *row_acc = sides->scratch, *col_acc = row_acc + HEX_SUMS * ld_row;
     memset(row_acc, 0, sizeof(T) * (size_t)(HEX_SUMS * (ld_row + (sides->col ? ld_col : 0))));
-    if (sides->shared_shift)
-        LOCAL(sums_shared)(tile, sides, row_acc, col_acc);
-    else
-        LOCAL(sums_separate)(tile, sides, row_acc, col_acc);
+    const bool any_hard = (sides->shared_shift ? LOCAL(sums_shared) : LOCAL(sums_separate))(tile, sides, row_acc, col_acc);
     for (int q = 0; q < HEX_SUMS; q++) {
+        if (q >= HEX_S_HARD_A && q <= HEX_S_HARD_C && !any_hard) continue;
+        if (q >= HEX_S_POS && !tile->codes) continue;
         for (int64_t i = 0; i < tile->rows; i++)
             row[q * sides->ld + i] += LOCAL(total)(LOCAL(load)(row_acc + q * ld_row + i * W));
         if (sides->col)
@@ -209,53 +217,84 @@ INLINE V LOCAL(side_coefficients)(V c, const V *shared, V inv_tau, T beta, const
 #undef PARAM
 }
 
-static double KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides, void *out_) {
+/* Both sides' coefficients of one vector. */
+INLINE V LOCAL(both_coefficients)(V c, const V *shared, V inv_tau, T beta, const T *row, const T *col, int64_t ld, int64_t i,
+                                  int64_t j, const hex_code *codes, const hex_code *col_codes) {
+    V s = LOCAL(side_coefficients)(c, shared, inv_tau, beta, row, ld, i, true, codes);
+    if (col) s += LOCAL(side_coefficients)(c, shared, inv_tau, beta, col, ld, j, false, col_codes);
+    return s;
+}
+
+/* The common case, as in sums_shared: no codes, one exponential. */
+static double LOCAL(coefficients_plain)(const hex_tile *tile, const hex_sides *sides, T *out) {
     const T *values = tile->values, *row = sides->row, *col = sides->col;
-    T *out = out_;
     const T beta = (T)sides->beta;
-    const int64_t ld = sides->ld, padded_rows = (tile->rows + P - 1) / P * P;
+    const int64_t ld = sides->ld, rows = tile->rows, cols = tile->cols, stride = tile->stride;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * ld]);
     double weighted = 0;
-    for (int64_t p = 0; p * P < tile->cols; p++) {
-        V col_eps[NV], col_gg[NV], sum_sc = {0};
+    for (int64_t p = 0; p * P < cols; p++) {
+        V col_eps[NV], col_gg[NV], sum_sc[NV];
         for (int v = 0; v < NV; v++) {
             col_eps[v] = LOCAL(splat)((T)INFINITY);
-            col_gg[v] = (V){0};
+            col_gg[v] = sum_sc[v] = (V){0};
             if (!col) continue;
             col_eps[v] = LOCAL(load)(col + HEX_P_EPS * ld + p * P + v * W);
             col_gg[v] = LOCAL(load)(col + HEX_P_GG * ld + p * P + v * W);
         }
-        for (int64_t i = 0; i < tile->rows; i++) {
-            int64_t at = p * tile->stride + i * P;
-            V c[NV], e[NV];
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t at = p * stride + i * P;
+            V c[NV], e[NV], s[NV];
             VI hard = {0};
             const V row_eps = LOCAL(splat)(row[HEX_P_EPS * ld + i]), row_gg = LOCAL(splat)(row[HEX_P_GG * ld + i]);
             for (int v = 0; v < NV; v++) {
                 c[v] = LOCAL(load)(values + at + v * W);
-                e[v] = sides->shared_shift ? LOCAL(exp_nonpositive)(c[v] * inv_tau - shift) : c[v];
+                e[v] = LOCAL(exp_bounded)(c[v] * inv_tau - shift);
                 hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
+                s[v] = e[v] * (row_gg + col_gg[v]);
             }
-            bool plain = sides->shared_shift && !tile->codes && !LOCAL(any)(hard);
-            for (int v = 0; v < NV; v++) {
-                V s;
-                if (plain) {
-                    s = e[v] * (row_gg + col_gg[v]);
-                } else {
-                    const V *shared = sides->shared_shift ? &e[v] : NULL;
-                    s = LOCAL(side_coefficients)(c[v], shared, inv_tau, beta, row, ld, i, true,
-                                                 tile->codes ? tile->codes + at + v * W : NULL);
-                    if (col)
-                        s += LOCAL(side_coefficients)(c[v], shared, inv_tau, beta, col, ld, p * P + v * W, false,
-                                                      tile->codes ? tile->col_codes + at + v * W : NULL);
+            if (LOCAL(any)(hard))
+                for (int v = 0; v < NV; v++) {
+                    const V x = e[v];
+                    s[v] = LOCAL(both_coefficients)(c[v], &x, inv_tau, beta, row, col, ld, i, p * P + v * W, NULL, NULL);
                 }
-                sum_sc += s * c[v];
-                LOCAL(store)(out + at + v * W, s);
+            for (int v = 0; v < NV; v++) {
+                sum_sc[v] += s[v] * c[v];
+                LOCAL(store)(out + at + v * W, s[v]);
             }
         }
-        weighted += LOCAL(total)(sum_sc);
-        memset(out + p * tile->stride + tile->rows * P, 0, sizeof(T) * (size_t)((padded_rows - tile->rows) * P));
+        for (int v = 0; v < NV; v++) weighted += LOCAL(total)(sum_sc[v]);
     }
     return weighted;
+}
+
+static double LOCAL(coefficients_full)(const hex_tile *tile, const hex_sides *sides, T *out) {
+    const T *values = tile->values, *row = sides->row, *col = sides->col;
+    const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
+    const int64_t ld = sides->ld, rows = tile->rows, cols = (tile->cols + P - 1) / P * P, stride = tile->stride;
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * ld]);
+    const bool one = sides->shared_shift;
+    double weighted = 0;
+    for (int64_t j = 0; j < cols; j += W) {
+        V sum_sc = {0};
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t at = j / P * stride + i * P + j % P;
+            V c = LOCAL(load)(values + at), e = one ? LOCAL(exp_bounded)(c * inv_tau - shift) : c;
+            V s = LOCAL(both_coefficients)(c, one ? &e : NULL, inv_tau, (T)sides->beta, row, col, ld, i, j,
+                                           codes ? codes + at : NULL, codes ? col_codes + at : NULL);
+            sum_sc += s * c;
+            LOCAL(store)(out + at, s);
+        }
+        weighted += LOCAL(total)(sum_sc);
+    }
+    return weighted;
+}
+
+static double KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides, void *out) {
+    const int64_t padded_rows = (tile->rows + P - 1) / P * P;
+    for (int64_t p = 0; p * P < tile->cols; p++)
+        memset((T *)out + p * tile->stride + tile->rows * P, 0, sizeof(T) * (size_t)((padded_rows - tile->rows) * P));
+    bool plain = sides->shared_shift && !tile->codes;
+    return (plain ? LOCAL(coefficients_plain) : LOCAL(coefficients_full))(tile, sides, out);
 }
 
 static void KERNEL(exponential)(const void *x, int64_t count, void *out) {

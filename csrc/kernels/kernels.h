@@ -87,10 +87,10 @@ typedef struct {
                  void *k_major, void *r_major, double *norms, void *buffer);
     /* Packed gradients to rows: out = ((I - x x^T) (gk + gr + extra)) * scale / norm, x from k_major. gk: T[Dp/P][block][P],
      * gr: T[block/P][Dp][P], extra: double (rows, D), each may be NULL. out: dtype, row `first` on, contiguous (., D).
-     * A row whose norm is not finite gets NaN. */
+     * A row whose norm is not finite gets NaN. buffer: T[P][Dp]. */
     void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
                    int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale, hex_dtype dtype,
-                   void *out, double *buffer);
+                   void *out, void *buffer);
     /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels. */
     void (*product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a, int64_t a_stride, const void *b,
                     int64_t b_stride, void *c, int64_t c_stride, bool accumulate);

@@ -119,65 +119,77 @@ static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, 
         }
 }
 
-static void LOCAL(write_row)(const double *x, int64_t count, hex_dtype dtype, void *out, int64_t offset, bool saturate) {
+static void LOCAL(write_row)(const T *x, int64_t count, hex_dtype dtype, void *out, int64_t offset, bool saturate) {
 #if HEX_T_IS_FLOAT
     if (dtype == HEX_F16) {
         uint16_t *half = (uint16_t *)out + offset;
         for (int64_t d = 0; d < count; d++) {
-            float y = (float)x[d];
+            float y = x[d];
             half[d] = LOCAL(to_half)(!saturate || fabsf(y) <= 65504 || y != y ? y : copysignf(65504, y));
         }
         return;
     }
     if (dtype == HEX_BF16) {
         uint16_t *half = (uint16_t *)out + offset;
-        for (int64_t d = 0; d < count; d++) half[d] = LOCAL(to_bfloat)((float)x[d]);
+        for (int64_t d = 0; d < count; d++) half[d] = LOCAL(to_bfloat)(x[d]);
         return;
     }
 #else
     (void)dtype;
     (void)saturate;
 #endif
-    T *y = (T *)out + offset;
-    for (int64_t d = 0; d < count; d++) y[d] = (T)x[d];
+    memcpy((T *)out + offset, x, sizeof(T) * (size_t)count);
 }
 
-static void KERNEL(unpack)(const void *gk_, const void *gr_, const double *extra, const void *k_major_,
+/* P rows of the sum of the packed gradients into g: T[P][padded]. */
+static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t i0, int64_t rows, int64_t block,
+                          int64_t cols, T *g) {
+    int64_t padded = (cols + P - 1) / P * P;
+    for (int64_t d0 = 0; d0 < padded; d0 += P)
+        for (int64_t r = 0; r < rows; r++) {
+            T *out = g + r * padded + d0;
+            const T *in = gk ? gk + (d0 / P * block + i0 + r) * P : NULL;
+            const T *turned = gr ? gr + (i0 / P * padded + d0) * P + r : NULL;
+            for (int l = 0; l < P; l++) out[l] = in ? in[l] : 0;
+            for (int l = 0; turned && l < P && d0 + l < cols; l++) out[l] += turned[l * P];   /* no padding in gr */
+        }
+    for (int64_t r = 0; extra && r < rows; r++)
+        for (int64_t d = 0; d < cols; d++) g[r * padded + d] += (T)extra[(i0 + r) * cols + d];
+}
+
+static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, const void *k_major_,
                            const double *norms, int64_t first, int64_t rows, int64_t block, int64_t cols,
-                           bool normalize, double scale, hex_dtype dtype, void *out, double *buffer) {
-    const T *gk = gk_, *gr = gr_, *unit = k_major_;
+                           bool normalize, double scale, hex_dtype dtype, void *out, void *buffer) {
+    const T *unit = k_major_;
     int64_t padded = (cols + P - 1) / P * P;
     for (int64_t i = 0; i < rows; i++) {
-        double along = 0;
-        for (int64_t d = 0; d < cols; d++) {
-            int64_t at = (d / P * block + i) * P + d % P;
-            double g = gk ? (double)gk[at] : 0;
-            if (gr) g += (double)gr[(i / P * padded + d) * P + i % P];
-            if (extra) g += extra[i * cols + d];
-            buffer[d] = g;
-            along += g * (double)unit[at];
-        }
+        T *g = (T *)buffer + i % P * padded;
+        if (i % P == 0) LOCAL(gather)(gk, gr, extra, i, rows - i < P ? rows - i : P, block, cols, buffer);
         double factor = norms[i] <= 1.7976931348623157e308 ? scale : NAN;
         bool tiny = norms[i] < 1e-12;
-        if (normalize) {
-            factor = factor / (tiny ? 1e-12 : norms[i]);
-            if (!tiny)   /* below 1e-12 the divisor is a constant, so nothing is projected out */
-                for (int64_t d = 0; d < cols; d++)
-                    buffer[d] -= along * (double)unit[(d / P * block + i) * P + d % P];
+        if (normalize) factor = factor / (tiny ? 1e-12 : norms[i]);
+        V along = {0};
+        if (normalize && !tiny)   /* below 1e-12 the divisor is a constant, so nothing is projected out */
+            for (int64_t d = 0; d < padded; d += W)
+                along += LOCAL(load)(g + d) * LOCAL(load)(unit + (d / P * block + i) * P + d % P);
+        const V projection = LOCAL(splat)((T)LOCAL(total)(along)), times = LOCAL(splat)((T)factor);
+        for (int64_t d = 0; d < padded; d += W) {
+            V x = LOCAL(load)(unit + (d / P * block + i) * P + d % P);
+            LOCAL(store)(g + d, (LOCAL(load)(g + d) - projection * x) * times);
         }
-        for (int64_t d = 0; d < cols; d++) buffer[d] *= factor;
         /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
          * the signal that gradient scalers wait for. */
-        LOCAL(write_row)(buffer, cols, dtype, out, (first + i) * cols, normalize && tiny);
+        LOCAL(write_row)(g, cols, dtype, out, (first + i) * cols, normalize && tiny);
     }
 }
 
 static void KERNEL(column_sums)(const void *k_major, int64_t rows, int64_t block, int64_t cols, double *sums) {
-    const T *x = k_major;
-    for (int64_t d = 0; d < cols; d++) {
-        double sum = 0;
-        for (int64_t i = 0; i < rows; i++) sum += (double)x[(d / P * block + i) * P + d % P];
-        sums[d] += sum;
+    for (int64_t d = 0; d < cols; d += P) {
+        const T *x = (const T *)k_major + d * block;
+        double sum[HEX_PANEL_BYTES / sizeof(T)] = {0};
+        for (int64_t i = 0; i < rows; i++)
+            for (int l = 0; l < P; l++) sum[l] += (double)x[i * P + l];
+        for (int l = 0; l < P && d + l < cols; l++) sums[d + l] += sum[l];
     }
 }
 

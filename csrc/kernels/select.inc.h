@@ -4,26 +4,37 @@
  * cut by ties), so a value at or below it cannot be larger than the k-th. Between tiles a list that has grown is cut
  * back to little more than k. Nothing is ever guessed, so no row needs a second look. */
 
-/* How many of x exceed the limit. x is aligned and has room for one vector past n. */
-INLINE int64_t LOCAL(count_above)(T *x, int64_t n, T limit) {
+/* How many of x exceed the limit. x is aligned and filled up with -inf to a whole vector. */
+INLINE int64_t LOCAL(count_above)(const T *x, int64_t n, T limit) {
     const V bar = LOCAL(splat)(limit);
     VI above = {0};
     for (int64_t i = 0; i < n; i += W) above -= (VI)(LOCAL(load)(x + i) > bar);
-    TI sum = 0;
-    for (int l = 0; l < W; l++) sum += above[l];
-    return sum;
+    TI lane[W];
+    memcpy(lane, &above, sizeof lane);
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    return lane[0];
 }
 
 /* Fills the vector that holds x[n - 1] up with -inf, and finds the range of x. */
-static void LOCAL(survey)(T *x, int64_t n, T *low, T *high) {
-    T least = x[0], most = x[0];
-    for (int64_t i = 1; i < n; i++) {
-        least = x[i] < least ? x[i] : least;
-        most = x[i] > most ? x[i] : most;
+INLINE void LOCAL(survey)(T *x, int64_t n, T *low, T *high) {
+    V least = LOCAL(splat)((T)INFINITY), most = LOCAL(splat)((T)-INFINITY);
+    for (int64_t i = n; i % W; i++) x[i] = (T)INFINITY;
+    for (int64_t i = 0; i < n; i += W) {
+        V y = LOCAL(load)(x + i);
+        least = LOCAL(pick)((VI)(y < least), y, least);
     }
     for (int64_t i = n; i % W; i++) x[i] = (T)-INFINITY;
-    *low = least;
-    *high = most;
+    for (int64_t i = 0; i < n; i += W) {
+        V y = LOCAL(load)(x + i);
+        most = LOCAL(pick)((VI)(y > most), y, most);
+    }
+    *low = least[0];
+    *high = most[0];
+    for (int l = 1; l < W; l++) {
+        *low = least[l] < *low ? least[l] : *low;
+        *high = most[l] > *high ? most[l] : *high;
+    }
 }
 
 /* Narrows (low, high] until between k and k + slack of x exceed low; returns how many do. Ties may make that
@@ -53,9 +64,14 @@ static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
     T low, high;
     LOCAL(survey)(x, n, &low, &high);
     if (LOCAL(separate)(x, n, k, 0, &low, &high) < k) return high;
-    T least = high;
-    for (int64_t i = 0; i < n; i++) least = x[i] > low && x[i] < least ? x[i] : least;
-    return least;
+    const V bar = LOCAL(splat)(low);
+    V least = LOCAL(splat)(high);   /* exactly k exceed low: the least of them */
+    for (int64_t i = 0; i < n; i += W) {
+        V y = LOCAL(load)(x + i);
+        least = LOCAL(pick)((VI)(y > bar) & (VI)(y < least), y, least);
+    }
+    for (int l = 0; l < W; l++) high = least[l] < high ? least[l] : high;
+    return high;
 }
 
 /* Lists longer than this are cut before the next tile. */

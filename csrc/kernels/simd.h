@@ -70,15 +70,18 @@ INLINE unsigned LOCAL(bits)(VI mask) {
 #endif
 }
 
+/* Sum of the lanes, by halves. */
 INLINE double LOCAL(total)(V v) {
-    double sum = 0;
-    for (int l = 0; l < W; l++) sum += (double)v[l];
-    return sum;
+    T lane[W];
+    memcpy(lane, &v, sizeof lane);
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    return (double)lane[0];
 }
 
 /* exp for x <= 0 (and a little above): 1 + r + r^2 q(r) on |r| <= ln2/2, times 2^n. NaN stays NaN; below the smallest
  * normal number the result is 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range. */
-INLINE V LOCAL(exp_nonpositive)(V x) {
+INLINE V LOCAL(exp_any)(V x, const bool bounded) {
 #if HEX_T_IS_FLOAT
     const V magic = LOCAL(splat)(0x1.8p23f), inv_ln2 = LOCAL(splat)(0x1.715476p+0f);
     const V ln2_hi = LOCAL(splat)(0x1.62e4p-1f), ln2_lo = LOCAL(splat)(0x1.7f7d1cp-20f);
@@ -105,5 +108,11 @@ INLINE V LOCAL(exp_nonpositive)(V x) {
     poly = (poly * r) * r + r + 1;
     VI scale = ((VI)shifted << mantissa) + ((TI)bias << mantissa);
     V e = poly * (V)scale;
+    if (bounded) return e;
     return (V)((VI)e & ~(x < tiny));   /* the comparison is false for NaN */
 }
+
+INLINE V LOCAL(exp_nonpositive)(V x) { return LOCAL(exp_any)(x, false); }
+
+/* For x known not to lie below the smallest normal result. */
+INLINE V LOCAL(exp_bounded)(V x) { return LOCAL(exp_any)(x, true); }

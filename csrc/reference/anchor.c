@@ -47,7 +47,7 @@ static double mean_own(const hex_ready *r, const hex_settings *o, int64_t i, con
 }
 
 hex_anchor hex_anchor_forward(const hex_ready *r, const hex_settings *o, int64_t i) {
-    hex_anchor t = {.log_local = -INFINITY};
+    hex_anchor t = {.log_local = -INFINITY, .broken = r->broken[i] || !(o->temperature > 0)};
     double sum_pos = 0;
     for (int64_t j = 0; j < r->n; j++) {
         hex_set which = hex_anchor_set(r, o, i, j);
@@ -82,7 +82,8 @@ hex_anchor hex_anchor_forward(const hex_ready *r, const hex_settings *o, int64_t
         t.loss = log_z - (o->positives == HEX_POSITIVES_SUM ? t.log_pos : t.mean_pos);
     }
     if (!t.counts) t.loss = 0;
-    if (r->broken[i]) t.loss = NAN;
+    if (t.broken) t.loss = NAN;
+    t.counts |= t.broken;
     return t;
 }
 

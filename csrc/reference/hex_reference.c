@@ -36,7 +36,7 @@ static void measure_row(const hex_ready *r, int64_t i, double quantile, bool neg
 void hex_reference_measure(const hex_problem *problem, double quantile, bool negatives_only, double *row_stats,
                            double *mean_quantile) {
     hex_ready r;
-    if (!hex_ready_make(&r, problem, false)) {
+    if (!hex_ready_make(&r, problem)) {
         for (int64_t i = 0; i < problem->anchors.rows * HEX_ROW_STATS; i++) row_stats[i] = NAN;
         *mean_quantile = NAN;
         return;
@@ -65,12 +65,12 @@ typedef struct {
 static void backward(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t, double weight,
                      sides *out) {
     hex_slopes d = {0};
-    double broken = r->broken[i] ? NAN : 0, *side = out->anchors + i * r->d;
-    if (!t->counts && !r->broken[i]) return;
-    if (t->counts) d = hex_anchor_slopes(r, o, i, t);
+    double *side = out->anchors + i * r->d;
+    if (!t->counts) return;
+    if (!t->broken) d = hex_anchor_slopes(r, o, i, t);
     for (int64_t j = 0; j < r->n; j++) {
-        double s = r->cosines[j] / o->temperature, slope = broken;
-        if (t->counts) slope += weight * hex_anchor_coefficient(o, t, &d, hex_anchor_set(r, o, i, j), s);
+        double s = r->cosines[j] / o->temperature, slope = NAN;
+        if (!t->broken) slope = weight * hex_anchor_coefficient(o, t, &d, hex_anchor_set(r, o, i, j), s);
         for (int64_t c = 0; c < r->d; c++) {
             side[c] += slope / o->temperature * r->keys[j * r->d + c];
             out->keys[j * r->d + c] += slope / o->temperature * r->anchors[i * r->d + c];
@@ -78,15 +78,15 @@ static void backward(const hex_ready *r, const hex_settings *o, int64_t i, const
         out->temperature -= slope * s / o->temperature;
     }
     if (r->given->paired.data) {
-        double s = hex_ready_paired_cosine(r, i) / o->temperature, slope = broken;
-        if (t->counts) slope += weight * hex_anchor_coefficient(o, t, &d, POSITIVE, s);
+        double s = hex_ready_paired_cosine(r, i) / o->temperature, slope = NAN;
+        if (!t->broken) slope = weight * hex_anchor_coefficient(o, t, &d, POSITIVE, s);
         for (int64_t c = 0; c < r->d; c++) {
             side[c] += slope / o->temperature * r->paired[i * r->d + c];
             out->paired[i * r->d + c] += slope / o->temperature * r->anchors[i * r->d + c];
         }
         out->temperature -= slope * s / o->temperature;
     }
-    out->temperature += weight * d.temperature + broken;
+    out->temperature += weight * d.temperature;
 }
 
 /* From ready rows x to the given ones: x = row / max(norm, 1e-12). Adds into out. Below 1e-12 the divisor is
@@ -125,6 +125,8 @@ static void batch_statistics(const hex_ready *r, const hex_settings *o, double *
     stats[HEX_BATCH_NEGATIVE_SIMILARITY] = sum_neg / negatives;
     stats[HEX_BATCH_HIERARCHICAL_SIMILARITY] = sum_hard / hards;
     stats[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
+    for (int q = HEX_BATCH_HIERARCHICAL_FRACTION; q <= HEX_BATCH_HIERARCHICAL_SIMILARITY; q++)
+        if (!r->finite) stats[q] = NAN;
 }
 
 static void contrast_batch(hex_ready *r, const hex_settings *o, const double *grad, double *losses, sides *out) {
@@ -175,7 +177,7 @@ static void all_nan(const hex_problem *p, const hex_settings *o, double *losses,
 void hex_reference_contrast(const hex_problem *problem, const hex_settings *settings, const double *grad,
                             double *losses, double *batch_stats, const hex_gradients *gradients) {
     hex_ready r;
-    if (!hex_ready_make(&r, problem, !(settings->temperature > 0))) {
+    if (!hex_ready_make(&r, problem)) {
         all_nan(problem, settings, losses, batch_stats, gradients);
         return;
     }

@@ -18,11 +18,12 @@ typedef struct {
     double *anchors, *keys, *paired;                 /* (m, d), (n, d), (m, d) */
     double *anchor_norms, *key_norms, *paired_norms; /* lengths of the given rows */
     bool *broken;                                    /* (m,) */
+    bool finite;                                     /* no anchor is broken */
     double *cosines;                                 /* (n,) of the anchor at hand */
 } hex_ready;
 
 /* False: out of memory, and there is nothing to free. */
-bool hex_ready_make(hex_ready *r, const hex_problem *problem, bool all_broken);
+bool hex_ready_make(hex_ready *r, const hex_problem *problem);
 void hex_ready_free(hex_ready *r);
 
 /* > 0: key j is a positive of anchor i; < 0: a negative; 0: neither. */
@@ -47,7 +48,8 @@ typedef struct {
     double log_raw, log_debit;        /* |H| A/B; tau_plus |H| mean of e^s over the positives */
     double log_local;                 /* the local term, without its weight */
     double log_neg;                   /* weight x local + global */
-    bool floored, counts;             /* the local term is at its floor; the anchor has a loss */
+    bool floored;                     /* the local term is at its floor */
+    bool broken, counts;              /* the loss is NaN, by its rows or the temperature; it is not left out */
     double loss;
 } hex_anchor;
 

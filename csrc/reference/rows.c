@@ -36,7 +36,7 @@ void hex_ready_free(hex_ready *r) {
     free(r->broken), free(r->cosines);
 }
 
-bool hex_ready_make(hex_ready *r, const hex_problem *p, bool all_broken) {
+bool hex_ready_make(hex_ready *r, const hex_problem *p) {
     const hex_matrix *keys = p->keys.data ? &p->keys : &p->anchors;
     *r = (hex_ready){.given = p, .m = p->anchors.rows, .n = keys->rows, .d = p->anchors.cols};
     r->self_offset = p->keys.data ? p->self_offset : 0;
@@ -48,22 +48,24 @@ bool hex_ready_make(hex_ready *r, const hex_problem *p, bool all_broken) {
         hex_ready_free(r);
         return false;
     }
-    bool finite;
+    bool finite, keys_finite = true;
     for (int64_t j = 0; j < r->n; j++) {
         r->key_norms[j] = ready_row(keys, j, p->normalize, r->keys + j * r->d, &finite);
-        all_broken |= !finite;
+        keys_finite &= finite;
     }
+    r->finite = true;
     for (int64_t i = 0; i < r->m; i++) {
         r->anchor_norms[i] = ready_row(&p->anchors, i, p->normalize, r->anchors + i * r->d, &finite);
-        r->broken[i] = all_broken || !finite;
-        if (!p->paired.data) continue;
-        r->paired_norms[i] = ready_row(&p->paired, i, p->normalize, r->paired + i * r->d, &finite);
-        r->broken[i] |= !finite;
+        r->broken[i] = !keys_finite || !finite;
+        if (p->paired.data) {
+            r->paired_norms[i] = ready_row(&p->paired, i, p->normalize, r->paired + i * r->d, &finite);
+            r->broken[i] |= !finite;
+        }
+        r->finite &= !r->broken[i];
     }
     return true;
 }
 
-/* > 0: key j is a positive of anchor i; < 0: a negative; 0: neither. */
 int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j) {
     const hex_problem *p = r->given;
     if (r->self_offset >= 0 && j == i + r->self_offset) return 0;
@@ -76,7 +78,6 @@ int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j) {
     return -1;
 }
 
-/* The cosines of anchor i with every key into r->cosines. */
 void hex_ready_cosines(const hex_ready *r, int64_t i) {
     for (int64_t j = 0; j < r->n; j++)
         r->cosines[j] = r->broken[i] ? NAN : hex_ready_dot(r->anchors + i * r->d, r->keys + j * r->d, r->d);

@@ -1,0 +1,182 @@
+"""Who competes: every variant makes a step (forward, or forward and backward) of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import formulas
+import torch
+from cases import Case, Inputs
+from torch import Tensor
+
+from hexssl import HEXLoss, InfoNCELoss, hex_loss, info_nce
+
+TAU = formulas.TEMPERATURE
+Step = Callable[[], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """make: a step from the inputs; it returns the loss, or None where there is none.
+
+    loss : variants with the same word here compute the same number, which is checked before they are timed
+    arrays : N x N arrays of the dtype alive at its peak, about: what decides whether a shape fits the memory
+    cubes : the same for arrays of rows cubed
+    queues, plain : whether it can do cases with and without a queue
+    cache : False: with a workspace budget of 0, so that nothing outlives a call
+    """
+
+    title: str
+    make: Callable[[Inputs], Step]
+    loss: str = ""
+    arrays: float = 0
+    cubes: float = 0
+    plain: bool = True
+    queues: bool = False
+    cache: bool = True
+
+    def takes(self, case: Case) -> bool:
+        return self.queues if case.queue else self.plain
+
+    def bytes(self, case: Case) -> float:
+        size = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
+        return (self.arrays + self.cubes * case.rows) * case.rows * case.keys * size
+
+
+def _products(function: Callable[[Tensor, Tensor], None]) -> Callable[[Inputs], Step]:
+    def make(inputs: Inputs) -> Step:
+        anchors = inputs.anchors.detach()
+        keys = anchors if inputs.queue is None else inputs.queue
+        return lambda: function(anchors, keys)
+
+    return make
+
+
+def _one_product(a: Tensor, k: Tensor) -> None:
+    a @ k.T
+
+
+def _train(loss: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Step]:
+    """Forward and backward."""
+    def make(inputs: Inputs) -> Step:
+        def step() -> Tensor:
+            value = loss(inputs)
+            value.backward()
+            return value.detach()
+
+        return step
+
+    return make
+
+
+def _evaluate(loss: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Step]:
+    """Forward alone."""
+    def make(inputs: Inputs) -> Step:
+        def step() -> Tensor:
+            with torch.no_grad():
+                return loss(inputs)
+
+        return step
+
+    return make
+
+
+def _compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Inputs], Step]:
+    def make(inputs: Inputs) -> Step:
+        torch._dynamo.reset()  # shapes and thread counts are compiled in
+        compiled = torch.compile(function, dynamic=False)
+        return _train(lambda given: compiled(given.anchors))(inputs)
+
+    return make
+
+
+def _eager_infonce(inputs: Inputs) -> Tensor:
+    if inputs.queue is None:
+        return formulas.infonce(inputs.anchors)
+    assert inputs.paired is not None
+    return formulas.infonce_queue(inputs.anchors, inputs.paired, inputs.queue)
+
+
+def _hex(**settings: Any) -> Callable[[Inputs], Tensor]:
+    options = {"temperature": TAU, "beta": formulas.BETA, "tau_plus": formulas.TAU_PLUS, **settings}
+    return lambda inputs: hex_loss(inputs.anchors, inputs.queue, paired=inputs.paired, **options)
+
+
+def _hex_fixed(inputs: Inputs) -> Tensor:
+    return hex_loss(inputs.anchors, inputs.queue, paired=inputs.paired, threshold=inputs.threshold, temperature=TAU,
+                    beta=formulas.BETA, tau_plus=formulas.TAU_PLUS)
+
+
+def _infonce(inputs: Inputs) -> Tensor:
+    return info_nce(inputs.anchors, inputs.queue, paired=inputs.paired, temperature=TAU)
+
+
+def _module(module: type) -> Callable[[Inputs], Step]:
+    """Two views through the module, as in a training script."""
+    def make(inputs: Inputs) -> Step:
+        criterion = module(temperature=TAU)
+        return _train(lambda given: criterion(*given.anchors.chunk(2)))(inputs)
+
+    return make
+
+
+def _infonce_own(inputs: Inputs) -> Tensor:
+    return info_nce(inputs.anchors, positives="mean", denominator="own", temperature=TAU)
+
+
+def _infonce_pairs(inputs: Inputs) -> Tensor:
+    first, second = inputs.anchors.chunk(2)
+    return info_nce(first, second, temperature=TAU)
+
+
+def _metric_learning(inputs: Inputs) -> Step:
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    criterion = NTXentLoss(temperature=TAU)
+    sample = torch.arange(inputs.case.rows // 2).repeat(2)
+    return _train(lambda given: criterion(given.anchors, sample))(inputs)
+
+
+def _info_nce_package(inputs: Inputs) -> Step:
+    from info_nce import InfoNCE
+
+    criterion = InfoNCE(temperature=TAU)
+    return _train(lambda given: criterion(*given.anchors.chunk(2)))(inputs)
+
+
+_ADAPTIVE, _RELEASED = _hex(), _hex(formulation="released")
+
+VARIANTS: dict[str, Variant] = {
+    "gemm1": Variant("1 GEMM", _products(_one_product), arrays=1, queues=True),
+    "gemm2": Variant("2 GEMM", _products(formulas.two_products), arrays=1, queues=True),
+    "gemm3": Variant("3 GEMM", _products(formulas.three_products), arrays=1, queues=True),
+    "gemm3-chunks": Variant("3 GEMM in chunks", _products(formulas.three_products_in_chunks), queues=True),
+    "eager-infonce": Variant("eager InfoNCE", _train(_eager_infonce), "infonce", 4, queues=True),
+    "eager-masks": Variant("solo-learn's formula", _train(lambda i: formulas.infonce_masks(i.anchors)), "infonce", 5),
+    "eager-hex": Variant("eager weighted HEX", _train(lambda i: formulas.weighted(i.anchors)), "weighted", 9),
+    "eager-released": Variant("published form of HEX", _train(lambda i: formulas.released(i.anchors)), "released", 22),
+    "compiled-infonce": Variant("torch.compile of InfoNCE", _compiled(formulas.infonce), "infonce", 4),
+    "compiled-hex": Variant("torch.compile of weighted HEX", _compiled(formulas.weighted), "weighted", 6),
+    "hex": Variant("HEX, adaptive threshold", _train(_ADAPTIVE), "weighted", queues=True),
+    "hex-fixed": Variant("HEX, fixed threshold", _train(_hex_fixed), "weighted", queues=True),
+    "hex-released": Variant("HEX, released form", _train(_RELEASED), "released", queues=True),
+    "infonce": Variant("InfoNCE", _train(_infonce), "infonce", queues=True),
+    "infonce-forward": Variant("InfoNCE, forward only", _evaluate(_infonce), "infonce", queues=True),
+    "hex-nocache": Variant("HEX, adaptive, no cache", _train(_ADAPTIVE), "weighted", queues=True, cache=False),
+    "infonce-nocache": Variant("InfoNCE, no cache", _train(_infonce), "infonce", queues=True, cache=False),
+    "hex-module": Variant("HEXLoss(view, view)", _module(HEXLoss), "weighted"),
+    "infonce-module": Variant("InfoNCELoss(view, view)", _module(InfoNCELoss), "infonce"),
+    "infonce-own": Variant("InfoNCE, denominator own", _train(_infonce_own), "own"),
+    "infonce-pairs": Variant("InfoNCE, one view against the other", _train(_infonce_pairs), "pairs"),
+}
+# Libraries, where they are installed (the extra `bench`).
+if find_spec("pytorch_metric_learning"):
+    VARIANTS["pytorch-metric-learning"] = Variant("pytorch-metric-learning NTXentLoss", _metric_learning, "own",
+                                                  cubes=5)
+if find_spec("info_nce"):
+    VARIANTS["info-nce-pytorch"] = Variant("info-nce-pytorch InfoNCE", _info_nce_package, "pairs", 1)
+COLD = ("compiled-infonce", "compiled-hex")  # a first step that says nothing
+OURS = tuple(name for name in VARIANTS if name.startswith(("hex", "infonce")))

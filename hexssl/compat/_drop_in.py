@@ -1,0 +1,56 @@
+"""What the drop-ins share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from hexssl.functional import evaluate, make_problem, make_settings
+from hexssl.losses import _Loss
+
+
+@contextmanager
+def named(**names: str) -> Iterator[None]:
+    """Errors speak of the caller's argument: ``named(groups="labels")``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in names:
+            raise
+        raise type(error)(names[name] + colon + rest) from error
+
+
+class DropIn(_Loss):
+    """A loss with another library's interface; `positives` to `reduction` are that library's, the rest is HEX's.
+
+    The released formulation has positives and a denominator of its own.
+    """
+
+    def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
+                 formulation: str, *, positives: str = "sum", denominator: str = "all", normalize: bool = True,
+                 reduction: str = "mean") -> None:
+        if formulation == "released":
+            positives, denominator = "sum", "all"
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
+                         normalize, reduction)
+
+    def contrast(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
+                 groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,
+                 self_offset: int | None = None, temperature: float | Tensor | None = None,
+                 normalize: bool | None = None, reduction: str | None = None) -> Tensor:
+        """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
+        problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
+        settings = make_settings(
+            self.temperature if temperature is None else temperature, self.beta, self.tau_plus, self.local_weight,
+            self.formulation, self.positives, self.denominator, self.normalize if normalize is None else normalize,
+            self.reduction if reduction is None else reduction, anchors.device)
+        loss, seen = evaluate(problem, settings, self.threshold)
+        self._seen = (seen,)
+        return loss
+
+    def _shown(self) -> list[str]:
+        return ["temperature", "threshold", "beta", "tau_plus", "local_weight", "formulation"]

@@ -1,0 +1,170 @@
+"""The loss of info-nce-pytorch (``info_nce``).
+
+InfoNCE: van den Oord et al., arXiv 1807.03748. The HEX keywords are those of `hexssl.hex_loss`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from hexssl.compat._drop_in import DropIn, named
+from hexssl.functional import Problem, evaluate, make_problem, make_settings, measure
+from hexssl.thresholds import QUANTILE, Threshold
+
+__all__ = ["InfoNCE", "info_nce"]
+
+
+class InfoNCE(DropIn):
+    """InfoNCE of queries, a positive key for each, and negatives.
+
+    Parameters
+    ----------
+    temperature : float, or 0-d tensor that may require grad
+    reduction : "mean", "sum" or "none"
+    negative_mode : "unpaired" or "paired"
+        Whether explicit negatives are those of all queries, (M, D), or of each query its own, (N, M, D).
+    threshold, beta, tau_plus, local_weight, formulation
+        As in `hexssl.hex_loss`; ``threshold=None`` is InfoNCE. With (N, M, D) negatives the queries are then taken
+        one at a time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(InfoNCE(temperature=0.2)(torch.eye(4), torch.eye(4)).item(), 4)
+    0.02
+    """
+
+    def __init__(
+        self, temperature: float | Tensor = 0.1, reduction: str = "mean", negative_mode: str = "unpaired", *,
+        threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+        local_weight: float = 1.0, formulation: str = "weighted",
+    ) -> None:
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, reduction=reduction)
+        self.negative_mode = negative_mode
+
+    def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
+        """The loss of the batch.
+
+        Parameters
+        ----------
+        query, positive_key : (N, D) tensors
+        negative_keys : (M, D) or (N, M, D) tensor, or None
+            None: the other queries' positive keys.
+
+        Returns
+        -------
+        0-d tensor, or (N,) with reduction="none"
+
+        Raises
+        ------
+        ValueError
+            For shapes and words that do not go together.
+        TypeError
+            As `hexssl.hex_loss`.
+        """
+        _check(query, positive_key, negative_keys, self.negative_mode)
+        if negative_keys is None:
+            with named(anchors="query", keys="positive_key"):
+                return self.contrast(query, positive_key)
+        with named(anchors="query", paired="positive_key", keys="negative_keys"):
+            if self.negative_mode == "unpaired":
+                return self.contrast(query, negative_keys, paired=positive_key)
+            if self.threshold is not None:
+                return self._one_by_one(query, positive_key, negative_keys)
+        return self._own_negatives(query, positive_key, negative_keys)
+
+    def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
+        """Negatives (N, M, D): the queries share no key, there are N * M similarities whoever computes them."""
+        keys = torch.cat((positive_key[:, None], negative_keys), 1)
+        if query.dtype in (torch.float16, torch.bfloat16):
+            query, keys = query.float(), keys.float()
+        logits = torch.einsum("nd,nmd->nm", normalize(query, dim=1), normalize(keys, dim=2)) / self.temperature
+        return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
+
+    def _one_by_one(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
+        """HEX of negatives (N, M, D): the threshold comes from all queries, the losses are a problem each."""
+        problems = [make_problem(query[i : i + 1], negative_keys[i], positive_key[i : i + 1], None, None, None, None)
+                    for i in range(len(query))]
+        settings = make_settings(self.temperature, self.beta, self.tau_plus, self.local_weight, self.formulation,
+                                 self.positives, self.denominator, self.normalize, "none", query.device)
+        threshold = self._decide(problems)
+        if isinstance(threshold, Tensor) and threshold.dim() == 1:
+            thresholds: list[Any] = list(threshold.split(1))
+        else:
+            thresholds = [threshold] * len(problems)
+        results = [evaluate(problem, settings, own) for problem, own in zip(problems, thresholds, strict=True)]
+        losses = torch.cat([loss for loss, _ in results])
+        self._seen = tuple(seen for _, seen in results)
+        if self.reduction == "none":
+            return losses
+        skipped = torch.stack(self._seen)[:, -1].sum()
+        count = (len(query) - skipped).clamp(min=1).to(losses.dtype)
+        return losses.sum() if self.reduction == "sum" else losses.sum() / count
+
+    def _decide(self, problems: list[Problem]) -> float | Tensor | None:
+        if not isinstance(self.threshold, Threshold):
+            return self.threshold
+        wanted = self.threshold.measures()
+        if wanted is None:
+            return self.threshold.decide(None, None)
+        stats = torch.cat([measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, True, False)[0]
+                           for problem in problems])
+        return self.threshold.decide(stats, stats[:, QUANTILE].nanmean())
+
+    def _shown(self) -> list[str]:
+        return [*super()._shown(), "reduction", "negative_mode"]
+
+
+def _check(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, negative_mode: str) -> None:
+    if query.dim() != 2:
+        raise ValueError(f"query: got shape {tuple(query.shape)}; accepted: (N, D)")
+    if positive_key.shape != query.shape:
+        raise ValueError(f"positive_key: got shape {tuple(positive_key.shape)}; accepted: that of query, "
+                         f"{tuple(query.shape)}")
+    if negative_keys is None:
+        return
+    if negative_mode not in ("unpaired", "paired"):
+        raise ValueError(f"negative_mode: got {negative_mode!r}; accepted: 'unpaired' or 'paired'")
+    shape, wanted = tuple(negative_keys.shape), 2 if negative_mode == "unpaired" else 3
+    if len(shape) != wanted or shape[-1] != query.shape[1] or (wanted == 3 and shape[0] != query.shape[0]):
+        accepted = f"(M, {query.shape[1]})" if wanted == 2 else f"({query.shape[0]}, M, {query.shape[1]})"
+        raise ValueError(f"negative_keys: got shape {shape}; accepted with negative_mode={negative_mode!r}: {accepted}")
+
+
+def info_nce(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, temperature: float | Tensor = 0.1,
+    reduction: str = "mean", negative_mode: str = "unpaired", *,
+    threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+    local_weight: float = 1.0, formulation: str = "weighted",
+) -> Tensor:
+    """`InfoNCE` as a function.
+
+    Parameters
+    ----------
+    query, positive_key, negative_keys
+        As in `InfoNCE.forward`.
+    temperature, reduction, negative_mode, threshold, beta, tau_plus, local_weight, formulation
+        As in `InfoNCE`.
+
+    Returns
+    -------
+    0-d tensor, or (N,) with reduction="none"
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `InfoNCE.forward`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> info_nce(torch.eye(2), torch.eye(2), torch.zeros(2, 5, 2), negative_mode="paired", reduction="none").shape
+    torch.Size([2])
+    """
+    module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
+                     local_weight=local_weight, formulation=formulation)
+    return module(query, positive_key, negative_keys)

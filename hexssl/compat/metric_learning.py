@@ -1,0 +1,248 @@
+"""The contrastive losses of pytorch-metric-learning (``pytorch_metric_learning.losses``), version 2.
+
+Musgrave et al., arXiv 2008.09164. NT-Xent: Chen et al., ICML 2020. SupCon: Khosla et al., NeurIPS 2020. They compare
+by cosine similarity and reduce as that library does by default; other distances, reducers and regularisers are not
+accepted. The HEX keywords are those of `hexssl.hex_loss`.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hexssl.compat._drop_in import DropIn, named
+from hexssl.thresholds import Threshold
+
+__all__ = ["NTXentLoss", "SupConLoss"]
+
+Indices = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class _BareModule(nn.Module):
+    """Stands before that library's base class and keeps its distance, reducer and regulariser from being made."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+@lru_cache
+def _related(cls: Any, base: Any) -> Any:
+    """`cls` as a subclass of `base` too."""
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, "_original": cls}
+    return type(cls.__name__, (cls, _BareModule, base), names)
+
+
+def _blank(cls: Any) -> Any:
+    return cls.__new__(cls)
+
+
+class _PairLoss(DropIn):
+    """Who is compared with whom in pytorch-metric-learning."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        # Its DistributedLossWrapper asks for its own base class. Where the library is loaded, be one.
+        library = sys.modules.get("pytorch_metric_learning.losses")
+        base = getattr(library, "BaseMetricLossFunction", None)
+        own: Any = cls
+        return object.__new__(own if base is None or issubclass(cls, base) else _related(own, base))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (getattr(self, "_original", type(self)),), self.__dict__
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None, indices_tuple: Indices | None = None,
+                ref_emb: Tensor | None = None, ref_labels: Tensor | None = None) -> Tensor:
+        """The loss of the batch.
+
+        Parameters
+        ----------
+        embeddings : (M, D) tensor, the anchors
+        labels : (M,) integer tensor or None
+            Rows with equal labels are positives; needed without `indices_tuple`.
+        indices_tuple : None, (anchors, positives, negatives) or (anchors, positives, anchors, negatives)
+            Triplets or pairs of row numbers, from a miner, in place of the labels. A pair that occurs twice counts
+            twice in NT-Xent, once in SupCon.
+        ref_emb, ref_labels : (N, D) and (N,) tensors or None
+            What the anchors are compared with; None: themselves, an anchor never with itself.
+
+        Returns
+        -------
+        0-d tensor, 0 with zero gradients where there are no positive or no negative pairs
+
+        Raises
+        ------
+        ValueError
+            For neither labels nor `indices_tuple`, and for shapes that do not go together.
+        IndexError
+            For a row number out of range.
+        """
+        if labels is None and indices_tuple is None:
+            raise ValueError("labels: got None without indices_tuple; accepted: one of the two")
+        _check_labels("labels", labels, embeddings)
+        keys = embeddings if ref_emb is None else ref_emb
+        if ref_emb is None:
+            ref_labels = labels
+        _check_labels("ref_labels", ref_labels, keys)
+        if indices_tuple is not None:
+            with named(anchors="embeddings", keys="ref_emb"):
+                return self._mined(embeddings, keys, indices_tuple)
+        assert labels is not None
+        labels = labels.to(embeddings.device)
+        if ref_labels is None:
+            ref_labels = labels
+        # As there, the same labels object says the same rows: an anchor is then never compared with its own row.
+        same = ref_emb is None or ref_labels is labels
+        ref_labels = ref_labels.to(keys.device)
+        with named(anchors="embeddings", keys="ref_emb", groups="labels", key_groups="ref_labels"):
+            if ref_emb is None:
+                losses = self.contrast(embeddings, groups=labels, reduction="none")
+            else:
+                losses = self.contrast(embeddings, ref_emb, groups=labels, key_groups=ref_labels,
+                                       self_offset=0 if same else None, reduction="none")
+        ascending = ref_labels.sort().values
+        equal = torch.searchsorted(ascending, labels, right=True) - torch.searchsorted(ascending, labels)
+        positives = equal - int(same)
+        return self._reduced(losses, positives, len(keys) * len(labels) - equal.sum())
+
+    def _mined(self, embeddings: Tensor, keys: Tensor, indices_tuple: Indices) -> Tensor:
+        raise NotImplementedError
+
+    def _average(self, losses: Tensor, positives: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _reduced(self, losses: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Losses (M,) to one, given every anchor's number of positives (M,) and the number of negative pairs.
+
+        Without positive pairs, without negative pairs, and with one of each there is no loss.
+        """
+        total = positives.sum()
+        some = (total > 0) & (negatives > 0) & ((total > 1) | (negatives > 1))
+        return torch.where(some, self._average(losses, positives), 0)
+
+
+def _check_labels(name: str, labels: Tensor | None, rows: Tensor) -> None:
+    if labels is not None and (labels.dim() != 1 or len(labels) != len(rows)):
+        raise ValueError(f"{name}: got shape {tuple(labels.shape)}; accepted: ({len(rows)},), one for each row")
+
+
+def _pairs(indices_tuple: Indices, rows: int, columns: int,
+           device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(anchors, positives, anchors, negatives), checked."""
+    if len(indices_tuple) == 3:
+        anchors, positives, negatives = indices_tuple
+        indices_tuple = anchors, positives, anchors, negatives
+    if len(indices_tuple) != 4:
+        raise ValueError(f"indices_tuple: got {len(indices_tuple)} tensors; accepted: 3 for triplets, 4 for pairs")
+    a1, p, a2, n = (index.to(device, torch.int64) for index in indices_tuple)
+    for index, limit in ((a1, rows), (p, columns), (a2, rows), (n, columns)):
+        if bool(((index < 0) | (index >= limit)).any()):
+            raise IndexError(f"indices_tuple: got a row number outside [0, {limit})")
+    return a1, p, a2, n
+
+
+def _signed(pairs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchor, key and sign (int8) of all pairs, the positive ones first."""
+    a1, p, a2, n = pairs
+    sign = torch.ones(len(a1) + len(a2), dtype=torch.int8, device=a1.device)
+    sign[len(a1) :] = -1
+    return torch.cat((a1, a2)), torch.cat((p, n)), sign
+
+
+class NTXentLoss(_PairLoss):
+    """NT-Xent: every positive pair against the anchor's negatives, the mean over pairs.
+
+    Parameters
+    ----------
+    temperature : float, or 0-d tensor that may require grad
+    threshold, beta, tau_plus, local_weight, formulation
+        As in `hexssl.hex_loss`; ``threshold=None`` is that library's loss.
+
+    Examples
+    --------
+    >>> import torch
+    >>> loss = NTXentLoss(temperature=0.2)(torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2))
+    >>> round(loss.item(), 4)
+    0.0396
+    """
+
+    def __init__(
+        self, temperature: float | Tensor = 0.07, *, threshold: str | float | Tensor | Threshold | None = None,
+        beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
+    ) -> None:
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives="mean",
+                         denominator="own")
+
+    def _mined(self, embeddings: Tensor, keys: Tensor, indices_tuple: Indices) -> Tensor:
+        pairs = _pairs(indices_tuple, len(embeddings), len(keys), embeddings.device)
+        anchors, columns, sign = _signed(pairs)
+        anchors, columns, keys = _spread(anchors, columns, keys, len(embeddings))
+        relation = torch.zeros(len(embeddings), len(keys), dtype=torch.int8, device=embeddings.device)
+        relation[anchors, columns] = sign
+        losses = self.contrast(embeddings, keys, relation=relation, reduction="none")
+        positives = torch.bincount(pairs[0], minlength=len(embeddings))
+        return self._reduced(losses, positives, torch.as_tensor(len(pairs[2]), device=losses.device))
+
+    def _average(self, losses: Tensor, positives: Tensor) -> Tensor:
+        # An anchor's loss is the mean over its positive pairs.
+        return (losses * positives).sum() / positives.sum().clamp(min=1)
+
+
+def _spread(anchors: Tensor, columns: Tensor, keys: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs that occur more than once, each with its own copy of the key: anchors, columns, keys.
+
+    A relation says of a pair that it is there, not how often.
+    """
+    order = torch.argsort(anchors * len(keys) + columns, stable=True)
+    anchors, columns = anchors[order], columns[order]
+    _, count = torch.unique_consecutive(anchors * len(keys) + columns, return_counts=True)
+    first = (count.cumsum(0) - count).repeat_interleave(count)
+    copy = torch.arange(len(order), device=order.device) - first
+    back = torch.argsort(order)
+    anchors, columns, copy = anchors[back], columns[back], copy[back]
+    if len(copy) == 0 or int(copy.max()) == 0:
+        return anchors, columns, keys
+    used, columns = torch.unique(copy * len(keys) + columns, return_inverse=True)
+    return anchors, columns, keys[used % len(keys)]
+
+
+class SupConLoss(_PairLoss):
+    """Supervised contrastive loss: the mean over an anchor's positives, and over the anchors whose loss is not 0.
+
+    Parameters
+    ----------
+    temperature : float, or 0-d tensor that may require grad
+    threshold, beta, tau_plus, local_weight, formulation
+        As in `hexssl.hex_loss`; ``threshold=None`` is that library's loss.
+
+    Examples
+    --------
+    >>> import torch
+    >>> loss = SupConLoss(temperature=0.2)(torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2))
+    >>> round(loss.item(), 4)
+    0.0396
+    """
+
+    def __init__(
+        self, temperature: float | Tensor = 0.1, *, threshold: str | float | Tensor | Threshold | None = None,
+        beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
+    ) -> None:
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives="mean")
+
+    def _mined(self, embeddings: Tensor, keys: Tensor, indices_tuple: Indices) -> Tensor:
+        pairs = _pairs(indices_tuple, len(embeddings), len(keys), embeddings.device)
+        anchors, columns, sign = _signed(pairs)
+        relation = torch.zeros(len(embeddings), len(keys), dtype=torch.int8, device=embeddings.device)
+        relation[anchors, columns] = sign
+        if bool((relation[pairs[0], pairs[1]] < 0).any()):
+            raise AssertionError("indices_tuple: a pair is both positive and negative; accepted: one or the other")
+        losses = self.contrast(embeddings, keys, relation=relation, reduction="none")
+        return self._reduced(losses, torch.bincount(pairs[0], minlength=len(embeddings)),
+                             torch.as_tensor(len(pairs[2]), device=losses.device))
+
+    def _average(self, losses: Tensor, positives: Tensor) -> Tensor:
+        # Of the released formulation's losses some are negative; a NaN is not 0.
+        counted = losses != 0 if self.formulation == "released" else ~(losses <= 0)
+        return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,133 @@
+"""The contrastive loss of open_clip (``open_clip.loss``), version 3.
+
+CLIP: Radford et al., ICML 2021. The HEX keywords are those of `hexssl.hex_loss`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hexssl import validation
+from hexssl.compat._drop_in import DropIn, named
+from hexssl.distributed import gather
+from hexssl.thresholds import Threshold
+
+__all__ = ["ClipLoss"]
+
+
+class ClipLoss(DropIn):
+    """CLIP's loss: the mean of both directions between images and texts. The features are used as they are.
+
+    Parameters
+    ----------
+    local_loss : bool
+        With several ranks: the anchors are this rank's rows; False: those of all ranks, on every rank.
+    gather_with_grad : bool
+        Gradients flow to the other ranks' features; False: to this rank's own only, with `local_loss` as anchors only.
+    cache_labels : bool
+        Without effect: there are no labels to be kept.
+    rank, world_size : int
+        This process and the number of processes; 1: nothing is gathered.
+    use_horovod : bool
+        Gather with Horovod in place of ``torch.distributed``.
+    threshold, beta, tau_plus, local_weight, formulation
+        As in `hexssl.hex_loss`; ``threshold=None`` is CLIP. Each direction has its own estimate of the threshold.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(ClipLoss()(torch.eye(4), torch.eye(4), logit_scale=5.0).item(), 4)
+    0.02
+    """
+
+    def __init__(
+        self, local_loss: bool = False, gather_with_grad: bool = False, cache_labels: bool = False, rank: int = 0,
+        world_size: int = 1, use_horovod: bool = False, *,
+        threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+        local_weight: float = 1.0, formulation: str = "weighted",
+    ) -> None:
+        super().__init__(1.0, threshold, beta, tau_plus, local_weight, formulation, normalize=False)
+        self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
+        self.rank, self.world_size, self.use_horovod = rank, world_size, use_horovod
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
+                logit_bias: float | Tensor | None = None, output_dict: bool = False) -> Tensor | dict[str, Tensor]:
+        """The loss of the batch.
+
+        Parameters
+        ----------
+        image_features, text_features : (B, D) tensors of unit rows, row i of both a pair
+        logit_scale : float, or tensor of one element that may require grad
+            The inverse of the temperature.
+        logit_bias : float, tensor of one element, or None
+            The same number added to all logits: without effect.
+        output_dict : bool
+
+        Returns
+        -------
+        0-d tensor, or with `output_dict` ``{"contrastive_loss": tensor}``
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `hexssl.hex_loss`.
+        """
+        if text_features.shape != image_features.shape:
+            raise ValueError(f"text_features: got shape {tuple(text_features.shape)}; accepted: that of "
+                             f"image_features, {tuple(image_features.shape)}")
+        images, texts = self._gathered(image_features), self._gathered(text_features)
+        with named(anchors="image_features", keys="text_features", temperature="logit_scale"):
+            if self.world_size > 1 and self.local_loss:
+                keys = torch.arange(len(images), device=images.device)
+                pairs: dict[str, Any] = {"groups": keys[self.rank * len(image_features) :][: len(image_features)],
+                                         "key_groups": keys}
+                there, back = (image_features, texts), (text_features, images)
+            else:
+                pairs, there, back = {}, (images, texts), (texts, images)
+            temperature = _temperature(logit_scale)
+            loss = self.contrast(*there, **pairs, temperature=temperature)
+            seen = self._seen
+            loss = (loss + self.contrast(*back, **pairs, temperature=temperature)) / 2
+            self._seen = seen + self._seen
+        if isinstance(logit_bias, Tensor) and logit_bias.requires_grad:
+            loss = loss + 0 * logit_bias.sum()  # its gradient is 0, not missing
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _gathered(self, features: Tensor) -> Tensor:
+        """The features of all ranks, with the gradients asked for."""
+        if self.world_size == 1:
+            return features
+        if self.use_horovod:
+            rows = _horovod(features if self.gather_with_grad else features.detach())
+        else:
+            rows = gather(features, differentiable=self.gather_with_grad)
+        if self.gather_with_grad or self.local_loss:
+            return rows
+        own = self.rank * len(features)
+        return torch.cat((rows[:own], features, rows[own + len(features) :]))
+
+    def _shown(self) -> list[str]:
+        own = ["local_loss", "gather_with_grad", "rank", "world_size", "use_horovod"]
+        return [*own, *(name for name in super()._shown() if name != "temperature")]
+
+
+def _temperature(logit_scale: float | Tensor) -> float | Tensor:
+    if not isinstance(logit_scale, Tensor):
+        return 1.0 / validation.number("logit_scale", logit_scale, 0.0, open_low=True, open_high=True,
+                                       accepted="a finite number > 0, or a tensor of one element")
+    if logit_scale.numel() != 1:
+        raise ValueError(f"logit_scale: got shape {tuple(logit_scale.shape)}; accepted: one element")
+    scale = logit_scale.reshape(())
+    return (scale.float() if scale.dtype in (torch.float16, torch.bfloat16) else scale).reciprocal()
+
+
+def _horovod(rows: Tensor) -> Tensor:
+    try:
+        horovod = import_module("horovod.torch")
+    except ImportError as error:
+        raise AssertionError("use_horovod: got True; accepted: False, since Horovod is not installed") from error
+    return horovod.allgather(rows)

@@ -1,0 +1,373 @@
+"""The losses of solo-learn (``solo.losses``), and those published with HEX (github.com/olivesgatech/HEX).
+
+solo-learn: da Costa et al., JMLR 2022. SimCLR: Chen et al., ICML 2020. NNCLR: Dwibedi et al., ICCV 2021. MoCo v2+: Chen
+et al. 2020. MoCo v3: Chen et al., ICCV 2021. HEX: Kokilepersaud et al., WACV 2025.
+
+Under ``torch.distributed`` the keys of all ranks are gathered where solo-learn does so; every rank then has the same
+number of rows. The HEX keywords are those of `hexssl.hex_loss`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hexssl.compat._drop_in import named
+from hexssl.distributed import gather, rank, world_size
+from hexssl.functional import hex_loss
+from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold, Threshold
+
+__all__ = ["mocov2plus_loss_func", "mocov3_loss_func", "nnclr_loss_func", "nnclr_loss_func_decompose_adaptive",
+           "nnclr_loss_func_hard_decompose", "nnclr_loss_func_hex_adaptive", "nnclr_loss_func_hex_fixed",
+           "simclr_loss_func", "simclr_loss_func_hex_adaptive", "simclr_loss_func_hex_fixed"]
+
+_WARMUP_THRESHOLD = 0.9  # of the published NNCLR
+
+
+def simclr_loss_func(
+    z: Tensor, indexes: Tensor, temperature: float | Tensor = 0.1, *,
+    threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+    local_weight: float = 1.0, formulation: str = "weighted",
+) -> Tensor:
+    """SimCLR's loss of any number of views; several positives are summed inside the logarithm.
+
+    Parameters
+    ----------
+    z : (views * B, D) tensor, the views one below the other
+    indexes : (views * B,) integer tensor
+        Rows with equal numbers are positives: the samples' numbers, or their labels.
+    temperature : float, or 0-d tensor that may require grad
+    threshold, beta, tau_plus, local_weight, formulation
+        As in `hexssl.hex_loss`; ``threshold=None`` is SimCLR.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Notes
+    -----
+    The keys are the rows of all ranks. An anchor without a positive, infinite in solo-learn, is left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z = torch.eye(4).repeat(2, 1)
+    >>> round(simclr_loss_func(z, torch.arange(4).repeat(2), temperature=0.2).item(), 4)
+    0.0396
+    """
+    keys, key_indexes, offset = None, None, None
+    if world_size() > 1:
+        keys, key_indexes, offset = gather(z), gather(indexes, differentiable=False), rank() * z.shape[0]
+    with named(anchors="z", keys="z", groups="indexes", key_groups="indexes"):
+        return hex_loss(z, keys, groups=indexes, key_groups=key_indexes, self_offset=offset, temperature=temperature,
+                        threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                        formulation=formulation)
+
+
+def _own_keys(anchors: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Groups and key groups where the keys are those of all ranks; None is key i for anchor i."""
+    if world_size() == 1:
+        return None, None
+    index = torch.arange(keys.shape[0], device=anchors.device)
+    return index.narrow(0, rank() * anchors.shape[0], anchors.shape[0]), index
+
+
+def _check_rows(name: str, keys: Tensor, anchors: Tensor, more: bool = False) -> None:
+    """A row for each anchor; `more` rows are negatives, where that is unambiguous."""
+    rows, wanted = keys.shape[:1], anchors.shape[:1]
+    if rows != wanted and not (more and world_size() == 1 and rows > wanted):
+        raise ValueError(f"{name}: got shape {tuple(keys.shape)}; accepted: a row for each of {tuple(anchors.shape)}")
+
+
+def nnclr_loss_func(
+    nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1, *,
+    threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+    local_weight: float = 1.0, formulation: str = "weighted",
+) -> Tensor:
+    """NNCLR's loss: neighbour i and prediction i are a pair, the other predictions are negatives.
+
+    Parameters
+    ----------
+    nn, p : (B, D) tensors, nearest neighbours of one view and predictions of the other
+    temperature, threshold, beta, tau_plus, local_weight, formulation
+        As in `simclr_loss_func`.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Notes
+    -----
+    The keys are the predictions of all ranks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(nnclr_loss_func(torch.eye(4), torch.eye(4), temperature=0.2).item(), 4)
+    0.02
+    """
+    _check_rows("p", p, nn, more=True)
+    keys = gather(p)
+    groups, key_groups = _own_keys(nn, keys)
+    with named(anchors="nn", keys="p"):
+        return hex_loss(nn, keys, groups=groups, key_groups=key_groups, temperature=temperature, threshold=threshold,
+                        beta=beta, tau_plus=tau_plus, local_weight=local_weight, formulation=formulation)
+
+
+def mocov2plus_loss_func(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float | Tensor = 0.1, *,
+    threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+    local_weight: float = 1.0, formulation: str = "weighted",
+) -> Tensor:
+    """MoCo v2+'s loss: one momentum key per query against a queue. Nothing is normalised here.
+
+    Parameters
+    ----------
+    query, key : (B, D) tensors, of unit rows
+    queue : (D, K) tensor, of unit columns
+    temperature, threshold, beta, tau_plus, local_weight, formulation
+        As in `simclr_loss_func`.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(mocov2plus_loss_func(torch.eye(4), torch.eye(4), torch.zeros(4, 6), temperature=0.2).item(), 4)
+    0.0396
+    """
+    with named(anchors="query", keys="queue", paired="key"):
+        return hex_loss(query, queue.mT, paired=key, temperature=temperature, normalize=False,
+                        threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                        formulation=formulation)
+
+
+def mocov3_loss_func(
+    query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, *,
+    threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+    local_weight: float = 1.0, formulation: str = "weighted",
+) -> Tensor:
+    """MoCo v3's loss times ``2 * temperature``, as it is published; no gradient reaches `key`.
+
+    Parameters
+    ----------
+    query, key : (B, D) tensors, queries of one view and momentum keys of the other
+    temperature, threshold, beta, tau_plus, local_weight, formulation
+        As in `simclr_loss_func`.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Notes
+    -----
+    The keys are those of all ranks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(mocov3_loss_func(torch.eye(4), torch.eye(4), temperature=0.2).item(), 4)  # 0.4 times NNCLR's
+    0.008
+    """
+    _check_rows("key", key, query, more=True)
+    keys = gather(key, differentiable=False)
+    groups, key_groups = _own_keys(query, keys)
+    with named(anchors="query", keys="key"):
+        loss = hex_loss(query, keys, groups=groups, key_groups=key_groups, temperature=temperature,
+                        threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                        formulation=formulation)
+    return loss * (2 * temperature)
+
+
+def _published(rows: Tensor, groups: Tensor | None, temperature: float | Tensor, threshold: float | Threshold,
+               beta: float, tau_plus: float, local_weight: float, formulation: str) -> Tensor:
+    if formulation == "released":
+        beta, tau_plus = 0.0, 0.0  # without effect whatever they are, and the published default tau_plus=1 is no prior
+    return hex_loss(rows, groups=groups, temperature=temperature, threshold=threshold, beta=beta, tau_plus=tau_plus,
+                    local_weight=local_weight, formulation=formulation)
+
+
+def simclr_loss_func_hex_fixed(
+    z: Tensor, indexes: Tensor, temperature: float | Tensor = 0.1, distance_thresh: float = 0.9, beta: float = 1.0,
+    tau_plus: float = 1.0, *, local_weight: float = 1.0, formulation: str = "released",
+) -> Tensor:
+    """The published SimCLR with HEX, fixed threshold: a fraction of the way from a row's smallest to largest cosine.
+
+    Parameters
+    ----------
+    z, indexes, temperature
+        As in `simclr_loss_func`; the rows of this rank alone.
+    distance_thresh : float
+        The fraction, as in `hexssl.thresholds.RowRangeThreshold`.
+    beta, tau_plus : float
+        Without effect, and not looked at, in the released formulation.
+    local_weight : float
+    formulation : "released" or "weighted"
+        What the published code computes, or what the paper says (with ``0 <= tau_plus < 1``).
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Notes
+    -----
+    The published code takes two stacked views for granted and does not look at `indexes`; here they count. Anchors for
+    which it gives NaN or infinity are left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, indexes = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8).repeat(2)
+    >>> fixed = simclr_loss_func_hex_fixed(z, indexes, temperature=0.5, distance_thresh=0.7, tau_plus=0.1)
+    >>> bool(fixed == simclr_loss_func_hex_fixed(z, indexes, 0.5, 0.7, beta=3.0))  # beta has no effect
+    True
+    """
+    with named(anchors="z", groups="indexes", fraction="distance_thresh"):
+        return _published(z, indexes, temperature, RowRangeThreshold(distance_thresh), beta, tau_plus, local_weight,
+                          formulation)
+
+
+def simclr_loss_func_hex_adaptive(
+    z: Tensor, indexes: Tensor, temperature: float | Tensor = 0.1, beta: float = 1.0, tau_plus: float = 1.0,
+    current_epoch: int = 0, warm_epoch: int = 10, *, local_weight: float = 1.0, formulation: str = "released",
+) -> Tensor:
+    """The published SimCLR with HEX, adaptive threshold: the mean of the rows' 0.99-quantiles.
+
+    Parameters
+    ----------
+    z, indexes, temperature, beta, tau_plus, local_weight, formulation
+        As in `simclr_loss_func_hex_fixed`.
+    current_epoch, warm_epoch : int
+        Without effect, as published: there the training step calls `simclr_loss_func` up to epoch `warm_epoch`, and
+        this function afterwards.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, indexes = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8).repeat(2)
+    >>> adaptive = simclr_loss_func_hex_adaptive(z, indexes, temperature=0.5)
+    >>> bool(adaptive == simclr_loss_func_hex_adaptive(z, indexes, 0.5, beta=3.0))  # beta has no effect
+    True
+    """
+    with named(anchors="z", groups="indexes"):
+        return _published(z, indexes, temperature, AdaptiveThreshold(sync=False), beta, tau_plus, local_weight,
+                          formulation)
+
+
+def nnclr_loss_func_hex_fixed(
+    nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1, distance_thresh: float = 0.9, beta: float = 1.0,
+    tau_plus: float = 0.1, *, local_weight: float = 1.0, formulation: str = "released",
+) -> Tensor:
+    """The published NNCLR with HEX, fixed threshold; there ``nnclr_loss_func_hard_decompose``.
+
+    Parameters
+    ----------
+    nn, p : (B, D) tensors
+        Neighbours and predictions; all 2B rows are anchors, and keys of one another.
+    temperature, distance_thresh, beta, tau_plus, local_weight, formulation
+        As in `simclr_loss_func_hex_fixed`.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Notes
+    -----
+    The published function works for batches of 256 only.
+
+    Examples
+    --------
+    >>> import torch
+    >>> nn, p = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    >>> expected = simclr_loss_func_hex_fixed(torch.cat((nn, p)), torch.arange(8).repeat(2), 0.5, 0.7)
+    >>> bool(nnclr_loss_func_hex_fixed(nn, p, 0.5, 0.7) == expected)
+    True
+    """
+    _check_rows("p", p, nn)
+    with named(anchors="nn, p", fraction="distance_thresh"):
+        return _published(torch.cat((nn, p)), None, temperature, RowRangeThreshold(distance_thresh), beta, tau_plus,
+                          local_weight, formulation)
+
+
+def nnclr_loss_func_hex_adaptive(
+    nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1, current_epoch: int = 0, warm_epoch: int = 10,
+    beta: float = 1.0, tau_plus: float = 0.1, *, local_weight: float = 1.0, formulation: str = "released",
+) -> Tensor:
+    """The published NNCLR with HEX, adaptive threshold; there ``nnclr_loss_func_decompose_adaptive``.
+
+    Parameters
+    ----------
+    nn, p : (B, D) tensors
+        Neighbours and predictions; all 2B rows are anchors, and keys of one another.
+    current_epoch, warm_epoch : int
+        Up to epoch `warm_epoch`, itself included, the threshold is 0.9.
+    temperature, beta, tau_plus, local_weight, formulation
+        As in `simclr_loss_func_hex_fixed`.
+
+    Returns
+    -------
+    0-d tensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `hexssl.hex_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> nn, p = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    >>> expected = simclr_loss_func_hex_adaptive(torch.cat((nn, p)), torch.arange(8).repeat(2), 0.5)
+    >>> bool(nnclr_loss_func_hex_adaptive(nn, p, 0.5, current_epoch=11) == expected)
+    True
+    """
+    _check_rows("p", p, nn)
+    threshold = _WARMUP_THRESHOLD if current_epoch <= warm_epoch else AdaptiveThreshold(sync=False)
+    with named(anchors="nn, p"):
+        return _published(torch.cat((nn, p)), None, temperature, threshold, beta, tau_plus, local_weight, formulation)
+
+
+# The names in the published code.
+nnclr_loss_func_hard_decompose = nnclr_loss_func_hex_fixed
+nnclr_loss_func_decompose_adaptive = nnclr_loss_func_hex_adaptive

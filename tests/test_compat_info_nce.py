@@ -1,0 +1,156 @@
+"""The loss of info-nce-pytorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from hexssl import hex_loss
+from hexssl.compat.info_nce import InfoNCE, info_nce
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
+
+SEEDS = st.integers(0, 10**6)
+SIZES = st.integers(1, 9)
+TEMPERATURES = st.sampled_from([0.07, 0.1, 0.2, 0.5, 1.0, 2.3])
+REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
+MODES = ["batch", "unpaired", "paired"]
+
+
+def formula(query: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor, reduction: str) -> Tensor:
+    """One query at a time: cross entropy of its positive among its keys."""
+    losses = []
+    for i in range(len(query)):
+        if negatives is None:
+            keys = torch.cat((positive[i : i + 1], positive[:i], positive[i + 1 :]))
+        else:
+            keys = torch.cat((positive[i : i + 1], negatives if negatives.dim() == 2 else negatives[i]))
+        logits = unit(keys) @ unit(query[i]) / temperature
+        losses.append(logits.logsumexp(0) - logits[0])
+    losses = torch.stack(losses)
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+def negatives_of(mode: str, seed: int, samples: int, columns: int, length: int) -> list[Tensor]:
+    return {"batch": [], "unpaired": [rows(seed, length, columns)],
+            "paired": [rows(seed, samples, length, columns)]}[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@drawn
+@given(SEEDS, SIZES, SIZES, st.integers(1, 20), TEMPERATURES, REDUCTIONS)
+def test_value_and_gradients(mode, seed, samples, columns, length, temperature, reduction):
+    inputs = [*rows(seed, 2, samples, columns), *negatives_of(mode, seed + 1, samples, columns, length),
+              torch.tensor(temperature).double()]
+    word = "unpaired" if mode == "batch" else mode
+
+    def ours(query, positive, *rest):
+        return info_nce(query, positive, *rest[:-1], temperature=rest[-1], reduction=reduction, negative_mode=word)
+
+    def theirs(query, positive, *rest):
+        return formula(query, positive, rest[0] if len(rest) == 2 else None, rest[-1], reduction)
+
+    assert_same(ours, theirs, inputs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("samples", "columns", "length"), [(1, 3, 2), (32, 16, 48), (128, 64, 20)])
+def test_real(mode, reduction, samples, columns, length):
+    word = "unpaired" if mode == "batch" else mode
+    inputs = [x.float() for x in (*rows(1, 2, samples, columns), *negatives_of(mode, 2, samples, columns, length))]
+    theirs = real("info_nce").InfoNCE(0.2, reduction, word)
+    assert_same(InfoNCE(0.2, reduction, word), theirs, inputs, FLOAT32)
+    assert_same(InfoNCE(reduction=reduction, negative_mode=word), real("info_nce").InfoNCE(
+        reduction=reduction, negative_mode=word), inputs, FLOAT32)
+
+
+X = rows(1, 4, 3)
+REFUSED = {
+    "query dims": (X[0], X), "positive dims": (X, X[:, :, None]), "rows": (X, X[:3]), "columns": (X, X[:, :2]),
+    "unpaired dims": (X, X, rows(2, 4, 5, 3)), "unpaired columns": (X, X, X[:, :2]),
+    "paired dims": (X, X, X, 0.1, "mean", "paired"), "paired rows": (X, X, rows(2, 3, 5, 3), 0.1, "mean", "paired"),
+    "paired columns": (X, X, rows(2, 4, 5, 2), 0.1, "mean", "paired"),
+    "reduction": (X, X, None, 0.1, "median"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_real_refusals(case):
+    same_error(info_nce, real("info_nce").info_nce, *REFUSED[case])
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="negative_mode"):
+        info_nce(X, X, X, negative_mode="pared")
+    info_nce(X, X, negative_mode="pared")  # of no meaning without negatives, as in the original
+
+
+def test_state_of_the_real_one():
+    theirs, ours = real("info_nce").InfoNCE(), InfoNCE()
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+
+
+SETTINGS = [{}, {"beta": 0.5, "tau_plus": 0.0, "local_weight": 2.0}, {"formulation": "released"}]
+
+
+@pytest.mark.parametrize("threshold", [AdaptiveThreshold(0.8), 0.2])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_hex(threshold, settings):
+    query, positive, negatives = rows(3, 10, 5), rows(4, 10, 5), rows(5, 30, 5)
+    both = {"threshold": threshold, **settings}
+    assert_close(info_nce(query, positive, temperature=0.3, **both),
+                 hex_loss(query, positive, temperature=0.3, **both), EXACT)
+    assert_close(info_nce(query, positive, negatives, 0.3, **both),
+                 hex_loss(query, negatives, paired=positive, temperature=0.3, **both), EXACT)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("make", [lambda: 0.2, lambda: "adaptive", AdaptiveThreshold, lambda: FixedThreshold(0.1),
+                                  lambda: MeanStdThreshold(1.0),
+                                  lambda: torch.linspace(-0.5, 0.5, 10, dtype=torch.float64)])
+def test_hex_of_own_negatives(make, reduction, settings):
+    """The same negatives for all, given to each query as its own."""
+    query, positive, negatives = rows(3, 10, 5), rows(4, 10, 5), rows(5, 30, 5)
+    paired = InfoNCE(0.3, reduction, "paired", threshold=make(), **settings)
+    unpaired = InfoNCE(0.3, reduction, threshold=make(), **settings)
+    assert_same(lambda q, p, n: paired(q, p, n[None].expand(10, 30, 5)), unpaired, (query, positive, negatives))
+    for name in ("threshold", "positive_similarity", "negative_similarity", "skipped_anchors"):
+        assert_close(getattr(paired.stats, name), getattr(unpaired.stats, name), EXACT)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_small_temperature(mode, dtype):
+    first = rows(5, 6, 8)
+    inputs = [x.to(dtype) for x in (first, first + 0.01 * rows(6, 6, 8), *negatives_of(mode, 7, 6, 8, 9))]
+    word = "unpaired" if mode == "batch" else mode
+    values = value_and_gradients(InfoNCE(0.01, negative_mode=word), inputs)
+    exact = value_and_gradients(InfoNCE(0.01, negative_mode=word), [x.double() for x in inputs])
+    assert_close(values[0], exact[0], 2e-5)  # logits up to 100 with float32 roundings of 6e-8
+    for got, expected in zip(values[1:], exact[1:], strict=True):
+        assert_close(got, expected, 1e-4 + torch.finfo(dtype).eps)
+
+
+def test_batch_of_one():
+    value, *gradients = value_and_gradients(InfoNCE(), rows(8, 2, 1, 3))
+    assert value == 0 and not any(torch.count_nonzero(gradient) for gradient in gradients)
+
+
+@pytest.mark.parametrize(("call", "name"), [
+    (lambda: info_nce(X, X.float()), "positive_key"),
+    (lambda: info_nce(X, X[:2]), "positive_key"),
+    (lambda: info_nce(X.long(), X.long()), "query"),
+    (lambda: info_nce(X, X, X.float()), "negative_keys"),
+    (lambda: info_nce(X, X, X[:, :2]), "negative_keys"),
+    (lambda: info_nce(X, X, temperature=0), "temperature"),
+])
+def test_errors_name_the_argument(call, name):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
+        call()

@@ -1,0 +1,299 @@
+"""lightly's losses and its memory bank."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from hexssl import hex_loss
+from hexssl.compat import lightly
+from hexssl.thresholds import AdaptiveThreshold
+
+SEEDS = st.integers(0, 10**6)
+SIZES = st.integers(1, 9)
+TEMPERATURES = st.sampled_from([0.07, 0.1, 0.2, 0.5, 1.0, 2.3])
+
+
+def logits_of_two_views(out0: Tensor, out1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (2B, 2B), the positives' logits (2B,), and the mask of the negatives."""
+    z = unit(torch.cat((out0, out1)))
+    logits, index = z @ z.T / temperature, torch.arange(len(z))
+    partner = (index + len(out0)) % len(z)
+    return logits, logits[index, partner], (index[:, None] != index) & (partner[:, None] != index)
+
+
+def nt_xent(out0: Tensor, out1: Tensor, temperature: float) -> Tensor:
+    logits, positive, negative = logits_of_two_views(out0, out1, temperature)
+    both = torch.cat((positive[:, None], torch.where(negative, logits, -torch.inf)), 1)
+    return cross_entropy(both, torch.zeros(len(both), dtype=torch.long))
+
+
+def decoupled(out0: Tensor, out1: Tensor, temperature: float, weight_fn=None) -> Tensor:
+    logits, positive, negative = logits_of_two_views(out0, out1, temperature)
+    a, b = unit(out0), unit(out1)
+    weight = 1 if weight_fn is None else torch.cat((weight_fn(a, b), weight_fn(b, a)))
+    return (torch.where(negative, logits, -torch.inf).logsumexp(1) - weight * positive).mean()
+
+
+def sup_con(out0: Tensor, out1: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    z, labels = unit(torch.cat((out0, out1))), labels.repeat(2)
+    logits, losses = z @ z.T / temperature, []
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i]
+        same = [j for j in others if labels[j] == labels[i]]
+        losses.append(logits[i, others].logsumexp(0) - logits[i, same].mean())
+    return torch.stack(losses).mean()
+
+
+def squares(a: Tensor, b: Tensor) -> Tensor:
+    """A weight_fn with a gradient of its own."""
+    return (a - b).square().sum(1)
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, TEMPERATURES)
+def test_nt_xent(seed, samples, columns, temperature):
+    assert_same(lightly.NTXentLoss(temperature), lambda a, b: nt_xent(a, b, temperature),
+                rows(seed, 2, samples, columns))
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, st.integers(1, 20), TEMPERATURES)
+def test_nt_xent_with_a_bank(seed, samples, columns, length, temperature):
+    loss = lightly.NTXentLoss(temperature, (length, columns))
+    bank = loss.memory_bank.bank.clone()
+
+    def formula(out0, out1):
+        a, b = unit(out0), unit(out1)
+        logits = torch.cat(((a * b).sum(1, keepdim=True), a @ bank.double().T), 1) / temperature
+        return cross_entropy(logits, torch.zeros(samples, dtype=torch.long))
+
+    assert_same(loss, formula, rows(seed, 2, samples, columns))
+
+
+@drawn
+@given(SEEDS, st.integers(2, 9), SIZES, TEMPERATURES, st.sampled_from(["none", "squares", "mises-fisher"]),
+       st.floats(0.1, 2.0))
+def test_dcl(seed, samples, columns, temperature, weights, sigma):
+    def mises_fisher(a, b):
+        return 2 - samples * ((a * b).sum(1) / sigma).softmax(0).detach()
+
+    weight_fn = {"none": None, "squares": squares, "mises-fisher": mises_fisher}[weights]
+    loss = lightly.DCLLoss(temperature, weight_fn)
+    if weights == "mises-fisher":
+        loss = lightly.DCLWLoss(temperature, sigma)
+    assert_same(loss, lambda a, b: decoupled(a, b, temperature, weight_fn), rows(seed, 2, samples, columns))
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, TEMPERATURES, st.booleans(), st.booleans())
+def test_sup_con(seed, samples, columns, temperature, rescale, labelled):
+    labels = torch.randint(-1, 3, (samples,), generator=torch.Generator().manual_seed(seed))
+    loss = lightly.SupConLoss(temperature, rescale=rescale)
+    factor = temperature if rescale else 1.0
+    given_labels = labels if labelled else None
+    labels = labels if labelled else torch.arange(samples)
+    assert_same(lambda a, b: loss(a, b, given_labels), lambda a, b: factor * sup_con(a, b, labels, temperature),
+                rows(seed, 2, samples, columns))
+
+
+@pytest.mark.parametrize(("module", "name", "arguments"), [
+    ("ntx_ent_loss", "NTXentLoss", {}),
+    ("ntx_ent_loss", "NTXentLoss", {"temperature": 0.1}),
+    ("dcl_loss", "DCLLoss", {}),
+    ("dcl_loss", "DCLLoss", {"temperature": 0.3, "weight_fn": squares}),
+    ("dcl_loss", "DCLWLoss", {}),
+    ("dcl_loss", "DCLWLoss", {"temperature": 0.3, "sigma": 1.5}),
+])
+@pytest.mark.parametrize(("samples", "columns"), [(2, 3), (17, 8), (128, 32)])
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_real(module, name, arguments, samples, columns):
+    theirs = getattr(real(f"lightly.loss.{module}"), name)(**arguments)
+    ours = getattr(lightly, name)(**arguments)
+    assert_same(ours, theirs, rows(samples, 2, samples, columns, dtype=torch.float32), FLOAT32)
+
+
+@pytest.mark.parametrize("batch", [3, 4, 20])
+def test_real_bank_over_many_steps(batch):
+    """The same random start, the same contents and losses step by step, cut off at the end in the same way."""
+    module = real("lightly.loss.ntx_ent_loss")
+    torch.manual_seed(0)
+    theirs = module.NTXentLoss(0.3, (16, 5))
+    torch.manual_seed(0)
+    ours = lightly.NTXentLoss(0.3, (16, 5))
+    for step in range(8):
+        assert_same(ours, theirs, rows(step, 2, batch, 5, dtype=torch.float32), FLOAT32)
+        assert_close(ours.memory_bank.bank, theirs.memory_bank.bank, 1e-7)  # unit rows: a rounding
+        assert torch.equal(ours.memory_bank.bank_ptr, theirs.memory_bank.bank_ptr)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_real_weights():
+    a, b = unit(rows(1, 2, 9, 4))
+    theirs = real("lightly.loss.dcl_loss").negative_mises_fisher_weights(a, b, 0.7)
+    assert_close(lightly.negative_mises_fisher_weights(a.requires_grad_(), b, 0.7), theirs, EXACT)
+    assert not lightly.negative_mises_fisher_weights(a, b).requires_grad
+
+
+@pytest.mark.parametrize("arguments", [
+    {"temperature": 0.0}, {"temperature": 1e-9}, {"temperature": -1e-9}, {"memory_bank_size": -1},
+    {"memory_bank_size": (-3, 4)}, {"memory_bank_size": (3, 4, 5)}, {"gather_distributed": True},
+])
+def test_real_refusals(arguments, monkeypatch):
+    module = real("lightly.loss.ntx_ent_loss")
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    same_error(lightly.NTXentLoss, module.NTXentLoss, **arguments)
+
+
+def test_other_refusals(monkeypatch):
+    with pytest.raises(ValueError, match="temperature"):
+        lightly.SupConLoss(0.0)
+    with pytest.raises(ValueError, match="size"):
+        lightly.MemoryBankModule((5,))
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    for loss in (lightly.DCLLoss, lightly.DCLWLoss, lightly.SupConLoss):
+        with pytest.raises(ValueError, match="gather_distributed"):
+            loss(gather_distributed=True)
+
+
+def test_state_of_the_real_one():
+    theirs, ours = real("lightly.loss.ntx_ent_loss").NTXentLoss(0.3, (16, 5)), lightly.NTXentLoss(0.3, (16, 5))
+    for name in ("bank", "bank_ptr"):
+        mine, other = getattr(ours.memory_bank, name), getattr(theirs.memory_bank, name)
+        assert mine.shape == other.shape and mine.dtype == other.dtype
+    assert [name for name, _ in ours.named_buffers()] == [name for name, _ in theirs.named_buffers()]
+    assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
+    assert str(theirs.load_state_dict(ours.state_dict())) == "<All keys matched successfully>"
+
+
+@pytest.mark.parametrize("size", [(6, 3), 6])
+def test_a_checkpoint_with_the_bank_is_loaded(size):
+    saved = {"memory_bank.bank": unit(rows(1, 6, 3)).float(), "memory_bank.bank_ptr": torch.tensor([4])}
+    loss = lightly.NTXentLoss(memory_bank_size=size)
+    loss.load_state_dict(saved)
+    assert torch.equal(loss.memory_bank.bank, saved["memory_bank.bank"]) and int(loss.memory_bank.bank_ptr) == 4
+    loss(rows(2, 2, 3).requires_grad_(), rows(3, 2, 3))
+    assert int(loss.memory_bank.bank_ptr) == 0
+    assert int(saved["memory_bank.bank_ptr"]) == 4  # the checkpoint is a copy
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        loss.load_state_dict({"memory_bank.other": torch.ones(1)})
+
+
+def test_bank():
+    bank = lightly.MemoryBankModule(5)
+    assert bank.bank.shape == (5,)
+    x = rows(1, 2, 3).float()
+    output, before = bank(x, update=True)
+    assert output is x and before.shape == (3, 5)
+    assert_close(before.norm(dim=0), torch.ones(5), 1e-6)  # unit rows in float32
+    assert torch.equal(bank.bank[:2], x) and torch.equal(bank.bank[2:], before.T[2:])
+    _, again = bank(x + 1)
+    assert torch.equal(again, bank.bank.T) and int(bank.bank_ptr) == 2  # not asked to update
+    bank.eval()
+    bank(x + 1, update=True)
+    assert int(bank.bank_ptr) == 2  # nor in training
+    assert lightly.MemoryBankModule((5, 3), feature_dim_first=False)(x)[1].shape == (5, 3)
+    nothing = lightly.MemoryBankModule(0)
+    assert nothing(x, update=True)[1] is None
+
+
+def test_bank_is_updated_only_for_training():
+    loss = lightly.NTXentLoss(memory_bank_size=(8, 3))
+    a, b = rows(1, 2, 4, 3)
+    loss(a, b.requires_grad_())
+    assert int(loss.memory_bank.bank_ptr) == 0  # the anchors want no gradient
+    loss(a.requires_grad_(), b)
+    assert int(loss.memory_bank.bank_ptr) == 4
+    loss.eval()(a, b)
+    assert int(loss.memory_bank.bank_ptr) == 4
+
+
+def test_copies_do_not_share_the_bank():
+    loss = lightly.NTXentLoss(memory_bank_size=(8, 3))
+    other = copy.deepcopy(loss)
+    loss(rows(1, 4, 3).requires_grad_(), rows(2, 4, 3))
+    assert int(other.memory_bank.bank_ptr) == 0
+
+
+@pytest.mark.parametrize("threshold", [AdaptiveThreshold(0.8), 0.2])
+@pytest.mark.parametrize("settings", [{}, {"beta": 0.5, "tau_plus": 0.0, "local_weight": 2.0},
+                                      {"formulation": "released"}])
+def test_hex(threshold, settings):
+    a, b = rows(3, 2, 12, 5)
+    z, both = torch.cat((a, b)), {"threshold": threshold, **settings}
+    released = "formulation" in settings
+    labels = torch.arange(12) % 4
+    bank = lightly.NTXentLoss(0.3, (30, 5), **both)
+    for got, expected in (
+        (lightly.NTXentLoss(0.3, **both)(a, b), hex_loss(z, temperature=0.3, **both)),
+        (bank(a, b), hex_loss(unit(a), bank.memory_bank.bank.double(), paired=unit(b), temperature=0.3, normalize=False,
+                              **both)),
+        (lightly.DCLLoss(0.3, **both)(a, b),
+         hex_loss(z, temperature=0.3, **both, denominator="all" if released else "negatives")),
+        (lightly.DCLLoss(0.3, lambda a, b: torch.ones(12), **both)(a, b), lightly.DCLLoss(0.3, **both)(a, b)),
+        (lightly.SupConLoss(0.3, **both)(a, b, labels),
+         0.3 * hex_loss(z, groups=labels.repeat(2), temperature=0.3, **both,
+                        positives="sum" if released else "mean")),
+    ):
+        assert_close(got, expected, EXACT)
+    assert bank.stats.hierarchical_fraction > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_small_temperature(dtype):
+    first = rows(5, 6, 8)
+    views = torch.stack((first, first + 0.01 * rows(6, 6, 8))).to(dtype)
+    for loss in (lightly.NTXentLoss(0.01), lightly.DCLLoss(0.01), lightly.DCLWLoss(0.01), lightly.SupConLoss(0.01)):
+        value, *gradients = value_and_gradients(loss, views)
+        exact, *exact_gradients = value_and_gradients(loss, views.double())
+        assert_close(value, exact, 2e-5)  # logits up to 100 with float32 roundings of 6e-8
+        for gradient, other in zip(gradients, exact_gradients, strict=True):
+            assert_close(gradient, other, 1e-4 + torch.finfo(dtype).eps)
+    for loss in (lightly.NTXentLoss(0.01, (8, 8)),):
+        value, *gradients = value_and_gradients(loss, views)
+        assert all(torch.isfinite(x).all() for x in (value, *gradients))
+
+
+def test_batch_of_one():
+    a, b = rows(8, 2, 1, 3)
+    for loss in (lightly.NTXentLoss(), lightly.DCLLoss(), lightly.DCLLoss(weight_fn=squares), lightly.DCLWLoss(),
+                 lightly.SupConLoss()):
+        value, *gradients = value_and_gradients(loss, (a, b))
+        assert value == 0 and not any(torch.count_nonzero(gradient) for gradient in gradients)
+
+
+def test_learnable_temperature():
+    temperature = torch.tensor(0.4, dtype=torch.float64)
+    for loss in (lightly.NTXentLoss, lightly.DCLLoss, lightly.DCLWLoss, lightly.SupConLoss):
+        a, b = rows(9, 2, 6, 3)
+        _, gradient = value_and_gradients(lambda t, loss=loss, a=a, b=b: loss(t)(a, b), [temperature])
+        step = 1e-5  # central difference: error of order step**2 = 1e-10, times third derivatives of some hundreds
+        slope = (loss(0.4 + step)(a, b) - loss(0.4 - step)(a, b)) / (2 * step)
+        assert_close(gradient, slope, 1e-7)
+
+
+def test_no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lightly.DCLWLoss()(*rows(1, 2, 4, 3))
+        lightly.NTXentLoss(memory_bank_size=8)(*rows(1, 2, 4, 3))
+
+
+@pytest.mark.parametrize(("call", "name"), [
+    (lambda: lightly.NTXentLoss()(rows(1, 4, 3), rows(1, 4, 3).float()), "out1"),
+    (lambda: lightly.NTXentLoss()(rows(1, 4, 3), rows(1, 5, 3)), "out1"),
+    (lambda: lightly.NTXentLoss(memory_bank_size=(9, 2))(rows(1, 4, 3), rows(1, 4, 3)), "memory_bank_size"),
+    (lambda: lightly.SupConLoss()(rows(1, 4, 3), rows(1, 4, 3), torch.arange(3)), "labels"),
+    (lambda: lightly.DCLLoss(threshold="high"), "threshold"),
+])
+def test_errors_name_the_argument(call, name):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
+        call()

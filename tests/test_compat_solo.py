@@ -1,0 +1,232 @@
+"""solo-learn's losses, and those published with HEX."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from golden_cases import golden_inputs, golden_names
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import EXACT, assert_close, assert_same, drawn, rows, unit, value_and_gradients
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from hexssl import hex_loss
+from hexssl.compat import solo
+from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold
+
+SEEDS = st.integers(0, 10**6)
+SIZES = st.integers(1, 9)
+TEMPERATURES = st.sampled_from([0.07, 0.1, 0.2, 0.5, 1.0, 2.3])
+
+
+def simclr(z: Tensor, indexes: Tensor, temperature: Tensor) -> Tensor:
+    """The mean of -log(pos / (pos + neg)) over anchors that have a positive."""
+    similarity = (unit(z) @ unit(z).T / temperature).exp()
+    same = indexes[:, None] == indexes
+    positive = same & ~torch.eye(len(z), dtype=torch.bool)
+    pos, neg = (similarity * positive).sum(1), (similarity * ~same).sum(1)
+    losses = [-(pos[i] / (pos[i] + neg[i])).log() for i in range(len(z)) if positive[i].any()]
+    return torch.stack(losses).mean() if losses else 0 * z.sum() * temperature
+
+
+def paired(a: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return cross_entropy(unit(a) @ unit(k).T / temperature, torch.arange(len(a)))
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, st.integers(1, 6), st.booleans(), TEMPERATURES)
+def test_simclr(seed, samples, columns, views, labels, temperature):
+    indexes = torch.arange(samples).repeat(views)
+    if labels:
+        indexes = torch.randint(-2, 3, indexes.shape, generator=torch.Generator().manual_seed(seed))
+    assert_same(lambda z, t: solo.simclr_loss_func(z, indexes, t), lambda z, t: simclr(z, indexes, t),
+                (rows(seed, len(indexes), columns), torch.tensor(temperature).double()))
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, st.integers(0, 3), TEMPERATURES)
+def test_nnclr(seed, samples, columns, more, temperature):
+    assert_same(solo.nnclr_loss_func, paired, (rows(seed, samples, columns), rows(seed + 1, samples + more, columns),
+                                               torch.tensor(temperature).double()))
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, st.integers(1, 20), TEMPERATURES)
+def test_mocov2plus(seed, samples, columns, length, temperature):
+    def formula(query, key, queue, t):
+        logits = torch.cat(((query * key).sum(1, keepdim=True), query @ queue), 1) / t
+        return cross_entropy(logits, torch.zeros(samples, dtype=torch.long))
+
+    query, key = unit(rows(seed, samples, columns)), unit(rows(seed + 1, samples, columns))
+    queue = 0.7 * rows(seed + 2, columns, length)  # not of unit length: nothing is normalised
+    assert_same(solo.mocov2plus_loss_func, formula, (query, key, queue, torch.tensor(temperature).double()))
+
+
+@drawn
+@given(SEEDS, SIZES, SIZES, TEMPERATURES)
+def test_mocov3(seed, samples, columns, temperature):
+    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * paired(q, k.detach(), t),
+                (rows(seed, samples, columns), rows(seed + 1, samples, columns), torch.tensor(temperature).double()))
+
+
+GOLDEN = [(i, j, name) for i, j, name in golden_names() if "hard_negative" not in name]
+
+
+@pytest.mark.parametrize(("entry", "case"), [(i, j) for i, j, _ in GOLDEN], ids=[name for _, _, name in GOLDEN])
+def test_golden(golden, entry, case):
+    """What solo-learn and the published code computed."""
+    arrays, temperature = golden[entry]["arrays"], golden[entry]["temperature"]
+    case = golden[entry]["cases"][case]
+    name, distance = case["name"], case.get("distance_thresh")
+    inert = {"beta": case.get("beta", 7.0), "tau_plus": case.get("tau_plus", 1.0)}
+    queue = torch.as_tensor(arrays["queue"]) if "queue" in arrays else None
+
+    def loss(*x: Tensor) -> Tensor:
+        indexes = torch.arange(len(x[0]) // 2).repeat(2)
+        if name == "infonce_simclr":
+            return solo.simclr_loss_func(*x, indexes, temperature)
+        if name == "infonce_nnclr":
+            return solo.nnclr_loss_func(*x, temperature)
+        if name == "infonce_mocov2plus":
+            return solo.mocov2plus_loss_func(unit(x[0]), unit(x[1]).detach(), unit(queue).T, temperature)
+        if name == "infonce_mocov3":
+            return solo.mocov3_loss_func(*x, temperature)
+        if name.startswith("released_nnclr_adaptive"):
+            epoch = 10 if name.endswith("warm") else 11
+            return solo.nnclr_loss_func_hex_adaptive(*x, temperature, epoch, 10, **inert)
+        if name.startswith("released_nnclr_fixed"):
+            return solo.nnclr_loss_func_hex_fixed(*x, temperature, distance, **inert)
+        if name.startswith("released_fixed"):
+            return solo.simclr_loss_func_hex_fixed(*x, indexes, temperature, distance, **inert)
+        assert name == "released_adaptive"
+        return solo.simclr_loss_func_hex_adaptive(*x, indexes, temperature, **inert, current_epoch=3)
+
+    value, *gradients = value_and_gradients(loss, golden_inputs(name, torch.as_tensor(arrays["z"])))
+    assert abs(value.item() - case["loss"]) <= EXACT
+    for k, gradient in enumerate(gradients):
+        expected = arrays.get(f"{name}.grad{k}")
+        expected = torch.zeros_like(gradient) if expected is None else torch.as_tensor(expected)
+        assert_close(gradient, expected, EXACT, f"gradient {k}")
+
+
+@drawn
+@given(SEEDS, st.integers(2, 9), SIZES, st.floats(0.1, 0.99), TEMPERATURES, st.booleans())
+def test_published_fixed(seed, samples, columns, fraction, temperature, weighted):
+    z, indexes = rows(seed, 2 * samples, columns), torch.arange(samples).repeat(2)
+    extra = {"formulation": "weighted", "local_weight": 0.5} if weighted else {}
+    assert_same(lambda z: solo.simclr_loss_func_hex_fixed(z, indexes, temperature, fraction, 0.5, 0.1, **extra),
+                lambda z: hex_loss(z, temperature=temperature, threshold=RowRangeThreshold(fraction), beta=0.5,
+                                   tau_plus=0.1, **{"formulation": "released", **extra}), [z])
+
+
+@pytest.mark.parametrize("function", [solo.simclr_loss_func_hex_adaptive, solo.simclr_loss_func_hex_fixed])
+@pytest.mark.parametrize(("beta", "tau_plus"), [(0.0, 0.0), (1.0, 1.0), (-3.0, 2.0), (float("nan"), 0.5)])
+def test_released_takes_any_beta_and_tau_plus(function, beta, tau_plus):
+    z, indexes = rows(1, 20, 6), torch.arange(10).repeat(2)
+    assert torch.equal(function(z, indexes, 0.3, beta=beta, tau_plus=tau_plus), function(z, indexes, 0.3))
+
+
+def test_weighted_does_not():
+    z, indexes = rows(1, 20, 6), torch.arange(10).repeat(2)
+    with pytest.raises(ValueError, match="tau_plus"):
+        solo.simclr_loss_func_hex_adaptive(z, indexes, 0.3, formulation="weighted")  # the published default is 1
+    loss = solo.simclr_loss_func_hex_adaptive(z, indexes, 0.3, 1.0, 0.1, formulation="weighted")
+    assert_close(loss, hex_loss(z, temperature=0.3), EXACT)
+
+
+def test_published_names():
+    assert solo.nnclr_loss_func_decompose_adaptive is solo.nnclr_loss_func_hex_adaptive
+    assert solo.nnclr_loss_func_hard_decompose is solo.nnclr_loss_func_hex_fixed
+
+
+SIGNATURES = {
+    "simclr_loss_func": {"z": None, "indexes": None, "temperature": 0.1},
+    "nnclr_loss_func": {"nn": None, "p": None, "temperature": 0.1},
+    "mocov2plus_loss_func": {"query": None, "key": None, "queue": None, "temperature": 0.1},
+    "mocov3_loss_func": {"query": None, "key": None, "temperature": 0.2},
+    "simclr_loss_func_hex_fixed": {"z": None, "indexes": None, "temperature": 0.1, "distance_thresh": 0.9, "beta": 1,
+                                   "tau_plus": 1},
+    "simclr_loss_func_hex_adaptive": {"z": None, "indexes": None, "temperature": 0.1, "beta": 1, "tau_plus": 1,
+                                      "current_epoch": 0, "warm_epoch": 10},
+    "nnclr_loss_func_hard_decompose": {"nn": None, "p": None, "temperature": 0.1, "distance_thresh": 0.9},
+    "nnclr_loss_func_decompose_adaptive": {"nn": None, "p": None, "temperature": 0.1, "current_epoch": 0,
+                                           "warm_epoch": 10},
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_arguments_of_the_original_come_first(name):
+    parameters = list(inspect.signature(getattr(solo, name)).parameters.values())
+    for parameter, (expected, default) in zip(parameters, SIGNATURES[name].items(), strict=False):
+        assert parameter.name == expected
+        assert parameter.default == (inspect.Parameter.empty if default is None else default)
+
+
+@pytest.mark.parametrize("threshold", [AdaptiveThreshold(0.8), 0.2, None])
+@pytest.mark.parametrize("settings", [{}, {"beta": 0.5, "tau_plus": 0.0, "local_weight": 2.0},
+                                      {"formulation": "released"}])
+def test_hex(threshold, settings):
+    z, indexes = rows(3, 24, 5), torch.arange(12).repeat(2)
+    a, k = z.chunk(2)
+    both = {"threshold": threshold, **settings}
+    queue = unit(rows(4, 30, 5))
+    for got, expected in (
+        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(z, temperature=0.3, **both)),
+        (solo.nnclr_loss_func(a, k, 0.3, **both), hex_loss(a, k, temperature=0.3, **both)),
+        (solo.mocov2plus_loss_func(unit(a), unit(k), queue.T, 0.3, **both),
+         hex_loss(a, queue, paired=k, temperature=0.3, **both)),
+        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * hex_loss(a, k, temperature=0.3, **both)),
+    ):
+        assert_close(got, expected, EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_small_temperature(dtype):
+    """e^(1 / 0.01) is beyond float32, and solo-learn's SimCLR NaN."""
+    first = rows(5, 6, 8)
+    z, indexes = torch.cat((first, first + 0.01 * rows(6, 6, 8))).to(dtype), torch.arange(6).repeat(2)
+    assert not torch.isfinite(simclr(z.float(), indexes, torch.tensor(0.01)))
+    value, gradient = value_and_gradients(lambda z: solo.simclr_loss_func(z, indexes, 0.01), [z])
+    exact, exact_gradient = value_and_gradients(lambda z: solo.simclr_loss_func(z, indexes, 0.01), [z.double()])
+    # Logits up to 100 with float32 roundings of 6e-8; the gradient is rounded to the embeddings' dtype.
+    assert_close(value, exact, 2e-5)
+    assert_close(gradient, exact_gradient, 1e-4 + torch.finfo(dtype).eps)
+
+
+def test_labels_with_classes_of_one_sample():
+    z, labels = rows(6, 7, 4), torch.tensor([0, 1, 1, 2, 0, 3, 1])
+    value, gradient = value_and_gradients(lambda z: solo.simclr_loss_func(z, labels), [z])
+    assert torch.isfinite(value) and torch.isfinite(gradient).all() and value > 0
+    assert_close(value, simclr(z, labels, torch.tensor(0.1, dtype=torch.float64)), EXACT)
+
+
+def test_no_positive():
+    value, gradient = value_and_gradients(lambda z: solo.simclr_loss_func(z, torch.arange(5)), [rows(7, 5, 3)])
+    assert value == 0 and torch.count_nonzero(gradient) == 0
+
+
+def test_batch_of_one():
+    z = rows(8, 2, 3)
+    for loss in (lambda z: solo.simclr_loss_func(z, torch.zeros(2, dtype=torch.long)),
+                 lambda z: solo.nnclr_loss_func(z[:1], z[1:]), lambda z: solo.mocov3_loss_func(z[:1], z[1:])):
+        value, gradient = value_and_gradients(loss, [z])
+        assert value == 0 and torch.count_nonzero(gradient) == 0
+
+
+@pytest.mark.parametrize(("call", "name"), [
+    (lambda: solo.simclr_loss_func(rows(1, 4, 3), torch.arange(3)), "indexes"),
+    (lambda: solo.simclr_loss_func(rows(1, 4, 3), torch.arange(4).double()), "indexes"),
+    (lambda: solo.simclr_loss_func(rows(1, 4, 3, 1), torch.arange(4)), "z"),
+    (lambda: solo.nnclr_loss_func(rows(1, 4, 3), rows(1, 3, 3)), "p"),
+    (lambda: solo.nnclr_loss_func(rows(1, 4, 3), rows(1, 4, 2)), "p"),
+    (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 4, 3), rows(1, 9, 3)), "queue"),
+    (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 5, 3), rows(1, 3, 9)), "key"),
+    (lambda: solo.mocov3_loss_func(rows(1, 4, 3), rows(1, 4, 3).float()), "key"),
+    (lambda: solo.simclr_loss_func_hex_fixed(rows(1, 4, 3), torch.arange(4), distance_thresh="0.9"), "distance_thresh"),
+])
+def test_errors_name_the_argument(call, name):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
+        call()

@@ -1,0 +1,219 @@
+"""The examples: data, augmentations, and that a resumed run is the uninterrupted one."""
+
+import gzip
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+for package in ("sklearn", "tqdm", "matplotlib"):
+    pytest.importorskip(package)
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import data  # noqa: E402
+import evaluate  # noqa: E402
+import simclr  # noqa: E402
+from augment import Augment  # noqa: E402
+from figure import draw  # noqa: E402
+
+STILL = Augment(scale=(1, 1), shift=0, degrees=0, shear=0, contrast=0, brightness=0, noise=0, erase=0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Images:
+    return data.load("digits")
+
+
+def small_fashion_mnist(folder: Path) -> None:
+    """The four files with 3 training and 2 test pictures of 2 x 2 pixels; pixel values count up from 0."""
+    for name, shape in zip(data.CHECKSUMS, [(3, 2, 2), (3,), (2, 2, 2), (2,)], strict=True):
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        values = np.arange(np.prod(shape), dtype=np.uint8).tobytes()
+        (folder / f"{name}.gz").write_bytes(gzip.compress(header + values))
+
+
+def test_digits(digits: data.Images) -> None:
+    assert digits.train.shape == (1347, 1, 8, 8) and digits.test.shape == (450, 1, 8, 8)
+    assert digits.train.dtype == torch.float32 and digits.train_labels.dtype == torch.int64
+    assert digits.train.min() == 0 and digits.train.max() == 1
+    assert digits.test_labels.bincount().min() >= 40  # stratified
+    assert digits.superclass_of.tolist() == [0, 1, 2, 2, 1, 2, 0, 1, 0, 0]
+
+
+def test_fashion_mnist_from_a_directory(tmp_path: Path) -> None:
+    small_fashion_mnist(tmp_path)
+    images = data.load("fashion-mnist", tmp_path, train_rows=2)
+    assert images.train.shape == (2, 1, 2, 2) and images.test.shape == (2, 1, 2, 2)
+    assert torch.equal(images.train[1, 0] * 255, torch.tensor([[4.0, 5.0], [6.0, 7.0]]))
+    assert images.train_labels.tolist() == [0, 1]
+    assert images.superclass_of.min() == 0 and images.superclass_of.max() == 3
+
+
+def test_a_named_directory_is_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"lacks train-images-idx3-ubyte\.gz"):
+        data.load("fashion-mnist", tmp_path)
+
+
+def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second mirror serves after the first has failed, and the content's checksum decides."""
+    good, cache = tmp_path / "good", tmp_path / "cache"
+    good.mkdir()
+    small_fashion_mnist(good)
+    checksums = {name: data.hashlib.sha256(data.content(good / f"{name}.gz")).hexdigest() for name in data.CHECKSUMS}
+    monkeypatch.setattr(data, "CHECKSUMS", checksums)
+    monkeypatch.setattr(data, "MIRRORS", ((tmp_path / "absent").as_uri(), good.as_uri()))
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "absent")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert len(data.load("fashion-mnist").train) == 3
+    assert len(list(cache.rglob("*.gz"))) == 4
+
+
+def test_download_refuses_other_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_fashion_mnist(tmp_path)
+    monkeypatch.setattr(data, "MIRRORS", (tmp_path.as_uri(),))
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "absent")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match=r"Three ways(.|\n)*--data-dir(.|\n)*apt install(.|\n)*SHA-256"):
+        data.load("fashion-mnist")
+    assert not list((tmp_path / "cache").rglob("*"))
+
+
+def test_not_an_idx_file() -> None:
+    with pytest.raises(ValueError, match="not an IDX file"):
+        data.idx_array(b"<html>")
+
+
+@pytest.mark.skipif(not data.DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_debian_files_have_the_checksums() -> None:
+    for name, expected in data.CHECKSUMS.items():
+        assert data.hashlib.sha256(data.content(data.DEBIAN / f"{name}.gz")).hexdigest() == expected
+
+
+def test_views_are_random_pictures(digits: data.Images) -> None:
+    torch.manual_seed(0)
+    augment = Augment(flip=True)
+    one, two = augment(digits.train[:64]), augment(digits.train[:64])
+    assert one.shape == (64, 1, 8, 8) and one.min() >= 0 and one.max() <= 1
+    assert (one - two).abs().flatten(1).amax(1).min() > 0.05  # every picture gets two different views
+
+
+def test_an_augmentation_of_nothing_changes_nothing(digits: data.Images) -> None:
+    # bilinear weights of the identity grid are right to float32 rounding
+    assert (STILL(digits.train[:8]) - digits.train[:8]).abs().max() <= 1e-5
+
+
+def test_flip_and_erase(digits: data.Images) -> None:
+    torch.manual_seed(0)
+    images = digits.train[:64]
+    flipped = Augment(**{**vars(STILL), "flip": True})(images)
+    same = (flipped - images).abs().flatten(1).amax(1) <= 1e-5  # rounding of the grid, as above
+    mirrored = (flipped - images.flip(3)).abs().flatten(1).amax(1) <= 1e-5
+    assert bool((same | mirrored).all()) and 10 < int(mirrored.sum()) < 54  # both happen
+    white = torch.ones(64, 1, 8, 8)
+    erased = 1 - Augment(**{**vars(STILL), "erase": 0.5, "erase_probability": 1.0})(white)
+    share = erased.round().flatten(1).mean(1)
+    assert share.max() <= 25 / 64  # at most half a side, which can cover 5 pixel centres of 8
+    assert share.max() > 0
+
+
+def run_options(loss: str, *more: str) -> list[str]:
+    return ["--loss", loss, "--epochs", "2", "--batch-size", "32", "--train-rows", "96", *more]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        run_options("infonce"),
+        run_options("hex", "--warmup", "0", "--momentum", "0.9", "--monotone"),
+        run_options("hex", "--threshold", "0.5"),
+        run_options("hex-released", "--warmup", "0"),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(options: list[str], tmp_path: Path) -> None:
+    images = data.load("digits", train_rows=96)
+    whole = simclr.start(simclr.parse(options), images)
+    simclr.train_epoch(whole, images)
+    simclr.save(whole, tmp_path / "first.pt")
+    simclr.train_epoch(whole, images)
+
+    torch.rand(5)  # the generator is elsewhere when another process resumes
+    resumed = simclr.start(simclr.parse(options), images)
+    simclr.resume(resumed, tmp_path / "first.pt")
+    simclr.train_epoch(resumed, images)
+
+    assert resumed.epoch == whole.epoch == 2
+    for name, part in whole.stateful().items():
+        assert_same(part.state_dict(), resumed.stateful()[name].state_dict(), name)
+    for ours, theirs in zip(whole.history, resumed.history, strict=True):
+        assert {key: value for key, value in ours.items() if not key.endswith("_ms")} == {
+            key: value for key, value in theirs.items() if not key.endswith("_ms")
+        }
+
+
+def assert_same(ours: object, theirs: object, where: str) -> None:
+    """Bit for bit, through nested dicts and lists."""
+    if isinstance(ours, torch.Tensor):
+        assert isinstance(theirs, torch.Tensor) and torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert isinstance(theirs, dict) and ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list):
+        assert isinstance(theirs, list) and len(ours) == len(theirs), where
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert ours == theirs, where
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    images = data.load("digits", train_rows=96)
+    simclr.save(simclr.start(simclr.parse(run_options("hex")), images), tmp_path / "hex.pt")
+    other = simclr.start(simclr.parse(run_options("hex", "--beta", "2")), images)
+    with pytest.raises(ValueError, match=r"beta was 1\.0, now 2\.0"):
+        simclr.resume(other, tmp_path / "hex.pt")
+
+
+def test_training_reports_what_the_loss_saw() -> None:
+    images = data.load("digits", train_rows=96)
+    run = simclr.start(simclr.parse(run_options("hex", "--warmup", "0")), images)
+    record = simclr.train_epoch(run, images)
+    assert 0 < record["loss_ms"] < record["step_ms"]
+    assert -1 <= record["threshold"] <= 1 and 0 <= record["hierarchical"] <= 1
+    assert run.history == [record]
+
+
+def test_every_pair_of_pictures_is_counted_once(digits: data.Images) -> None:
+    torch.manual_seed(0)
+    parts = evaluate.cosines_by_relation(torch.randn(50, 4), digits)
+    assert sum(map(len, parts.values())) == 50 * 49 // 2
+    counts = digits.test_labels[:50].bincount()
+    assert len(parts["same class"]) == int((counts * (counts - 1) // 2).sum())
+
+
+def test_accuracy_of_the_labels_themselves_is_perfect(digits: data.Images) -> None:
+    """An encoder that reads the answer off the picture: nearest neighbours and logistic regression both find it."""
+
+    class Answer(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).float()
+
+    def answers(labels: torch.Tensor) -> torch.Tensor:
+        return labels.float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+
+    told = digits._replace(train=answers(digits.train_labels), test=answers(digits.test_labels))
+    assert evaluate.knn_accuracy(Answer(), told) == 1.0
+    assert evaluate.linear_accuracy(Answer(), told) == 1.0
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    history = [{"epoch": 1, "knn": 0.5, "threshold": float("inf"), "hierarchical": 0.0},
+               {"epoch": 2, "knn": 0.6, "threshold": 0.8, "hierarchical": 0.1}]
+    plain = [{"epoch": 1, "knn": 0.5}, {"epoch": 2, "knn": 0.6}]
+    parts = {"same class": torch.tensor([0.9, 0.8]), "same superclass": torch.tensor([0.3]), "other": torch.zeros(3)}
+    losses = simclr.LOSSES
+    histories = {loss: plain if loss == "infonce" else history for loss in losses}
+    draw(histories, 0.4, dict.fromkeys(losses, parts), "title", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
