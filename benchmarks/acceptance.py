@@ -35,8 +35,14 @@ class Line:
     def contestants(self) -> tuple[Contestant, Contestant]:
         return self.above, self.below
 
-    def passes(self, value: float, bound: float) -> bool:
+    def _reaches(self, value: float, bound: float) -> bool:
         return value >= bound if self.at_least else value <= bound
+
+    def verdict(self, value: float) -> str:
+        aim = "aim met" if self._reaches(value, self.aim) else "aim missed"
+        if self.required is None:
+            return aim
+        return f"pass, {aim}" if self._reaches(value, self.required) else "FAIL"
 
 
 def _against(variant: str, yardstick: str, what: str, cases: tuple[Case, ...], required: tuple[float | None, ...],
@@ -117,11 +123,9 @@ def judge(threads: tuple[int, ...], rounds: int, seconds: float, longest: float,
         results = race(contestants, rounds, seconds, longest)
         for line in lines:
             value, first, third = ratio(results[line.above], results[line.below])
-            verdict = "pass" if line.required is None or line.passes(value, line.required) else "FAIL"
-            verdict += ", aim met" if line.passes(value, line.aim) else ""
             rows.append([line.what, str(line.above.case), str(line.above.threads),
                          "" if line.required is None else f"{line.required:g}", f"{line.aim:g}", f"{value:.3f}",
-                         f"{first:.3f}..{third:.3f}", verdict])
+                         f"{first:.3f}..{third:.3f}", line.verdict(value)])
             say(rows[-1])
     rows.append(memory_line(threads[-1])[0])
     say(rows[-1])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Threads that wait sleep instead of spinning, which matters where others share the cores. Read when torch is loaded.
@@ -37,7 +38,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
-def names(known: tuple[str, ...]):
+def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     def split(text: str) -> tuple[str, ...]:
         words = tuple(text.split(","))
         if unknown := set(words) - set(known):

@@ -59,6 +59,10 @@ class Inputs:
         """What the adaptive rule decides here: a fixed threshold with as many hierarchical negatives."""
         return similarity_stats(self.anchors.detach(), self.queue).quantile.mean().item()
 
+    def restart(self) -> None:
+        """The next `nudge` gives the first step's embeddings again."""
+        self._steps = 0
+
     def nudge(self) -> None:
         """The next step's embeddings; no gradient yet."""
         self.anchors.grad = None

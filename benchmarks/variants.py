@@ -84,11 +84,15 @@ def _evaluate(loss: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Step]:
     return make
 
 
+def _eager(function: Callable[[Tensor], Tensor]) -> Callable[[Inputs], Step]:
+    return _train(lambda given: function(given.anchors))
+
+
 def _compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Inputs], Step]:
     def make(inputs: Inputs) -> Step:
         torch._dynamo.reset()  # shapes and thread counts are compiled in
         compiled = torch.compile(function, dynamic=False)
-        return _train(lambda given: compiled(given.anchors))(inputs)
+        return _eager(compiled)(inputs)
 
     return make
 
@@ -154,12 +158,12 @@ VARIANTS: dict[str, Variant] = {
     "gemm2": Variant("2 GEMM", _products(formulas.two_products), arrays=1, queues=True),
     "gemm3": Variant("3 GEMM", _products(formulas.three_products), arrays=1, queues=True),
     "gemm3-chunks": Variant("3 GEMM in chunks", _products(formulas.three_products_in_chunks), queues=True),
-    "eager-infonce": Variant("eager InfoNCE", _train(_eager_infonce), "infonce", 4, queues=True),
-    "eager-masks": Variant("solo-learn's formula", _train(lambda i: formulas.infonce_masks(i.anchors)), "infonce", 5),
-    "eager-hex": Variant("eager weighted HEX", _train(lambda i: formulas.weighted(i.anchors)), "weighted", 9),
-    "eager-released": Variant("published form of HEX", _train(lambda i: formulas.released(i.anchors)), "released", 22),
-    "compiled-infonce": Variant("torch.compile of InfoNCE", _compiled(formulas.infonce), "infonce", 4),
-    "compiled-hex": Variant("torch.compile of weighted HEX", _compiled(formulas.weighted), "weighted", 6),
+    "eager-infonce": Variant("eager InfoNCE", _train(_eager_infonce), "infonce", 5.5, queues=True),
+    "eager-masks": Variant("solo-learn's formula", _eager(formulas.infonce_masks), "infonce", 5),
+    "eager-hex": Variant("eager weighted HEX", _eager(formulas.weighted), "weighted", 7.5),
+    "eager-released": Variant("published form of HEX", _eager(formulas.released), "released", 14.5),
+    "compiled-infonce": Variant("torch.compile of InfoNCE", _compiled(formulas.infonce), "infonce", 2.5),
+    "compiled-hex": Variant("torch.compile of weighted HEX", _compiled(formulas.weighted), "weighted", 5),
     "hex": Variant("HEX, adaptive threshold", _train(_ADAPTIVE), "weighted", queues=True),
     "hex-fixed": Variant("HEX, fixed threshold", _train(_hex_fixed), "weighted", queues=True),
     "hex-released": Variant("HEX, released form", _train(_RELEASED), "released", queues=True),

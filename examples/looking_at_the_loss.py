@@ -50,7 +50,7 @@ left.set(xlabel="cosine of two rows", ylabel="density")
 left.legend()
 
 # %% [markdown]
-# What the threshold does to the loss and to its gradient, both relative to InfoNCE, and the share of negatives above it.
+# What the threshold does to the loss and its gradient, both relative to InfoNCE, and the share of negatives above it.
 
 # %%
 thresholds = np.linspace(-0.2, 1, 61)

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from hexssl import hex_loss
 from hexssl.compat.info_nce import InfoNCE, info_nce

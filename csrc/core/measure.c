@@ -19,6 +19,7 @@ typedef struct {
     int64_t capacity;
     char *bound, *values;     /* T: (m) bounds; candidates of all anchors, or of one block per worker */
     bool by_block;
+    double deviations;        /* of the first guess of a bound; 0: no guess */
     double *moment;           /* HEX_MOMENTS x mp */
     double *row_stats;
 } measure;
@@ -68,6 +69,8 @@ static void measure_tile(hex_worker *worker, int64_t t, void *context) {
     if (me->quantile && !me->by_block) {
         hex_selection row = selection_at(run, me, i * g->block_m, i * g->block_m);
         hex_selection col = selection_at(run, me, j * g->block_m, j * g->block_m);
+        if (run->task[t].first_row && me->deviations > 0)
+            run->k->select_guess(&tile, me->sign, me->deviations, &row);
         run->k->select(&tile, me->sign, &row, both ? &col : NULL);
     }
     if (me->moments)
@@ -91,6 +94,30 @@ static void finish_block(hex_worker *worker, int64_t b, void *context) {
     const hex_geometry *g = &worker->run->g;
     hex_selection s = selection_at(worker->run, me, b * g->block_m, b * g->block_m);
     finish_rows(worker->run, me, b * g->block_m, hex_block_rows(g->m, g->block_m, b), &s);
+}
+
+/* Rows whose guess was too high hold fewer than k: measured again, alone and without a guess. */
+static bool prepare_again(const hex_run *run, measure *me) {
+    bool any = false;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        bool again = me->count[i] < me->k[i];
+        any |= again;
+        run->k->fill(me->bound + i * run->k->size, 1, again ? -INFINITY : INFINITY);
+        if (again) me->count[i] = 0;
+    }
+    me->deviations = 0;
+    me->moments = false;
+    return any;
+}
+
+/* Standard deviations above the mean that a share `tail` of normal values exceeds (Mills' ratio, by iteration), less five
+ * standard errors of the sample's own mean and spread. */
+static double guess_of(double quantile, int64_t n, int64_t sample) {
+    double tail = quantile >= 0.5 ? 1 - quantile : quantile, x = 1;
+    if (tail * (double)n < 1) tail = 1 / (double)n;
+    if (tail > 0.1) return 0;   /* lists would be long, whatever the bound */
+    for (int step = 0; step < 20; step++) x = sqrt(-2 * log(tail * 2.5066 * x / (1 - 1 / (1 + x * x))));
+    return x - 5 / sqrt((double)sample);
 }
 
 static void finish_moments(const hex_run *run, const measure *me, double *stats) {
@@ -152,6 +179,10 @@ static void run_passes(hex_run *run, measure *me, double quantile) {
         run->tiles_ready = run->tiles != NULL;
     }
     if (me->moments) finish_moments(run, me, me->row_stats);
+    bool moments = me->moments;
+    if (me->quantile && !me->by_block && me->deviations > 0 && prepare_again(run, me))
+        hex_each_task(run, measure_tile, me);
+    me->moments = moments;
     if (me->quantile) hex_each_block(run, g->mb, me->by_block ? measure_block : finish_block, me);
 }
 
@@ -186,6 +217,8 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
     if (status != HEX_OK) return status;
     if (run.workers * g.block_m > lists && me.by_block) run.workers = (int)(lists / g.block_m);
     me.capacity = capacity;
+    /* a second pass is cheap only over tiles that are kept */
+    if (run.tiles && me.view == HEX_VIEW_ALL) me.deviations = guess_of(quantile, g.n, g.block_n);
     place(&run, &me, capacity, lists);
     for (int64_t i = 0; i < g.m * HEX_ROW_STATS; i++) row_stats[i] = NAN;
     run_passes(&run, &me, quantile);

@@ -96,6 +96,8 @@ typedef struct {
                     int64_t b_stride, void *c, int64_t c_stride, bool accumulate);
     /* Offers each member (code < 0, or all) of the tile times sign to the selections of its rows and columns. */
     void (*select)(const hex_tile *tile, double sign, const hex_selection *row, const hex_selection *col);
+    /* Starts the bounds of a tile's rows, not yet offered anything, at a guess. */
+    void (*select_guess)(const hex_tile *tile, double sign, double deviations, const hex_selection *row);
     /* The k-th largest offered to anchor i (NaN if fewer came). */
     double (*select_finish)(const hex_selection *selection, int64_t i);
     void (*moments)(const hex_tile *tile, double *row, double *col, int64_t ld);
@@ -121,7 +123,7 @@ typedef struct {
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
 
-/* Room for the candidates of an anchor: the longest list that is left uncut (2 k + 32), and a tile's columns. */
+/* Room for the candidates of an anchor: the longest list that is left uncut (3 k + 24), and a tile's columns. */
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns);
 
 /* The chosen tier's table for float (HEX_F32, HEX_F16, HEX_BF16) or double. */

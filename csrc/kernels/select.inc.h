@@ -2,7 +2,10 @@
  *
  * Each anchor holds a list of candidates and a bound that more than k - 1 values seen so far exceed (or reach, in a list
  * cut by ties), so a value at or below it cannot be larger than the k-th. Between tiles a list that has grown is cut
- * back to little more than k. Nothing is ever guessed, so no row needs a second look. */
+ * back to little more than k.
+ *
+ * A bound may start as a guess from the first tile (select_guess): that spares most of the early candidates, and a
+ * row that ends with fewer than k of them is measured again without one. */
 
 /* How many of x exceed the limit. x is aligned and filled up with -inf to a whole vector. */
 INLINE int64_t LOCAL(count_above)(const T *x, int64_t n, T limit) {
@@ -75,7 +78,7 @@ static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
 }
 
 /* Lists longer than this are cut before the next tile. */
-INLINE int64_t LOCAL(list_limit)(int64_t k) { return 2 * k + 32; }
+INLINE int64_t LOCAL(list_limit)(int64_t k) { return 3 * k + 24; }
 
 static __attribute__((noinline)) void LOCAL(tighten)(const hex_selection *s, int64_t i) {
     T *x = (T *)s->values + i * s->capacity, low, high;
@@ -94,8 +97,8 @@ static __attribute__((noinline)) void LOCAL(tighten)(const hex_selection *s, int
 }
 
 static void LOCAL(tighten_all)(const hex_selection *s, int64_t rows) {
-    for (int64_t i = 0; i < rows; i++)
-        if (s->count[i] > LOCAL(list_limit)(s->k[i])) LOCAL(tighten)(s, i);
+    for (int64_t i = 0; i < rows; i++)   /* a bound of infinity closes a list */
+        if (s->count[i] > LOCAL(list_limit)(s->k[i]) && ((T *)s->bound)[i] < (T)INFINITY) LOCAL(tighten)(s, i);
 }
 
 /* Appends the lanes of one panel's row that `bits` names. */
@@ -147,6 +150,38 @@ static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selecti
                 ((T *)col->values)[j * col->capacity + col->count[j]++] = ((const T *)x)[lane];
             }
         }
+    }
+}
+
+/* The bound of a row from mean and spread of what its tile holds besides its largest value (which may be the anchor itself):
+ * `deviations` above the mean, but no higher than the tile's own second largest, for distributions that end early. */
+static void KERNEL(select_guess)(const hex_tile *tile, double sign, double deviations, const hex_selection *row) {
+    const T *values = tile->values;
+    for (int64_t i = 0; i < tile->rows; i++) {
+        V sum = {0}, squares = {0}, first = LOCAL(splat)((T)-INFINITY), second = first;
+        int64_t count = tile->cols / P * P;
+        if (row->k[i] < 1 || count < 2 * P) continue;
+        for (int64_t j = 0; j < count; j += W) {
+            V x = LOCAL(load)(values + j / P * tile->stride + i * P + j % P) * (T)sign;
+            sum += x;
+            squares += x * x;
+            VI above = (VI)(x > first);
+            V lower = LOCAL(pick)(above, first, x);
+            first = LOCAL(pick)(above, x, first);
+            second = LOCAL(pick)((VI)(lower > second), lower, second);
+        }
+        T top = first[0], next = second[0];
+        for (int l = 1; l < W; l++) {
+            T other = first[l] > top ? top : first[l];
+            top = first[l] > top ? first[l] : top;
+            next = other > next ? other : next;
+            next = second[l] > next ? second[l] : next;
+        }
+        double mean = (LOCAL(total)(sum) - (double)top) / (double)(count - 1);
+        double variance = (LOCAL(total)(squares) - (double)top * (double)top) / (double)(count - 1) - mean * mean;
+        double spread = variance > 0 ? sqrt(variance) : 0, guess = mean + deviations * spread;
+        double ceiling = (double)next - 0.25 * spread;
+        ((T *)row->bound)[i] = (T)(guess < ceiling ? guess : ceiling);
     }
 }
 

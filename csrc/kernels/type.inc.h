@@ -18,6 +18,7 @@ const hex_kernels KERNEL(hex_kernels) = {
     .unpack = KERNEL(unpack),
     .product = KERNEL(product),
     .select = KERNEL(select),
+    .select_guess = KERNEL(select_guess),
     .select_finish = KERNEL(select_finish),
     .moments = KERNEL(moments),
     .maxima = KERNEL(maxima),

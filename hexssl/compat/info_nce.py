@@ -79,10 +79,13 @@ class InfoNCE(DropIn):
 
     def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
         """Negatives (N, M, D): the queries share no key, there are N * M similarities whoever computes them."""
-        keys = torch.cat((positive_key[:, None], negative_keys), 1)
         if query.dtype in (torch.float16, torch.bfloat16):
-            query, keys = query.float(), keys.float()
-        logits = torch.einsum("nd,nmd->nm", normalize(query, dim=1), normalize(keys, dim=2)) / self.temperature
+            query, positive_key, negative_keys = query.float(), positive_key.float(), negative_keys.float()
+        query, positive_key = normalize(query, dim=1), normalize(positive_key, dim=1)
+        # Dividing the products by the lengths spares a normalised copy of the negatives.
+        lengths = torch.linalg.vector_norm(negative_keys, dim=2).clamp(min=1e-12)
+        negatives = torch.einsum("nd,nmd->nm", query, negative_keys) / lengths
+        logits = torch.cat(((query * positive_key).sum(1, keepdim=True), negatives), 1) / self.temperature
         return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
 
     def _one_by_one(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
