@@ -121,14 +121,21 @@ def make_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any,
 
 
 def _who(problem: Problem) -> dict[str, Any]:
-    """The reference's words for groups and offset; `period` as group ids."""
-    groups, key_groups = problem.groups, problem.key_groups
+    """The reference's words for who is compared with whom; `period` as group ids."""
+    m, device = problem.anchors.shape[0], problem.anchors.device
+    keys, groups, key_groups = problem.keys, problem.groups, problem.key_groups
+    offset = None if problem.self_offset < 0 else problem.self_offset
     if problem.period > 0:
-        groups = torch.arange(problem.anchors.shape[0], device=problem.anchors.device) % problem.period
-        if problem.keys is not None:
-            key_groups = torch.arange(problem.keys.shape[0], device=problem.anchors.device) % problem.period
-    return {"groups": groups, "key_groups": key_groups, "relation": problem.relation,
-            "self_offset": None if problem.self_offset < 0 else problem.self_offset}
+        groups = torch.arange(m, device=device) % problem.period
+        if keys is not None:
+            key_groups = torch.arange(keys.shape[0], device=device) % problem.period
+    elif groups is None and problem.relation is None:  # every key but the anchor itself is a negative
+        if keys is None:
+            keys, offset = problem.anchors, 0
+        groups = torch.zeros(m, dtype=torch.int64, device=device)
+        key_groups = torch.ones(keys.shape[0], dtype=torch.int64, device=device)
+    return {"keys": keys, "groups": groups, "key_groups": key_groups, "relation": problem.relation,
+            "self_offset": offset}
 
 
 def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
@@ -137,7 +144,7 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
     with torch.no_grad():
         if problem.anchors.device.type != "cpu":
             stats, mean = reference.similarity_stats(
-                problem.anchors, problem.keys, **_who(problem), quantile=0.0 if quantile is None else quantile,
+                problem.anchors, **_who(problem), quantile=0.0 if quantile is None else quantile,
                 rows=rows, normalize=normalize)
             return stats, mean, _NO_TOKEN
         want = operators.WANT_MOMENTS if moments else 0
@@ -169,8 +176,10 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tens
     if isinstance(threshold, str) and threshold == "adaptive":
         threshold = _ADAPTIVE
     decided, token = _decide(problem, threshold, settings.normalize)
+    if decided is None and threshold is not None:  # warm-up is InfoNCE, whatever comes after it
+        settings = settings._replace(formulation="weighted")
     if problem.anchors.device.type != "cpu":
-        return reference.hex_loss(problem.anchors, problem.keys, paired=problem.paired, **_who(problem),
+        return reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
                                   threshold=decided, **settings._asdict())
     temperature = settings.temperature
     if not isinstance(temperature, Tensor):

@@ -276,7 +276,7 @@ def _contrast_rows(problem: _Problem, form: _Form, tau: Tensor, epsilon: Tensor,
         log_local = _log_local(s, hard, log_pos - count.clamp(min=1).log(), tau, form)
         terms, present = torch.stack([log_easy, log_local], 1), torch.stack([any_easy, any_local], 1)
         losses, valid = _weighted(form, s, positive, s_pair, count, log_pos, mean_pos, terms, present)
-    broken = problem.broken[first:last] | tau.isnan()
+    broken = problem.broken[first:last] | tau.isnan() | (epsilon[first:last, 0].isnan() & negative.any(1))
     losses = torch.where(valid, losses, 0) * torch.where(broken, nan, 1.0).to(losses.dtype)
     return losses, valid | broken, _sums(problem, c.detach(), c_pair, positive, negative, hard)
 

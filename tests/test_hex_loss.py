@@ -283,3 +283,13 @@ def test_backward_twice_and_in_any_order() -> None:
     torch.autograd.grad(second, y)
     assert torch.equal(torch.autograd.grad(first, x)[0], gradient)
     assert torch.equal(torch.autograd.grad(hex_loss(x), x)[0], gradient)
+
+
+def test_a_threshold_that_is_nan_gives_nan() -> None:
+    """Where there are negatives to compare with it; an anchor without any does not need it."""
+    z = rows(12, 4, torch.Generator().manual_seed(0))
+    groups = torch.tensor([0, 0, 0, 1, 1, 1]).repeat(2)
+    nan = torch.full((), torch.nan, dtype=torch.float64)
+    for loss_fn in (hex_loss, lambda *a, **k: reference.hex_loss(*a, **k)[0]):
+        assert loss_fn(z, groups=groups, threshold=nan).isnan()
+        assert loss_fn(z, groups=torch.zeros(12, dtype=torch.long), threshold=nan) == 0

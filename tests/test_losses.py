@@ -267,3 +267,13 @@ def test_other_devices_take_the_reference(name):
     assert anchors.grad.shape == anchors.shape
     arguments.pop("paired", None)
     assert all(value.is_meta and value.shape == (6,) for value in similarity_stats(anchors, **arguments))
+
+
+@pytest.mark.parametrize("formulation", ["weighted", "released"])
+def test_warm_up_is_infonce_in_every_formulation(formulation):
+    loss = HEXLoss(threshold=AdaptiveThreshold(0.5, warmup=1), formulation=formulation)
+    views = embeddings(2)
+    loss.set_epoch(1)
+    torch.testing.assert_close(loss(*views), InfoNCELoss()(*views), **EXACT)
+    loss.set_epoch(2)
+    assert loss(*views) != InfoNCELoss()(*views)

@@ -179,7 +179,7 @@ static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, boo
         int64_t left = tile->cols - p * panel, count = left < panel ? left : panel, col = col0 + p * panel;
         for (int64_t r = 0; r < tile->rows; r++) {
             hex_code *out = codes + p * tile->stride + r * panel;
-            memset(out, 0, (size_t)panel);
+            for (int64_t l = count; l < panel; l++) out[l] = 0;   /* padding is nobody's */
             if (view == HEX_VIEW_ALL) {
                 memset(out, -1, (size_t)count);
                 continue;
