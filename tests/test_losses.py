@@ -246,10 +246,13 @@ def test_reference_is_given_the_same_problem(name):
     expected, stats = hex_loss(anchors, **arguments, threshold=0.1, return_stats=True)
     problem = functional.make_problem(anchors, *(arguments.get(key) for key in (
         "keys", "paired", "groups", "key_groups", "relation", "self_offset")))
-    got, vector = reference.hex_loss(anchors, problem.keys, paired=problem.paired, **functional._who(problem),
-                                     threshold=0.1)
+    who = functional._who(problem)
+    got, vector = reference.hex_loss(anchors, paired=problem.paired, **who, threshold=0.1)
     torch.testing.assert_close(got, expected, **CLOSE)
     torch.testing.assert_close(vector, torch.stack(stats), equal_nan=True, **CLOSE)
+    rows, _, _ = functional.measure(problem, 0.7, "negatives", True, True, False)
+    theirs, _ = reference.similarity_stats(anchors, **who, quantile=0.7, rows="negatives")
+    torch.testing.assert_close(rows, theirs, equal_nan=True, **CLOSE)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -23,7 +23,7 @@ static const char *check_classes(const hex_problem *p) {
     if (!p->keys.data && p->key_groups) return "key_groups need keys";
     if (p->period < 0 || p->period > INT32_MAX) return "period must be 0 to 2^31 - 1";
     if (p->self_offset < -1) return "self_offset must be -1 or more";
-    if (p->keys.data && p->self_offset >= 0 && p->self_offset + p->anchors.rows > n)
+    if (p->keys.data && p->self_offset >= 0 && p->self_offset > n - p->anchors.rows)
         return "self_offset + anchors must not pass the last key";
     return NULL;
 }

@@ -1,5 +1,5 @@
-/* check.h: what the kernel tests share. Every test runs on one table (tier and element type) and computes in plain double
- * loops what the kernels compute in panels. A test reports with CHECK and goes on. */
+/* check.h: what the kernel tests share. Every test runs on one table (tier and element type) and computes in plain
+ * double loops what the kernels compute in panels. A test reports with CHECK and goes on. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -26,7 +26,7 @@ extern int checks, failures;
 
 typedef void test(const hex_kernels *k);
 test test_product, test_exponential, test_small, test_pack, test_halves, test_unpack, test_rounding, test_select,
-    test_select_nan, test_moments, test_maxima, test_sums, test_own, test_coefficients;
+    test_select_guess, test_select_nan, test_moments, test_maxima, test_sums, test_own, test_coefficients;
 
 /* Element access that does not go through the table. */
 static inline double get(const hex_kernels *k, const void *x, int64_t i) {

@@ -137,8 +137,8 @@ static const struct {
 } tests[] = {
     {"product", test_product}, {"exponential", test_exponential}, {"small", test_small}, {"pack", test_pack},
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
-    {"select_nan", test_select_nan}, {"moments", test_moments}, {"maxima", test_maxima}, {"sums", test_sums},
-    {"own", test_own}, {"coefficients", test_coefficients},
+    {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
+    {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
 };
 
 static const hex_kernels *const tables[] = {

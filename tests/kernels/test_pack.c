@@ -28,8 +28,9 @@ static double load_element(const void *data, hex_dtype dtype, int64_t i) {
 static void store_random(void *data, hex_dtype dtype, int64_t i) {
     if (dtype == HEX_F64) ((double *)data)[i] = uniform(-2, 2);
     if (dtype == HEX_F32) ((float *)data)[i] = (float)uniform(-2, 2);
-    if (dtype == HEX_F16) ((uint16_t *)data)[i] = (uint16_t)((random_bits() & 0x83ff) | (uint64_t)(12 + below(4)) << 10);
-    if (dtype == HEX_BF16) ((uint16_t *)data)[i] = (uint16_t)((random_bits() & 0x807f) | (uint64_t)(124 + below(4)) << 7);
+    uint64_t bits = random_bits(), exponent = (uint64_t)below(4);
+    if (dtype == HEX_F16) ((uint16_t *)data)[i] = (uint16_t)((bits & 0x83ff) | (12 + exponent) << 10);
+    if (dtype == HEX_BF16) ((uint16_t *)data)[i] = (uint16_t)((bits & 0x807f) | (124 + exponent) << 7);
 }
 
 /* The nearest value of a dtype, ties to even. */
@@ -98,7 +99,8 @@ static void check_packed(const hex_kernels *k, const packed *x, const hex_matrix
         bool finite = isfinite(norm);
         /* the sum of squares in double: one rounding an element */
         if (i < rows && finite)
-            CHECK(fabs(x->norms[i] - norm) <= (double)(src->cols + 2) * 0x1p-53 * norm, "norm %g, not %g", x->norms[i], norm);
+            CHECK(fabs(x->norms[i] - norm) <= (double)(src->cols + 2) * 0x1p-53 * norm, "norm %g, not %g", x->norms[i],
+                  norm);
         if (i < rows && !finite) CHECK(!isfinite(x->norms[i]), "norm %g, not %g", x->norms[i], norm);
         for (int64_t d = 0; d < x->padded; d++) {
             double found = in_k_major(k, x, i, d), expected = 0, size = 0;
@@ -109,7 +111,8 @@ static void check_packed(const hex_kernels *k, const packed *x, const hex_matrix
                 if (normalize) size = (2 * epsilon(k) + (double)(src->cols + 4) * 0x1p-53) * fabs(expected);
                 if (normalize) size += smallest(k) * epsilon(k);
             }
-            CHECK(fabs(found - expected) <= size, "(%lld, %lld): %g, not %g", (long long)i, (long long)d, found, expected);
+            CHECK(fabs(found - expected) <= size, "(%lld, %lld): %g, not %g", (long long)i, (long long)d, found,
+                  expected);
             CHECK(in_r_major(k, x, i, d) == found, "the two layouts differ: %g", in_r_major(k, x, i, d));
         }
     }
@@ -158,8 +161,8 @@ void test_halves(const hex_kernels *k) {
         packed x = pack_into(k, &view, float_dtypes[t], 0, ALL, ALL, false);
         for (int64_t i = 0; i < ALL; i++) {
             double value = load_element(bits, float_dtypes[t], i), found = in_k_major(k, &x, i, 0);
-            CHECK(isfinite(value) ? found == value : found == 0 && !isfinite(x.norms[i]), "%04x: %g, not %g", (unsigned)i,
-                  found, value);
+            CHECK(isfinite(value) ? found == value : found == 0 && !isfinite(x.norms[i]), "%04x: %g, not %g",
+                  (unsigned)i, found, value);
         }
         free_packed(&x);
     }
@@ -206,8 +209,8 @@ static void one_unpack(const hex_kernels *k, hex_dtype dtype, int64_t rows, int6
     void *buffer = room(k, k->panel * g.unit.padded, 9), *out = malloc((size_t)((first + rows + 1) * cols * 8));
     if (!out) abort();
     memset(out, 0x11, (size_t)((first + rows + 1) * cols * 8));
-    k->unpack(parts & 1 ? g.gk : NULL, parts & 2 ? g.gr : NULL, parts & 4 ? g.extra : NULL, g.unit.k_major, g.norms, first,
-              rows, g.unit.block, cols, normalize, scale, dtype, out, buffer);
+    k->unpack(parts & 1 ? g.gk : NULL, parts & 2 ? g.gr : NULL, parts & 4 ? g.extra : NULL, g.unit.k_major, g.norms,
+              first, rows, g.unit.block, cols, normalize, scale, dtype, out, buffer);
     for (int64_t i = 0; i < rows; i++) {
         double along = 0, size = 0;
         for (int64_t d = 0; d < cols; d++) {
@@ -253,7 +256,8 @@ void test_rounding(const hex_kernels *k) {
     enum { COUNT = 40000 };
     const hex_dtype *dtypes = k->size == 4 ? float_dtypes : double_dtypes;
     for (int t = 0; t < (k->size == 4 ? 3 : 1); t++) {
-        void *g = room(k, COUNT * k->panel, 0), *unit = room(k, COUNT * k->panel, 0), *buffer = room(k, k->panel * k->panel, 0);
+        void *g = room(k, COUNT * k->panel, 0), *unit = room(k, COUNT * k->panel, 0);
+        void *buffer = room(k, k->panel * k->panel, 0);
         double *norms = doubles(COUNT, 1), *out = doubles(COUNT, 0);
         for (int64_t i = 0; i < COUNT; i++) {
             double low = dtypes[t] == HEX_F16 ? -27 : -148, high = dtypes[t] == HEX_F16 ? 17 : 127.9;

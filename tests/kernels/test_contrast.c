@@ -1,0 +1,287 @@
+/* maxima, sums, own, coefficients: the elementwise work on a tile, against one element at a time in double. */
+#include "check.h"
+
+/* One drawn problem: a tile, its classes, and the parameters of the anchors on both sides. */
+typedef struct {
+    int64_t rows, cols, ld;
+    void *values, *row, *col, *scratch;
+    hex_code *codes, *col_codes;
+    double *row_log_neg, *col_log_neg;
+    hex_tile tile;
+    hex_sides sides;
+} problem;
+
+typedef struct {
+    int codes;               /* 0: all negatives; 1: the same classes for both sides; 2: an asymmetric relation */
+    bool both, shared;
+    double inv_tau, beta;
+} setting;
+
+typedef enum { GLOBAL, HARD, POSITIVE, OTHER } class;
+
+static class class_of(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row) {
+    const hex_code *codes = is_row ? q->tile.codes : q->tile.col_codes;
+    int code = codes ? codes[at] : -1;
+    double eps = get(k, is_row ? q->row : q->col, HEX_P_EPS * q->ld + anchor);
+    return code > 0 ? POSITIVE : code == 0 ? OTHER : get(k, q->values, at) > eps ? HARD : GLOBAL;
+}
+
+static double parameter(const hex_kernels *k, const problem *q, int which, int64_t anchor, bool is_row) {
+    return get(k, is_row ? q->row : q->col, which * q->ld + anchor);
+}
+
+static int64_t position(const hex_kernels *k, const problem *q, int64_t i, int64_t j) {
+    return j / k->panel * q->tile.stride + i * k->panel + j % k->panel;
+}
+
+/* One body for every (element, side): `anchor` is the side's own index. */
+#define EACH_ELEMENT_AND_SIDE(q)                                                        \
+    for (int64_t i = 0; i < (q)->rows; i++)                                             \
+        for (int64_t j = 0; j < (q)->cols; j++)                                         \
+            for (int side = 0; side < ((q)->sides.col ? 2 : 1); side++)
+
+/* Shifts as the core sets them: one number, or each class's own largest logit. */
+static void fill_shifts(const hex_kernels *k, problem *q, const setting *s) {
+    const int which[] = {HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P};
+    for (int64_t i = 0; i < 3 * q->ld; i++) {
+        put(k, q->row, HEX_P_SHIFT_G * q->ld + i, s->shared ? s->inv_tau : -INFINITY);
+        put(k, q->col, HEX_P_SHIFT_G * q->ld + i, s->shared ? s->inv_tau : -INFINITY);
+    }
+    if (s->shared) return;
+    EACH_ELEMENT_AND_SIDE(q) {
+        int64_t at = position(k, q, i, j), anchor = side ? j : i;
+        class kind = class_of(k, q, at, anchor, side == 0);
+        if (kind == OTHER) continue;
+        void *params = side ? q->col : q->row;
+        double logit = get(k, q->values, at) * q->sides.inv_tau;
+        if (logit > get(k, params, which[kind] * q->ld + anchor)) put(k, params, which[kind] * q->ld + anchor, logit);
+    }
+    for (int64_t i = 0; i < 3 * q->ld; i++) {
+        if (get(k, q->row, HEX_P_SHIFT_G * q->ld + i) == -INFINITY) put(k, q->row, HEX_P_SHIFT_G * q->ld + i, 0);
+        if (get(k, q->col, HEX_P_SHIFT_G * q->ld + i) == -INFINITY) put(k, q->col, HEX_P_SHIFT_G * q->ld + i, 0);
+    }
+}
+
+static void fill_weights(const hex_kernels *k, problem *q) {
+    for (int64_t i = 0; i < q->ld; i++)
+        for (int which = HEX_P_GG; which < HEX_PARAMS; which++) {
+            bool own = which == HEX_P_OWN;
+            put(k, q->row, which * q->ld + i, own ? q->sides.inv_tau * uniform(-1, 1.2) : uniform(-1, 1));
+            put(k, q->col, which * q->ld + i, own ? q->sides.inv_tau * uniform(-1, 1.2) : uniform(-1, 1));
+        }
+    for (int64_t i = 0; i < q->ld; i++) {
+        q->row_log_neg[i] = q->sides.inv_tau * uniform(-1, 1.2);
+        q->col_log_neg[i] = q->sides.inv_tau * uniform(-1, 1.2);
+    }
+}
+
+static problem make_problem(const hex_kernels *k, const setting *s) {
+    int64_t p = k->panel, rows = 1 + below(40), cols = s->codes ? 1 + below(5 * p) : p * (1 + below(5));
+    int64_t stride = round_up(rows, p) * p, count = round_up(cols, p) / p * stride, ld = round_up(40, p) + 5 * p;
+    problem q = {.rows = rows, .cols = cols, .ld = ld, .values = room(k, count, 0), .row = room(k, HEX_PARAMS * ld, 0),
+                 .col = room(k, HEX_PARAMS * ld, 0), .scratch = room(k, hex_scratch_elements(rows, cols), 3),
+                 .codes = calloc((size_t)count, 1), .col_codes = calloc((size_t)count, 1),
+                 .row_log_neg = doubles(ld, 0), .col_log_neg = doubles(ld, 0)};
+    if (!q.codes || !q.col_codes) abort();
+    q.tile = (hex_tile){q.values, stride, rows, cols, s->codes ? q.codes : NULL,
+                        s->codes == 0 ? NULL : s->codes == 1 ? q.codes : q.col_codes};
+    q.sides = (hex_sides){rounded(k, s->inv_tau), s->beta, s->shared, q.row, s->both ? q.col : NULL, ld, q.row_log_neg,
+                          s->both ? q.col_log_neg : NULL, q.scratch};
+    for (int64_t i = 0; i < ld; i++) {
+        put(k, q.row, HEX_P_EPS * ld + i, below(4) ? uniform(-1, 1) : (below(2) ? INFINITY : -2));
+        put(k, q.col, HEX_P_EPS * ld + i, below(4) ? uniform(-1, 1) : (below(2) ? INFINITY : -2));
+    }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) {
+            int64_t at = position(k, &q, i, j);
+            /* some exactly at the threshold */
+            put(k, q.values, at, below(8) ? uniform(-1, 1) : get(k, q.row, HEX_P_EPS * ld + i));
+            if (!(fabs(get(k, q.values, at)) <= 1)) put(k, q.values, at, 1);
+            q.codes[at] = (hex_code)(below(4) ? -1 : below(3) - 1);
+            q.col_codes[at] = (hex_code)(below(5) ? q.codes[at] : below(3) - 1);
+        }
+    fill_shifts(k, &q, s);
+    fill_weights(k, &q);
+    return q;
+}
+
+static void free_problem(problem *q) {
+    free(q->values), free(q->row), free(q->col), free(q->scratch), free(q->codes), free(q->col_codes);
+    free(q->row_log_neg), free(q->col_log_neg);
+}
+
+/* Temperatures for which one shift serves, and those whose e^s no number of T can hold. */
+static int settings_of(const hex_kernels *k, setting *out) {
+    const double betas[] = {0, 1, 0.5, 2.5}, cold = k->size == 4 ? 120 : 900;
+    int count = 0;
+    for (int codes = 0; codes < 3; codes++)
+        for (int both = 0; both < 2; both++)
+            for (int b = 0; b < 4; b++) {
+                double mild = 60 / (2 + 2 * betas[b]);   /* (2 + 2 beta) inv_tau stays below the table's limit */
+                out[count++] = (setting){codes, both, true, mild < 10 ? mild : 10, betas[b]};
+                out[count++] = (setting){codes, both, false, 10, betas[b]};
+                out[count++] = (setting){codes, both, false, cold, betas[b]};
+            }
+    return count;
+}
+
+enum { SETTINGS = 72 };
+
+/* How far an exponential of T may be off, as a share of it: the exponent is a difference of two numbers up to
+ * (1 + beta) inv_tau, each rounded, and e's own error is a unit or two. */
+static double exponential_error(const hex_kernels *k, const problem *q) {
+    return (6 * (1 + q->sides.beta) * q->sides.inv_tau + 8) * epsilon(k);
+}
+
+void test_maxima(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    const int index[] = {HEX_M_GLOBAL, HEX_M_HARD, HEX_M_POS};
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
+        void *found[] = {room(k, HEX_MAXIMA * q.ld, -INFINITY), room(k, HEX_MAXIMA * q.ld, -INFINITY)};
+        void *top[] = {room(k, HEX_MAXIMA * q.ld, -INFINITY), room(k, HEX_MAXIMA * q.ld, -INFINITY)};
+        k->maxima(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
+        EACH_ELEMENT_AND_SIDE(&q) {
+            int64_t at = position(k, &q, i, j), anchor = side ? j : i;
+            class kind = class_of(k, &q, at, anchor, side == 0);
+            if (kind == OTHER) continue;
+            int64_t slot = index[kind] * q.ld + anchor;
+            put(k, top[side], slot, fmax(get(k, top[side], slot), get(k, q.values, at)));
+        }
+        for (int64_t i = 0; i < HEX_MAXIMA * q.ld; i++)
+            for (int side = 0; side < (s[n].both ? 2 : 1); side++) {
+                if (i % q.ld >= (side ? q.cols : q.rows)) continue;   /* padded columns may hold anything */
+                CHECK(get(k, found[side], i) == get(k, top[side], i), "side %d, %lld: %g, not %g", side, (long long)i,
+                      get(k, found[side], i), get(k, top[side], i));
+            }
+        free(found[0]), free(found[1]), free(top[0]), free(top[1]), free_problem(&q);
+    }
+}
+
+/* Adds one element's terms to the sums of its anchor; sizes get their absolute values. */
+static void add_terms(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row, double *sums,
+                      double *sizes) {
+    const double c = get(k, q->values, at), s = c * q->sides.inv_tau, beta = q->sides.beta;
+    class kind = class_of(k, q, at, anchor, is_row);
+    double term[HEX_SUMS] = {0};
+    double shift = kind == OTHER ? 0 : parameter(k, q, HEX_P_SHIFT_G + (int)kind, anchor, is_row);
+    if (kind == GLOBAL) term[HEX_S_GLOBAL] = exp(s - shift);
+    if (kind == HARD) {
+        term[HEX_S_HARD_A] = exp((1 + beta) * (s - shift));
+        term[HEX_S_HARD_B] = exp(beta * (s - shift));
+        term[HEX_S_HARD_N] = 1;
+        term[HEX_S_HARD_C] = c;
+    }
+    if (kind == POSITIVE) {
+        term[HEX_S_POS] = exp(s - shift);
+        term[HEX_S_POS_C] = c;
+    }
+    if (kind == POSITIVE || kind == OTHER) term[HEX_S_OTHER_C] = c;
+    for (int t = 0; t < HEX_SUMS; t++) {
+        sums[t * q->ld + anchor] += term[t];
+        sizes[t * q->ld + anchor] += fabs(term[t]);
+    }
+}
+
+void test_sums(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
+        const int64_t size = HEX_SUMS * q.ld;
+        double *found[] = {doubles(size, 1), doubles(size, 1)}, *sums[] = {doubles(size, 1), doubles(size, 1)};
+        double *sizes[] = {doubles(size, 0), doubles(size, 0)};
+        k->sums(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
+        EACH_ELEMENT_AND_SIDE(&q)
+        add_terms(k, &q, position(k, &q, i, j), side ? j : i, side == 0, sums[side], sizes[side]);
+        for (int64_t i = 0; i < size; i++)
+            for (int side = 0; side < 2; side++) {
+                /* the terms' own errors, then one rounding of T a term in adding them; 1e-14: 1 was there before, and
+                 * terms may have vanished */
+                double share = exponential_error(k, &q) + (double)(q.rows + q.cols) * epsilon(k);
+                double off = fabs(found[side][i] - sums[side][i]);
+                CHECK(off <= share * sizes[side][i] + 1e-14, "sum %lld of side %d: %g, not %g (tau 1/%g, beta %g)",
+                      (long long)(i / q.ld), side, found[side][i], sums[side][i], s[n].inv_tau, s[n].beta);
+            }
+        for (int side = 0; side < 2; side++) free(found[side]), free(sums[side]), free(sizes[side]);
+        free_problem(&q);
+    }
+}
+
+void test_own(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
+        double *found[] = {doubles(2 * q.ld, 1), doubles(2 * q.ld, 1)};
+        double *sums[] = {doubles(2 * q.ld, 1), doubles(2 * q.ld, 1)};
+        k->own(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
+        EACH_ELEMENT_AND_SIDE(&q) {
+            int64_t at = position(k, &q, i, j), anchor = side ? j : i;
+            if (class_of(k, &q, at, anchor, side == 0) != POSITIVE) continue;
+            double logit = get(k, q.values, at) * q.sides.inv_tau;
+            double other = (side ? q.col_log_neg : q.row_log_neg)[anchor];
+            double top = fmax(logit, other);
+            sums[side][anchor] += top + log(exp(logit - top) + exp(other - top));
+            sums[side][q.ld + anchor] += exp(other - top) / (exp(logit - top) + exp(other - top));
+        }
+        for (int64_t i = 0; i < 2 * q.ld; i++)
+            for (int side = 0; side < 2; side++)   /* all in double: up to 80 terms up to 1.2 inv_tau */
+                CHECK(fabs(found[side][i] - sums[side][i]) <= 1e-13 * q.sides.inv_tau, "side %d: %g, not %g", side,
+                      found[side][i], sums[side][i]);
+        for (int side = 0; side < 2; side++) free(found[side]), free(sums[side]);
+        free_problem(&q);
+    }
+}
+
+/* dObjective/ds of one side, as kernels.h writes it; *size: what its parts add up to in absolute value. */
+static double coefficient(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row,
+                          double *size) {
+#define PARAM(which) parameter(k, q, which, anchor, is_row)
+    const double s = get(k, q->values, at) * q->sides.inv_tau, beta = q->sides.beta;
+    class kind = class_of(k, q, at, anchor, is_row);
+    double part[3] = {0};
+    if (kind == GLOBAL) part[0] = PARAM(HEX_P_GG) * exp(s - PARAM(HEX_P_SHIFT_G));
+    if (kind == HARD) {
+        part[0] = PARAM(HEX_P_H1) * exp((1 + beta) * (s - PARAM(HEX_P_SHIFT_H)));
+        part[1] = -PARAM(HEX_P_H2) * exp(beta * (s - PARAM(HEX_P_SHIFT_H)));
+    }
+    if (kind == POSITIVE) {
+        part[0] = PARAM(HEX_P_PA);
+        part[1] = PARAM(HEX_P_PB) * exp(s - PARAM(HEX_P_SHIFT_P));
+        part[2] = PARAM(HEX_P_PO) / (1 + exp(PARAM(HEX_P_OWN) - s));
+    }
+    *size += fabs(part[0]) + fabs(part[1]) + fabs(part[2]);
+    return part[0] + part[1] + part[2];
+#undef PARAM
+}
+
+void test_coefficients(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
+        const int64_t panels = round_up(q.cols, k->panel) / k->panel;
+        void *out = room(k, panels * q.tile.stride, 5);
+        double total = k->coefficients(&q.tile, &q.sides, out), sum = 0, sum_size = 0;
+        for (int64_t j = 0; j < panels * k->panel; j++)
+            for (int64_t i = 0; i < round_up(q.rows, k->panel); i++) {
+                int64_t at = position(k, &q, i, j);
+                double exact = 0, size = 0, found = get(k, out, at);
+                if (i < q.rows && j < q.cols) {
+                    exact = coefficient(k, &q, at, i, true, &size);
+                    if (q.sides.col) exact += coefficient(k, &q, at, j, false, &size);
+                }
+                sum += exact * get(k, q.values, at);
+                sum_size += size;
+                /* padding: exactly zero; elsewhere each of up to four exponentials may have vanished */
+                double error = exponential_error(k, &q) * size + (size > 0 ? 4 * smallest(k) : 0);
+                CHECK(fabs(found - exact) <= error, "(%lld, %lld): %g, not %g (tau 1/%g, beta %g)",
+                      (long long)i, (long long)j, found, exact, s[n].inv_tau, s[n].beta);
+            }
+        double most = sum_size * (exponential_error(k, &q) + (double)(q.rows * panels) * epsilon(k));
+        CHECK(fabs(total - sum) <= most, "sum S c: %g, not %g", total, sum);
+        free(out), free_problem(&q);
+    }
+}
