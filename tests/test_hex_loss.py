@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -264,6 +265,18 @@ def test_strides_and_threads_change_nothing() -> None:
     for other in results[1:]:
         for x, y in zip(results[0], other, strict=True):
             assert torch.equal(x, y)
+
+
+def test_more_threads_than_the_workspace_has_room_for() -> None:
+    leaves = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(40)]
+
+    def gradient(leaf: Tensor) -> Tensor:
+        return torch.autograd.grad(hex_loss(leaf), leaf)[0]
+
+    expected = [gradient(leaf) for leaf in leaves]
+    with ThreadPoolExecutor(max_workers=40) as pool:
+        for _ in range(5):
+            assert all(map(torch.equal, pool.map(gradient, leaves), expected))
 
 
 def test_info_nce_is_hex_without_a_threshold() -> None:

@@ -158,52 +158,73 @@ static bool is_uniform(const hex_classes *c, int64_t i, int64_t j, const hex_til
     return rows[1] < cols[0] || cols[1] < rows[0];
 }
 
-static void codes_from_ids(int32_t row, const int32_t *col, int64_t count, hex_code *codes) {
+/* Each fills `count` codes and returns whether any is not a plain negative. */
+
+static bool codes_from_ids(int32_t row, const int32_t *col, int64_t count, hex_code *codes) {
+    int32_t same = 0;
     if (count == 16) {   /* a whole panel of float: a loop that compilers turn into vectors */
+        for (int l = 0; l < 16; l++) same |= col[l] == row;
         for (int l = 0; l < 16; l++) codes[l] = (hex_code)(col[l] == row ? 1 : -1);
-        return;
+        return same;
     }
-    for (int64_t l = 0; l < count; l++) codes[l] = (hex_code)(col[l] == row ? 1 : -1);
+    for (int64_t l = 0; l < count; l++) {
+        same |= col[l] == row;
+        codes[l] = (hex_code)(col[l] == row ? 1 : -1);
+    }
+    return same;
 }
 
-static void codes_from_relation(const int8_t *relation, int64_t step, int64_t count, hex_code *codes) {
-    for (int64_t l = 0; l < count; l++) codes[l] = (hex_code)((relation[l * step] > 0) - (relation[l * step] < 0));
+static bool codes_from_relation(const int8_t *relation, int64_t step, int64_t count, hex_code *codes) {
+    bool special = false;
+    for (int64_t l = 0; l < count; l++) {
+        codes[l] = (hex_code)((relation[l * step] > 0) - (relation[l * step] < 0));
+        special |= codes[l] >= 0;
+    }
+    return special;
 }
 
 /* One side's codes. `turned`: as the anchors of block j see the keys of block i (symmetric problems). */
 static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, bool turned, const hex_tile *tile,
-                       hex_code *codes) {
+                       hex_code *codes, uint8_t *special) {
     const hex_geometry *g = c->g;
     int64_t panel = g->k->panel, row0 = i * g->block_m, col0 = j * g->block_n;
     for (int64_t p = 0; p * panel < tile->cols; p++) {
         int64_t left = tile->cols - p * panel, count = left < panel ? left : panel, col = col0 + p * panel;
         for (int64_t r = 0; r < tile->rows; r++) {
             hex_code *out = codes + p * tile->stride + r * panel;
+            bool any = count < panel;
             for (int64_t l = count; l < panel; l++) out[l] = 0;   /* padding is nobody's */
+            int64_t self = self_of(c, row0 + r) - col;
             if (view == HEX_VIEW_ALL) {
                 memset(out, -1, (size_t)count);
-                continue;
+            } else {
+                if (!c->problem->relation)
+                    any |= codes_from_ids(c->row_id[row0 + r], c->col_id + col, count, out);
+                else if (turned)
+                    any |= codes_from_relation(c->problem->relation + col * g->n + row0 + r, g->n, count, out);
+                else
+                    any |= codes_from_relation(c->problem->relation + (row0 + r) * g->n + col, 1, count, out);
+                if (self >= 0 && self < count) {
+                    out[self] = 0;
+                    any = true;
+                }
             }
-            if (!c->problem->relation)
-                codes_from_ids(c->row_id[row0 + r], c->col_id + col, count, out);
-            else if (turned)
-                codes_from_relation(c->problem->relation + col * g->n + row0 + r, g->n, count, out);
-            else
-                codes_from_relation(c->problem->relation + (row0 + r) * g->n + col, 1, count, out);
-            int64_t self = self_of(c, row0 + r);
-            if (self >= col && self < col + count) out[self - col] = 0;
+            special[p * (tile->stride / panel) + r] |= any;
         }
     }
 }
 
 void hex_classify(const hex_classes *c, int64_t i, int64_t j, int view, hex_code *codes, hex_code *col_codes,
-                  hex_tile *tile) {
+                  uint8_t *special, hex_tile *tile) {
     tile->codes = tile->col_codes = NULL;
+    tile->special = NULL;
     if (is_uniform(c, i, j, tile, view)) return;
-    fill_codes(c, i, j, view, false, tile, codes);
+    memset(special, 0, (size_t)(c->g->block_m * c->g->block_n / c->g->k->panel));
+    fill_codes(c, i, j, view, false, tile, codes, special);
     tile->codes = tile->col_codes = codes;
+    tile->special = special;
     if (c->g->symmetric && c->problem->relation && view != HEX_VIEW_ALL) {
-        fill_codes(c, i, j, view, true, tile, col_codes);
+        fill_codes(c, i, j, view, true, tile, col_codes, special);
         tile->col_codes = col_codes;
     }
 }

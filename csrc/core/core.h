@@ -61,12 +61,12 @@ typedef struct {
 int64_t hex_classes_bytes(const hex_geometry *g);
 /* memory: hex_classes_bytes, zeroed or not. false: no memory for the dictionary of ids. */
 bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *memory, hex_classes *classes);
-/* What a tile's elements are: +1, -1, 0 as in the spec... */
+/* What counts as a negative, or in measure as a member: true negatives, everything, negatives only. */
 enum { HEX_VIEW_CONTRAST, HEX_VIEW_ALL, HEX_VIEW_NEGATIVES };
-/* Fills codes (and col_codes, which may come out equal to codes) of a tile, and sets tile->codes to NULL where every
- * element is a negative (HEX_VIEW_ALL: a member). */
+/* Fills codes (and col_codes, which may come out equal to codes) and special of a tile, and sets tile->codes to NULL where
+ * every element is a negative (HEX_VIEW_ALL: a member). */
 void hex_classify(const hex_classes *c, int64_t i, int64_t j, int view, hex_code *codes, hex_code *col_codes,
-                  hex_tile *tile);
+                  uint8_t *special, hex_tile *tile);
 
 /* run.c */
 
@@ -101,6 +101,7 @@ typedef struct {
     int index;
     void *tile, *out, *scratch;    /* T[block_m * block_n] twice; kernels' scratch */
     hex_code *codes, *col_codes;
+    uint8_t *special;
 } hex_worker;
 
 /* want_tiles: keep cosine tiles if they fit the budget. */

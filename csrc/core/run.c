@@ -116,7 +116,7 @@ static int64_t worker_bytes(const hex_geometry *g) {
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
     int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
     int64_t rows = HEX_PANEL_BYTES * g->dp;   /* a panel of rows */
-    return 2 * tile + 2 * codes + (scratch > rows ? scratch : rows);
+    return 2 * tile + 3 * codes + (scratch > rows ? scratch : rows);
 }
 
 static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
@@ -147,6 +147,7 @@ static hex_worker worker_of(hex_run *run, int64_t index) {
     w.out = carve(&at, g->block_m * g->block_n * g->k->size);
     w.codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.col_codes = (hex_code *)carve(&at, g->block_m * g->block_n);
+    w.special = (uint8_t *)carve(&at, g->block_m * g->block_n);
     w.scratch = at;
     return w;
 }
@@ -330,7 +331,7 @@ hex_tile hex_multiply(hex_worker *worker, int64_t i, int64_t j, int view) {
     hex_tile tile = empty_tile(run, i, j);
     multiply(run, i, j, &tile, worker->tile);
     tile.values = worker->tile;
-    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, &tile);
+    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, worker->special, &tile);
     return tile;
 }
 
@@ -343,6 +344,6 @@ hex_tile hex_fetch(hex_worker *worker, int64_t task, int view) {
     if (run->tiles) slot = (char *)run->tiles + task * g->block_m * g->block_n * g->k->size;
     if (!run->tiles_ready) multiply(run, i, j, &tile, slot);
     tile.values = slot;
-    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, &tile);
+    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, worker->special, &tile);
     return tile;
 }

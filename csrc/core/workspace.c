@@ -2,7 +2,8 @@
  * step's pages serve the next.
  *
  * A slab is in use (one caller's), held (its contents wait under a token), or free (reusable, contents possibly still
- * those of its token). Held and free slabs together stay within the budget; the oldest go first. */
+ * those of its token). Held and free slabs together stay within the budget; the oldest go first. Callers beyond what
+ * the table holds get loose slabs, which live for one call. */
 #define _DEFAULT_SOURCE
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -11,7 +12,7 @@
 
 #include "core.h"
 
-enum slab_state { EMPTY, FREE, HELD, IN_USE };
+enum slab_state { EMPTY, FREE, HELD, IN_USE, LOOSE };
 
 struct hex_slab {
     char *memory;
@@ -116,14 +117,20 @@ static hex_slab *find_free(int64_t bytes) {
     return best;
 }
 
+/* A slot of the table, or a loose one. NULL: no memory even for that. */
 static hex_slab *find_empty(void) {
     hex_slab *oldest = NULL;
     for (int s = 0; s < SLABS; s++) {
         if (slabs[s].state == EMPTY) return slabs + s;
         if (slabs[s].state != IN_USE && (!oldest || slabs[s].age < oldest->age)) oldest = slabs + s;
     }
-    if (oldest) discard(oldest);
-    return oldest;
+    if (oldest) {
+        discard(oldest);
+        return oldest;
+    }
+    hex_slab *loose = calloc(1, sizeof *loose);
+    if (loose) loose->state = LOOSE;
+    return loose;
 }
 
 hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit) {
@@ -136,13 +143,24 @@ hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit) {
     } else {
         shrink(bytes);
         slab = find_empty();
-        if (slab && !allocate(slab, bytes)) slab = NULL;
+        bool loose = slab && slab->state == LOOSE;
+        if (slab && !allocate(slab, bytes)) {
+            if (loose) free(slab);
+            slab = NULL;
+        } else if (slab && loose) {
+            slab->state = LOOSE;
+        }
     }
     release();
     return slab;
 }
 
 void hex_slab_put(hex_slab *slab, uint64_t token, bool keep) {
+    if (slab->state == LOOSE) {
+        free(slab->memory);
+        free(slab);
+        return;
+    }
     acquire();
     slab->token = token;
     slab->age = ++clock_now;

@@ -61,6 +61,7 @@ INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
 static bool LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
     const T *values = tile->values, *row = sides->row, *col = sides->col;
     const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
+    const uint8_t *special = tile->special;
     const T beta = (T)sides->beta;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * sides->ld]);
     const int64_t ld = sides->ld, rows = tile->rows, cols = tile->cols, stride = tile->stride;
@@ -84,7 +85,7 @@ static bool LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *
                 hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
                 sum += e[v];
             }
-            if (!codes && !LOCAL(any)(hard)) {
+            if (!(special && special[p * (stride / P) + i]) && !LOCAL(any)(hard)) {
                 LOCAL(add_to)(row_acc + i * W, sum);
                 for (int v = 0; v < NV; v++) col_global[v] += e[v];
                 continue;
@@ -225,9 +226,11 @@ INLINE V LOCAL(both_coefficients)(V c, const V *shared, V inv_tau, T beta, const
     return s;
 }
 
-/* The common case, as in sums_shared: no codes, one exponential. */
-static double LOCAL(coefficients_plain)(const hex_tile *tile, const hex_sides *sides, T *out) {
+/* The common case, as in sums_shared. */
+static double LOCAL(coefficients_shared)(const hex_tile *tile, const hex_sides *sides, T *out) {
     const T *values = tile->values, *row = sides->row, *col = sides->col;
+    const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
+    const uint8_t *special = tile->special;
     const T beta = (T)sides->beta;
     const int64_t ld = sides->ld, rows = tile->rows, cols = tile->cols, stride = tile->stride;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * ld]);
@@ -252,10 +255,12 @@ static double LOCAL(coefficients_plain)(const hex_tile *tile, const hex_sides *s
                 hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
                 s[v] = e[v] * (row_gg + col_gg[v]);
             }
-            if (LOCAL(any)(hard))
+            if ((special && special[p * (stride / P) + i]) || LOCAL(any)(hard))
                 for (int v = 0; v < NV; v++) {
                     const V x = e[v];
-                    s[v] = LOCAL(both_coefficients)(c[v], &x, inv_tau, beta, row, col, ld, i, p * P + v * W, NULL, NULL);
+                    s[v] = LOCAL(both_coefficients)(c[v], &x, inv_tau, beta, row, col, ld, i, p * P + v * W,
+                                                    codes ? codes + at + v * W : NULL,
+                                                    codes ? col_codes + at + v * W : NULL);
                 }
             for (int v = 0; v < NV; v++) {
                 sum_sc[v] += s[v] * c[v];
@@ -267,20 +272,19 @@ static double LOCAL(coefficients_plain)(const hex_tile *tile, const hex_sides *s
     return weighted;
 }
 
-static double LOCAL(coefficients_full)(const hex_tile *tile, const hex_sides *sides, T *out) {
+static double LOCAL(coefficients_separate)(const hex_tile *tile, const hex_sides *sides, T *out) {
     const T *values = tile->values, *row = sides->row, *col = sides->col;
     const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
     const int64_t ld = sides->ld, rows = tile->rows, cols = (tile->cols + P - 1) / P * P, stride = tile->stride;
-    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * ld]);
-    const bool one = sides->shared_shift;
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
     double weighted = 0;
     for (int64_t j = 0; j < cols; j += W) {
         V sum_sc = {0};
         for (int64_t i = 0; i < rows; i++) {
             int64_t at = j / P * stride + i * P + j % P;
-            V c = LOCAL(load)(values + at), e = one ? LOCAL(exp_bounded)(c * inv_tau - shift) : c;
-            V s = LOCAL(both_coefficients)(c, one ? &e : NULL, inv_tau, (T)sides->beta, row, col, ld, i, j,
-                                           codes ? codes + at : NULL, codes ? col_codes + at : NULL);
+            V c = LOCAL(load)(values + at);
+            V s = LOCAL(both_coefficients)(c, NULL, inv_tau, (T)sides->beta, row, col, ld, i, j, codes ? codes + at : NULL,
+                                           codes ? col_codes + at : NULL);
             sum_sc += s * c;
             LOCAL(store)(out + at, s);
         }
@@ -293,8 +297,7 @@ static double KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides,
     const int64_t padded_rows = (tile->rows + P - 1) / P * P;
     for (int64_t p = 0; p * P < tile->cols; p++)
         memset((T *)out + p * tile->stride + tile->rows * P, 0, sizeof(T) * (size_t)((padded_rows - tile->rows) * P));
-    bool plain = sides->shared_shift && !tile->codes;
-    return (plain ? LOCAL(coefficients_plain) : LOCAL(coefficients_full))(tile, sides, out);
+    return (sides->shared_shift ? LOCAL(coefficients_shared) : LOCAL(coefficients_separate))(tile, sides, out);
 }
 
 static void KERNEL(exponential)(const void *x, int64_t count, void *out) {

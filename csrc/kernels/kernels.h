@@ -27,6 +27,7 @@ typedef struct {
     int64_t rows, cols;            /* valid ones */
     const hex_code *codes;         /* as seen from the rows */
     const hex_code *col_codes;     /* as seen from the columns (equal to codes unless a relation is asymmetric) */
+    const uint8_t *special;        /* with codes: [cols/P][stride/P], 0 where a panel's row holds negatives only */
 } hex_tile;
 
 /* Top-k selection of a block of anchors; all arrays are per anchor. A list takes a whole tile before it is cut. */

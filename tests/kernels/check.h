@@ -83,4 +83,22 @@ static inline double uniform(double low, double high) {
 
 static inline int64_t below(int64_t n) { return (int64_t)(random_bits() >> 33) % n; }
 
+/* Classes of a tile: mostly negatives, every other row of a panel nothing else; others for the columns where `differ`.
+ * Padding is nobody's. special: as kernels.h says, from both. */
+static inline void draw_codes(const hex_kernels *k, int64_t rows, int64_t cols, int64_t stride, bool differ,
+                              hex_code *codes, hex_code *col_codes, uint8_t *special) {
+    const int64_t p = k->panel;
+    for (int64_t panel = 0; panel * p < cols; panel++)
+        for (int64_t i = 0; i < rows; i++) {
+            bool plain = below(2);
+            for (int64_t l = 0; l < p; l++) {
+                int64_t at = panel * stride + i * p + l;
+                bool valid = panel * p + l < cols;
+                codes[at] = (hex_code)(!valid ? 0 : plain || below(4) ? -1 : below(3) - 1);
+                col_codes[at] = (hex_code)(valid && differ && !plain && below(4) == 0 ? below(3) - 1 : codes[at]);
+                special[panel * (stride / p) + i] |= codes[at] >= 0 || col_codes[at] >= 0;
+            }
+        }
+}
+
 #endif

@@ -6,6 +6,7 @@ typedef struct {
     int64_t rows, cols, ld;
     void *values, *row, *col, *scratch;
     hex_code *codes, *col_codes;
+    uint8_t *special;
     double *row_log_neg, *col_log_neg;
     hex_tile tile;
     hex_sides sides;
@@ -81,10 +82,12 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
     problem q = {.rows = rows, .cols = cols, .ld = ld, .values = room(k, count, 0), .row = room(k, HEX_PARAMS * ld, 0),
                  .col = room(k, HEX_PARAMS * ld, 0), .scratch = room(k, hex_scratch_elements(rows, cols), 3),
                  .codes = calloc((size_t)count, 1), .col_codes = calloc((size_t)count, 1),
+                 .special = calloc((size_t)(count / p), 1),
                  .row_log_neg = doubles(ld, 0), .col_log_neg = doubles(ld, 0)};
-    if (!q.codes || !q.col_codes) abort();
-    q.tile = (hex_tile){q.values, stride, rows, cols, s->codes ? q.codes : NULL,
-                        s->codes == 0 ? NULL : s->codes == 1 ? q.codes : q.col_codes};
+    if (!q.codes || !q.col_codes || !q.special) abort();
+    draw_codes(k, rows, cols, stride, s->codes == 2, q.codes, q.col_codes, q.special);
+    q.tile = (hex_tile){q.values, stride, rows, cols, q.codes, s->codes == 2 ? q.col_codes : q.codes, q.special};
+    if (!s->codes) q.tile.codes = q.tile.col_codes = NULL, q.tile.special = NULL;
     q.sides = (hex_sides){rounded(k, s->inv_tau), s->beta, s->shared, q.row, s->both ? q.col : NULL, ld, q.row_log_neg,
                           s->both ? q.col_log_neg : NULL, q.scratch};
     for (int64_t i = 0; i < ld; i++) {
@@ -97,8 +100,6 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
             /* some exactly at the threshold */
             put(k, q.values, at, below(8) ? uniform(-1, 1) : get(k, q.row, HEX_P_EPS * ld + i));
             if (!(fabs(get(k, q.values, at)) <= 1)) put(k, q.values, at, 1);
-            q.codes[at] = (hex_code)(below(4) ? -1 : below(3) - 1);
-            q.col_codes[at] = (hex_code)(below(5) ? q.codes[at] : below(3) - 1);
         }
     fill_shifts(k, &q, s);
     fill_weights(k, &q);
@@ -107,6 +108,7 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
 
 static void free_problem(problem *q) {
     free(q->values), free(q->row), free(q->col), free(q->scratch), free(q->codes), free(q->col_codes);
+    free(q->special);
     free(q->row_log_neg), free(q->col_log_neg);
 }
 

@@ -80,27 +80,26 @@ static void check_pool(const hex_kernels *k, pool *p, const char *side, int kind
 typedef struct {
     void *values;
     hex_code *codes, *col_codes;
+    uint8_t *special;
     hex_tile tile;
 } sample;
 
 /* codes == 0: everything is a member and the columns fill their panels. 2: the columns see other classes. */
 static sample make_tile(const hex_kernels *k, int64_t rows, int64_t cols, int codes, int kind, int64_t turn) {
     int64_t p = k->panel, stride = (rows + turn % 3) * p, count = round_up(cols, p) / p * stride;
-    sample t = {.values = room(k, count, 0), .codes = calloc((size_t)count, 1), .col_codes = calloc((size_t)count, 1)};
-    if (!t.codes || !t.col_codes) abort();
+    sample t = {.values = room(k, count, 0), .codes = calloc((size_t)count, 1), .col_codes = calloc((size_t)count, 1),
+                .special = calloc((size_t)(count / p), 1)};
+    if (!t.codes || !t.col_codes || !t.special) abort();
+    draw_codes(k, rows, cols, stride, codes == 2, t.codes, t.col_codes, t.special);
     for (int64_t j = 0; j < cols; j++)
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t at = j / p * stride + i * p + j % p;
-            put(k, t.values, at, draw(k, kind, (turn * rows + i) * cols + j));
-            t.codes[at] = (hex_code)(below(4) ? -1 : below(3) - 1);
-            t.col_codes[at] = (hex_code)(codes == 2 && below(5) == 0 ? -1 : t.codes[at]);
-        }
-    t.tile = (hex_tile){t.values, stride, rows, cols, codes ? t.codes : NULL,
-                        codes == 0 ? NULL : codes == 1 ? t.codes : t.col_codes};
+        for (int64_t i = 0; i < rows; i++)
+            put(k, t.values, j / p * stride + i * p + j % p, draw(k, kind, (turn * rows + i) * cols + j));
+    t.tile = (hex_tile){t.values, stride, rows, cols, t.codes, codes == 2 ? t.col_codes : t.codes, t.special};
+    if (!codes) t.tile.codes = t.tile.col_codes = NULL, t.tile.special = NULL;
     return t;
 }
 
-static void free_tile(sample *t) { free(t->values), free(t->codes), free(t->col_codes); }
+static void free_tile(sample *t) { free(t->values), free(t->codes), free(t->col_codes), free(t->special); }
 
 static bool member(const hex_code *codes, int64_t at) { return !codes || codes[at] < 0; }
 

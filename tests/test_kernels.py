@@ -1,0 +1,91 @@
+"""The kernels by themselves: C programs without Python, compiled here, one run per tier.
+
+Tiers of this machine run as they are, and once more under the address and undefined-behaviour sanitizers; those of
+another architecture run under qemu-user where a cross compiler and qemu are installed. A tier that nothing here can run
+is compiled all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import kernels  # noqa: E402
+
+SOURCES = sorted((ROOT / "tests" / "kernels").glob("*.c"))
+HERE = platform.machine()
+EMULATOR = {"aarch64": "qemu-aarch64", "x86_64": "qemu-x86_64"}
+CANNOT_RUN = 77
+# exp's exponent may wrap in lanes that are masked out afterwards: integer overflow is not looked for.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=signed-integer-overflow", "-fno-sanitize-recover=undefined",
+            "-fno-omit-frame-pointer", "-O1"]
+pytestmark = pytest.mark.skipif("HEXSSL_CPU" in os.environ, reason="the same for every HEXSSL_CPU: all tiers run")
+RUNS = [(architecture, tier) for architecture in ("x86_64", "aarch64") for tier in kernels.tiers(architecture)]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """program(architecture, compiler, *flags): the compiled tests, built once."""
+    @cache
+    def build(architecture: str, compiler: str, *flags: str) -> Path:
+        link = [] if architecture == HERE else ["-static"]  # the emulator then needs no foreign libraries
+        return kernels.build(Path("test_kernels"), SOURCES, architecture, compiler, tmp_path_factory.mktemp("kernels"),
+                             flags, link)
+
+    return build
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    print(done.stdout)  # what ran, tier by tier: pytest -s or -rP shows it
+    if done.returncode == CANNOT_RUN:
+        pytest.skip(f"compiled, not run: {done.stdout.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 failures" in done.stdout
+
+
+@pytest.mark.parametrize(("architecture", "tier"), RUNS)
+def test_tier(program, architecture, tier):
+    compiler = kernels.compiler_for(architecture, HERE)
+    if not compiler:
+        pytest.skip(f"no C compiler for {architecture}: {kernels.COMPILERS[architecture]} is not installed")
+    command = [str(program(architecture, compiler)), tier]
+    if architecture != HERE:
+        emulator = shutil.which(EMULATOR[architecture])
+        if not emulator:
+            pytest.skip(f"compiled, not run: {EMULATOR[architecture]} is not installed")
+        command.insert(0, emulator)
+    run(command)
+
+
+@pytest.mark.parametrize("tier", kernels.tiers(HERE))
+def test_tier_with_sanitizers(program, tier, tmp_path):
+    """No read or write outside an array, no undefined shift, overflow or conversion."""
+    compiler = kernels.compiler_for(HERE, HERE)
+    if not compiler:
+        pytest.skip("no C compiler: cc is not installed")
+    probe = tmp_path / "probe.c"
+    probe.write_text("int main(void) { return 0; }\n")
+    if subprocess.run([compiler, *SANITIZE, probe, "-o", tmp_path / "probe"], capture_output=True).returncode != 0:
+        pytest.skip(f"{compiler} has no sanitizers")
+    run([str(program(HERE, compiler, *SANITIZE)), tier])
+
+
+def test_every_kernel_is_tested():
+    """A function of the table that no test calls is a hole."""
+    header = (kernels.KERNELS / "kernels.h").read_text()
+    table = header[header.index("const char *tier, *type;"):header.index("} hex_kernels;")]
+    functions = {word.split(")")[0] for word in table.split("(*")[1:]}
+    called = "".join(path.read_text() for path in SOURCES)
+    assert len(functions) > 15
+    assert {name for name in functions if f"k->{name}(" not in called} == set()

@@ -1,0 +1,55 @@
+"""Builds C programs from the kernels alone, without Python or torch, with the flags that setup.py has for them."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
+
+
+def setup_table(name: str) -> Any:
+    """A literal that setup.py assigns at its top level, without running it."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", None) for target in node.targets] == [name]:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"setup.py assigns no {name}")
+
+
+def tiers(architecture: str) -> tuple[str, ...]:
+    """Tiers that exist on an architecture, slowest first."""
+    return ("scalar", *(Path(source).stem for source in setup_table("TIERS")[architecture]))
+
+
+def compiler_for(architecture: str, own: str) -> str | None:
+    """`cc` for the architecture of this machine, else a cross compiler if there is one."""
+    return shutil.which("cc" if architecture == own else COMPILERS[architecture])
+
+
+def run(command: Sequence[object]) -> None:
+    """Raises RuntimeError with what the command printed."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def build(program: Path, sources: Sequence[Path], architecture: str, compiler: str, folder: Path,
+          extra: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
+    """Compile the dispatch, every tier of the architecture and `sources`, and link them into `folder / program`.
+
+    extra goes to every compilation, link to the last step. Raises RuntimeError with the compiler's words.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tier_flags = {ROOT / source: isa for source, isa in setup_table("TIERS")[architecture].items()}
+    objects = []
+    for source in (KERNELS / "dispatch.c", KERNELS / "scalar.c", *tier_flags, *sources):
+        objects.append(folder / f"{source.stem}.o")
+        run([compiler, *setup_table("FLAGS"), *tier_flags.get(source, []), *extra, "-c", source, "-o", objects[-1]])
+    run([compiler, *extra, *objects, *link, "-lm", "-o", folder / program])
+    return folder / program
