@@ -1,4 +1,4 @@
-# make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, EPOCHS=n)
+# make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, DATA_DIR=..., EPOCHS=n)
 # make test     the test suite and the examples in the documentation
 # make wheel    a wheel and an sdist in dist/, checked
 # make clean    remove what was built (make distclean: the environment too)
@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 TORCH ?= torch==2.13.0
 DATA ?= digits
+DATA_DIR ?=
 EPOCHS ?=
 
 VENV := .venv
@@ -20,7 +21,7 @@ C_SOURCES := $(shell find csrc -name '*.[ch]')
 .PHONY: demo test wheel environment tools clean distclean
 
 demo: $(BUILT)
-	$(BIN)/python examples/demo.py --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
+	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: tools
 	$(BIN)/python -m pytest -q

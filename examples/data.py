@@ -5,9 +5,10 @@ Fashion-MNIST comes from the first of: a directory you name, Debian's package ``
 
 import gzip
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,8 @@ def find_fashion_mnist(directory: str | os.PathLike[str] | None = None) -> Path:
     if directory is not None:
         missing = [name for name in CHECKSUMS if not (Path(directory) / f"{name}.gz").is_file()]
         if missing:
-            raise FileNotFoundError(f"{directory} lacks {', '.join(f'{name}.gz' for name in missing)}")
+            raise FileNotFoundError(f"{directory} lacks {', '.join(f'{name}.gz' for name in missing)}; name another "
+                                    "directory, or none: Debian's package dataset-fashion-mnist or a download then serves")
         return Path(directory)
     if all((DEBIAN / f"{name}.gz").is_file() for name in CHECKSUMS):
         return DEBIAN
@@ -109,7 +111,7 @@ def download(name: str, folder: Path) -> None:
             with urllib.request.urlopen(url, timeout=30) as reply:
                 packed = reply.read()
             found = hashlib.sha256(gzip.decompress(packed)).hexdigest()
-        except (urllib.error.URLError, OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:  # URLError is an OSError
             failures.append(f"{url}: {error}")
             continue
         if found == CHECKSUMS[name]:
@@ -123,7 +125,7 @@ def download(name: str, folder: Path) -> None:
         "Fashion-MNIST is not at hand. Three ways to get it:\n"
         f"  1. name a directory that holds {', '.join(f'{key}.gz' for key in CHECKSUMS)}: --data-dir DIR\n"
         "  2. on Debian or Ubuntu: apt install dataset-fashion-mnist\n"
-        "  3. let this script download it, which just failed:\n     " + "\n     ".join(failures)
+        "  3. let this script download it, which has just failed:\n     " + "\n     ".join(failures)
     )
 
 

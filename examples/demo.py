@@ -30,7 +30,7 @@ def train(loss: str, options: argparse.Namespace, images: Images) -> simclr.Run:
     """Train one variant with the functions of simclr.py, k-NN accuracy after every epoch."""
     # The paper's warm-up of 10 epochs is for runs of 100 to 1000: here it would leave InfoNCE alone. A fifth instead.
     arguments = ["--loss", loss, "--data", options.data, "--epochs", str(options.epochs), "--seed", str(options.seed),
-                 "--warmup", str(options.epochs // 5)]
+                 "--warmup", str(max(options.epochs // 5 - 1, 0))]  # epochs 0 to warmup, both included
     run = simclr.start(simclr.parse(arguments), images)
     with tqdm(total=options.epochs, desc=f"{NAMES[loss]:<12}", unit="epoch") as progress:
         while run.epoch < options.epochs:

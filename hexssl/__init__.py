@@ -17,7 +17,13 @@ except ModuleNotFoundError as error:
 if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2]) < (2, 10):
     raise ImportError(f"{_NEEDED}; found torch {torch.__version__}")
 
-import hexssl._C  # noqa: E402, F401  registers the operators, which the modules below look up
+try:
+    import hexssl._C  # noqa: F401  registers the operators, which the modules below look up
+except ModuleNotFoundError as error:
+    if error.name != "hexssl._C":
+        raise
+    raise ImportError(f"hexssl's compiled core is not in {__path__[0]}: if that is the source tree, build it in place with "
+                      "`pip install -e .`, or start Python in another folder to use the installed package") from error
 from hexssl import thresholds  # noqa: E402
 from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
 from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402

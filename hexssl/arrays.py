@@ -11,6 +11,7 @@ from math import inf
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
 
+import reprlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -88,7 +89,9 @@ class RowStats(NamedTuple):
 def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}, {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
 def _refuse(kind: type[Exception], name: str, value: Any, accepted: str) -> NoReturn:

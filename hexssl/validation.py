@@ -5,6 +5,7 @@ Values held in tensors are never read here: that would wait for the device and b
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from math import inf
 from numbers import Real
@@ -27,7 +28,9 @@ def describe(value: Any) -> str:
     """What was given, in words: the shape, dtype and device of a tensor, else the value and its type."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
-    return f"{value!r} of type {type(value).__name__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
 def _wrong_type(name: str, value: Any, accepted: str) -> NoReturn:

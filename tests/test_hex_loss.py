@@ -176,6 +176,23 @@ def test_quantile_is_torchs_bit_for_bit(q: float, columns: int) -> None:
             torch.testing.assert_close(ours.quantile[i], expected.double(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("q", [0.0, 0.5, 0.9, 0.99, 1.0])
+def test_quantile_for_every_number_of_keys(q: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    anchors, keys = (torch.randint(-9, 10, (n, 3), generator=generator).double() for n in (3, 3000))
+    c = anchors @ keys.T
+    for count in range(2, 3001):
+        ours = similarity_stats(anchors, keys[:count], quantile=q, normalize=False).quantile
+        assert torch.equal(ours, torch.quantile(c[:, :count], q, dim=1, interpolation="nearest")), count
+
+
+def test_quantile_of_rows_that_span_the_number_format() -> None:
+    x = torch.linspace(-1, 1, 64)[:, None] * 1.5e19
+    ours = similarity_stats(x, quantile=0.5, normalize=False).quantile
+    expected = torch.quantile(x @ x.T, 0.5, dim=1, interpolation="nearest")
+    torch.testing.assert_close(ours.float(), expected, rtol=1e-6, atol=0)  # one product of two floats
+
+
 @pytest.mark.parametrize("name", [n for n in PROBLEMS if "paired" not in n and n != "queue"])
 @pytest.mark.parametrize("which", ["all", "negatives"])
 def test_statistics_equal_the_reference(name: str, which: str) -> None:

@@ -49,7 +49,7 @@ static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low
         return above;
     }
     while (above > k + slack) {
-        T middle = *low + (*high - *low) / 2;
+        T middle = *low / 2 + *high / 2;   /* the difference might overflow */
         if (!(middle > *low && middle < *high)) return LOCAL(count_above)(x, n, *high);
         int64_t count = LOCAL(count_above)(x, n, middle);
         if (count >= k) {

@@ -4,6 +4,8 @@
  * HEX_ANY and HEX_BITS. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
 #undef T
 #undef TI
+#undef TU
+#undef VU
 #undef V
 #undef VI
 #undef VC
@@ -16,10 +18,12 @@
 #if HEX_T_IS_FLOAT
 #define T float
 #define TI int32_t
+#define TU uint32_t
 #define KERNEL(name) HEX_JOIN3(name, f32, HEX_TIER)
 #else
 #define T double
 #define TI int64_t
+#define TU uint64_t
 #define KERNEL(name) HEX_JOIN3(name, f64, HEX_TIER)
 #endif
 
@@ -36,10 +40,12 @@
 #define NV (P / W)                                /* vectors per panel */
 #define V LOCAL(vec)
 #define VI LOCAL(ivec)
+#define VU LOCAL(uvec)
 #define VC LOCAL(cvec)
 
 typedef T V __attribute__((vector_size(HEX_VECTOR_BYTES), may_alias));
 typedef TI VI __attribute__((vector_size(HEX_VECTOR_BYTES), may_alias));
+typedef TU VU __attribute__((vector_size(HEX_VECTOR_BYTES), may_alias));
 typedef int8_t VC __attribute__((vector_size(HEX_VECTOR_BYTES / sizeof(T)), may_alias, aligned(1)));
 
 INLINE V LOCAL(load)(const T *x) { return *(const V *)x; }
@@ -106,7 +112,8 @@ INLINE V LOCAL(exp_any)(V x, const bool bounded) {
 #pragma GCC unroll 16
     for (int d = degree - 1; d >= 0; d--) poly = poly * r + q[d];
     poly = (poly * r) * r + r + 1;
-    VI scale = ((VI)shifted << mantissa) + ((TI)bias << mantissa);
+    /* unsigned: lanes that are masked afterwards may wrap */
+    VU scale = ((VU)shifted << mantissa) + ((TU)bias << mantissa);
     V e = poly * (V)scale;
     if (bounded) return e;
     return (V)((VI)e & ~(x < tiny));   /* the comparison is false for NaN */

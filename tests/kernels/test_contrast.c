@@ -90,9 +90,10 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
     if (!s->codes) q.tile.codes = q.tile.col_codes = NULL, q.tile.special = NULL;
     q.sides = (hex_sides){rounded(k, s->inv_tau), s->beta, s->shared, q.row, s->both ? q.col : NULL, ld, q.row_log_neg,
                           s->both ? q.col_log_neg : NULL, q.scratch};
+    const double low = below(2) ? -1 : 0.97;   /* thresholds everywhere, or high, where most vectors are global */
     for (int64_t i = 0; i < ld; i++) {
-        put(k, q.row, HEX_P_EPS * ld + i, below(4) ? uniform(-1, 1) : (below(2) ? INFINITY : -2));
-        put(k, q.col, HEX_P_EPS * ld + i, below(4) ? uniform(-1, 1) : (below(2) ? INFINITY : -2));
+        put(k, q.row, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);
+        put(k, q.col, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);
     }
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++) {
