@@ -13,6 +13,7 @@ typedef struct {
     bool shared;
     bool rows, cols;            /* gradient of the tile's anchors / keys wanted */
     double *scale;              /* [mp] dObjective/dL_i */
+    double *row;                /* [mp] scratch */
     char *params;               /* T[HEX_PARAMS][mp] */
     char *row_grad;             /* T[mb][Dp/P][block_m][P] */
     char *col_grad;             /* T[nb][block_n/P][Dp][P] */
@@ -25,19 +26,17 @@ static void fill_params(hex_run *run, backward *b) {
     static const int from[HEX_PARAMS] = {-1, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
                                          HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
     int64_t mp = run->g.mp, size = run->k->size;
+    double *value = b->row;
     b->shared = true;
-    for (int64_t i = 0; i < mp; i++) {
-        const double *state = b->row_state + i * HEX_ROW_STATE;
-        double eps = INFINITY;
-        if (i < run->g.m && b->s->threshold_count > 0) eps = b->s->threshold[b->s->threshold_count == 1 ? 0 : i];
-        run->k->fill(b->params + i * size, 1, eps);
-        for (int q = 1; q < HEX_PARAMS; q++) {
-            double value = i < run->g.m ? state[from[q]] : 0;
-            if (q >= HEX_P_GG && q <= HEX_P_PO) value *= i < run->g.m ? b->scale[i] : 0;
-            run->k->fill(b->params + (q * mp + i) * size, 1, value);
+    for (int q = 0; q < HEX_PARAMS; q++) {
+        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO, shift = q >= HEX_P_SHIFT_G && q <= HEX_P_SHIFT_P;
+        for (int64_t i = 0; i < run->g.m; i++) {
+            value[i] = q == HEX_P_EPS ? hex_row_threshold(b->s, i) : b->row_state[i * HEX_ROW_STATE + from[q]];
+            if (scaled) value[i] *= b->scale[i];
+            if (shift && !(value[i] == b->row_state[HEX_R_SHIFT_G])) b->shared = false;
         }
-        for (int q = HEX_R_SHIFT_G; q <= HEX_R_SHIFT_P; q++)
-            if (i < run->g.m && !(state[q] == b->row_state[0])) b->shared = false;
+        for (int64_t i = run->g.m; i < mp; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
+        run->k->narrow(value, mp, b->params + q * mp * size);
     }
 }
 
@@ -62,15 +61,16 @@ static void backward_tile(hex_worker *worker, int64_t t, void *context) {
     const char *row = b->params + task->i * g->block_m * size, *col = b->params + task->j * g->block_n * size;
     hex_sides sides = {.inv_tau = b->inv_tau, .beta = b->s->beta, .shared_shift = b->shared, .row = row,
                        .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch};
+    run->k->coefficients(&tile, &sides, worker->out);
     /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient, and S c counts twice. */
-    b->tile_sc[t] = run->k->coefficients(&tile, &sides, worker->out) * (diagonal ? 0.5 : 1);
+    if (b->out->temperature) b->tile_sc[t] = run->k->weighted_sum(&tile, worker->out) * (diagonal ? 0.5 : 1);
     int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
     if (b->rows)
         run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
                         hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
                         hex_block(run, b->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row);
     if (b->cols && !diagonal)
-        run->k->product(g->d, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
+        run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
                         worker->out, tile.stride, hex_block(run, b->col_grad, g->block_n, task->j), g->dp * panel,
                         !task->first_col);
 }
@@ -163,6 +163,7 @@ static int64_t place(const hex_problem *p, const hex_geometry *g, char *base, ba
     char *at = base;
     int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
     b->scale = (double *)at, at += row;
+    b->row = (double *)at, at += row;
     b->params = at, at += HEX_PARAMS * g->mp * size;
     b->tile_sc = (double *)at, at += hex_round_up(g->tasks * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     if (p->paired.data) {

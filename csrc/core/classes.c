@@ -158,58 +158,86 @@ static bool is_uniform(const hex_classes *c, int64_t i, int64_t j, const hex_til
     return rows[1] < cols[0] || cols[1] < rows[0];
 }
 
-/* Each fills `count` codes and returns whether any is not a plain negative. */
+/* What the codes of one panel are made from: `count` keys from `col` on, ids between least and largest. */
+typedef struct {
+    int64_t col, count;
+    int32_t least, largest;
+} panel_keys;
 
-static bool codes_from_ids(int32_t row, const int32_t *col, int64_t count, hex_code *codes) {
-    int32_t same = 0;
-    if (count == 16) {   /* a whole panel of float: a loop that compilers turn into vectors */
-        for (int l = 0; l < 16; l++) same |= col[l] == row;
-        for (int l = 0; l < 16; l++) codes[l] = (hex_code)(col[l] == row ? 1 : -1);
-        return same;
+static panel_keys keys_of(const hex_classes *c, int64_t col, int64_t count) {
+    panel_keys k = {col, count, INT32_MAX, INT32_MIN};
+    for (int64_t l = 0; l < count && !c->problem->relation; l++) {
+        int32_t id = c->col_id[col + l];
+        k.least = id < k.least ? id : k.least;
+        k.largest = id > k.largest ? id : k.largest;
     }
-    for (int64_t l = 0; l < count; l++) {
-        same |= col[l] == row;
-        codes[l] = (hex_code)(col[l] == row ? 1 : -1);
-    }
-    return same;
+    return k;
 }
 
-static bool codes_from_relation(const int8_t *relation, int64_t step, int64_t count, hex_code *codes) {
-    bool special = false;
-    for (int64_t l = 0; l < count; l++) {
-        codes[l] = (hex_code)((relation[l * step] > 0) - (relation[l * step] < 0));
-        special |= codes[l] >= 0;
+/* The next three change the codes of one panel, negatives all, where they are something else, and flag those rows. */
+
+static void mark_groups(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, hex_code *codes,
+                        uint8_t *flag) {
+    const int64_t panel = c->g->k->panel;
+    const int32_t *col = c->col_id + k->col, *row = c->row_id + row0;
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t id = row[r], same = 0;
+        if (id < k->least || id > k->largest) continue;
+        if (k->count == 16) {   /* a whole panel of float: a loop that compilers turn into vectors */
+            for (int l = 0; l < 16; l++) same |= col[l] == id;
+            if (!same) continue;
+        }
+        for (int64_t l = 0; l < k->count; l++) {
+            same |= col[l] == id;
+            codes[r * panel + l] = (hex_code)(col[l] == id ? 1 : -1);
+        }
+        flag[r] |= same != 0;
     }
-    return special;
 }
 
-/* One side's codes. `turned`: as the anchors of block j see the keys of block i (symmetric problems). */
+/* `turned`: as the anchors of the columns see the keys of the rows (symmetric problems). */
+static void mark_relation(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, bool turned,
+                          hex_code *codes, uint8_t *flag) {
+    const int64_t panel = c->g->k->panel, n = c->g->n, step = turned ? n : 1;
+    for (int64_t r = 0; r < rows; r++) {
+        const int8_t *relation = c->problem->relation + (turned ? k->col * n + row0 + r : (row0 + r) * n + k->col);
+        for (int64_t l = 0; l < k->count; l++) {
+            hex_code code = (hex_code)((relation[l * step] > 0) - (relation[l * step] < 0));
+            codes[r * panel + l] = code;
+            flag[r] |= code >= 0;
+        }
+    }
+}
+
+static void mark_self(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, hex_code *codes,
+                      uint8_t *flag) {
+    if (self_of(c, row0) < 0) return;
+    int64_t first = k->col - self_of(c, row0), last = first + k->count;   /* rows whose self is among the keys */
+    for (int64_t r = first < 0 ? 0 : first; r < last && r < rows; r++) {
+        codes[r * c->g->k->panel + r - first] = 0;
+        flag[r] = 1;
+    }
+}
+
+/* One side's codes. */
 static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, bool turned, const hex_tile *tile,
                        hex_code *codes, uint8_t *special) {
     const hex_geometry *g = c->g;
     int64_t panel = g->k->panel, row0 = i * g->block_m, col0 = j * g->block_n;
-    for (int64_t p = 0; p * panel < tile->cols; p++) {
-        int64_t left = tile->cols - p * panel, count = left < panel ? left : panel, col = col0 + p * panel;
-        for (int64_t r = 0; r < tile->rows; r++) {
-            hex_code *out = codes + p * tile->stride + r * panel;
-            bool any = count < panel;
-            for (int64_t l = count; l < panel; l++) out[l] = 0;   /* padding is nobody's */
-            int64_t self = self_of(c, row0 + r) - col;
-            if (view == HEX_VIEW_ALL) {
-                memset(out, -1, (size_t)count);
-            } else {
-                if (!c->problem->relation)
-                    any |= codes_from_ids(c->row_id[row0 + r], c->col_id + col, count, out);
-                else if (turned)
-                    any |= codes_from_relation(c->problem->relation + col * g->n + row0 + r, g->n, count, out);
-                else
-                    any |= codes_from_relation(c->problem->relation + (row0 + r) * g->n + col, 1, count, out);
-                if (self >= 0 && self < count) {
-                    out[self] = 0;
-                    any = true;
-                }
-            }
-            special[p * (tile->stride / panel) + r] |= any;
+    memset(codes, -1, (size_t)((tile->cols + panel - 1) / panel * tile->stride));
+    for (int64_t p = 0; p * panel < tile->cols; p++, codes += tile->stride, special += tile->stride / panel) {
+        int64_t left = tile->cols - p * panel;
+        panel_keys keys = keys_of(c, col0 + p * panel, left < panel ? left : panel);
+        if (view != HEX_VIEW_ALL) {
+            if (c->problem->relation)
+                mark_relation(c, &keys, row0, tile->rows, turned, codes, special);
+            else
+                mark_groups(c, &keys, row0, tile->rows, codes, special);
+            mark_self(c, &keys, row0, tile->rows, codes, special);
+        }
+        for (int64_t r = 0; keys.count < panel && r < tile->rows; r++) {   /* padding is nobody's */
+            memset(codes + r * panel + keys.count, 0, (size_t)(panel - keys.count));
+            special[r] = 1;
         }
     }
 }

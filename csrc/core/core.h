@@ -8,6 +8,8 @@
 #ifndef HEX_CORE_H
 #define HEX_CORE_H
 
+#include <math.h>
+
 #include "../hex.h"
 #include "../kernels/kernels.h"
 
@@ -42,6 +44,10 @@ hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit);
 /* keep: hold the contents under token; otherwise the slab may be reused at once. */
 void hex_slab_put(hex_slab *slab, uint64_t token, bool keep);
 char *hex_slab_memory(hex_slab *slab);
+
+/* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */
+
+uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g);
 
 /* pool.c */
 
@@ -128,6 +134,11 @@ static inline char *hex_block(const hex_run *run, const void *rows, int64_t bloc
 static inline int64_t hex_block_rows(int64_t count, int64_t block_rows, int64_t block) {
     int64_t left = count - block * block_rows;
     return left < block_rows ? left : block_rows;
+}
+
+/* Of anchor i, on the cosine. */
+static inline double hex_row_threshold(const hex_settings *s, int64_t i) {
+    return s->threshold_count == 0 ? INFINITY : s->threshold[s->threshold_count == 1 ? 0 : i];
 }
 
 static inline int64_t hex_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }

@@ -19,10 +19,6 @@ typedef struct {
     double *row_state;
 } contrast;
 
-static double row_threshold(const hex_settings *s, int64_t i) {
-    return s->threshold_count == 0 ? INFINITY : s->threshold[s->threshold_count == 1 ? 0 : i];
-}
-
 static char *param(const hex_run *run, const contrast *c, int which, int64_t i) {
     return c->params + (which * run->g.mp + i) * run->k->size;
 }
@@ -85,7 +81,7 @@ static void choose_shift(const hex_run *run, contrast *c) {
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
     for (int64_t i = 0; i < run->g.mp; i++)
-        run->k->fill(param(run, c, HEX_P_EPS, i), 1, i < run->g.m ? row_threshold(c->s, i) : INFINITY);
+        run->k->fill(param(run, c, HEX_P_EPS, i), 1, i < run->g.m ? hex_row_threshold(c->s, i) : INFINITY);
 }
 
 static void fill_shifts(hex_run *run, contrast *c) {
@@ -121,7 +117,7 @@ static hex_row row_of(const hex_run *run, const contrast *c, int64_t i) {
 
 static bool poisoned(const hex_run *run, const contrast *c, int64_t i) {
     bool paired = run->problem->paired.data && !isfinite(run->paired.norms[i]);
-    double eps = row_threshold(c->s, i);
+    double eps = hex_row_threshold(c->s, i);
     return !run->key.finite || !isfinite(run->a.norms[i]) || paired || !(c->inv_tau > 0) ||
            (eps != eps && run->classes.negatives[i] > 0);
 }
@@ -199,7 +195,7 @@ static void batch_statistics(const hex_run *run, const contrast *c, double *colu
         negatives += run->classes.negatives[i];
         skipped += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == 0;
         total[HEX_S_POS_C] += paired ? c->paired[i] : 0;
-        eps += i == 0 || c->s->threshold_count > 1 ? row_threshold(c->s, i) : 0;
+        eps += i == 0 || c->s->threshold_count > 1 ? hex_row_threshold(c->s, i) : 0;
     }
     double others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C];
     out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)m : eps;

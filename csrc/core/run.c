@@ -6,83 +6,6 @@
 
 #include "core.h"
 
-/* --- fingerprint of the embeddings: what names kept tiles --- */
-
-static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
-
-enum { LANES = 8 };
-
-static void mix_bytes(uint64_t lane[LANES], const char *bytes, int64_t count) {
-    int64_t at = 0;
-    for (; at + 8 * LANES <= count; at += 8 * LANES)
-        for (int l = 0; l < LANES; l++) {
-            uint64_t word;
-            memcpy(&word, bytes + at + 8 * l, 8);
-            lane[l] = rotate(lane[l] ^ word, 29) * 0x9e3779b97f4a7c15u;
-        }
-    for (int l = 0; at < count; at += 8, l++) {
-        uint64_t word = 0;
-        memcpy(&word, bytes + at, (size_t)(count - at < 8 ? count - at : 8));
-        lane[l] = rotate(lane[l] ^ word ^ (uint64_t)(count - at), 29) * 0x9e3779b97f4a7c15u;
-    }
-}
-
-static int64_t dtype_bytes(hex_dtype dtype) { return dtype == HEX_F64 ? 8 : dtype == HEX_F32 ? 4 : 2; }
-
-typedef struct {
-    const hex_matrix *x;
-    int64_t bytes, block;
-    uint64_t *out;
-} print_job;
-
-static void print_blocks(int64_t begin, int64_t end, void *context) {
-    const print_job *job = context;
-    for (int64_t b = begin; b < end; b++) {
-        uint64_t lane[LANES];
-        for (int l = 0; l < LANES; l++) lane[l] = (uint64_t)(b * LANES + l + 1) * 0xd1342543de82ef95u;
-        int64_t last = (b + 1) * job->block < job->x->rows ? (b + 1) * job->block : job->x->rows;
-        for (int64_t r = b * job->block; r < last; r++) {
-            const char *row = (const char *)job->x->data + r * job->x->row_stride * job->bytes;
-            if (job->x->col_stride == 1) {
-                mix_bytes(lane, row, job->x->cols * job->bytes);
-                continue;
-            }
-            for (int64_t d = 0; d < job->x->cols; d++)
-                mix_bytes(lane, row + d * job->x->col_stride * job->bytes, job->bytes);
-        }
-        job->out[b] = 0;
-        for (int l = 0; l < LANES; l++) job->out[b] = rotate(job->out[b] ^ lane[l], 31) * 0xbf58476d1ce4e5b9u;
-    }
-}
-
-enum { PRINT_BLOCKS = 64, FEW = 1 << 17 };   /* FEW: not worth another thread */
-
-static uint64_t print_matrix(uint64_t seed, const hex_matrix *x, hex_dtype dtype) {
-    uint64_t out[PRINT_BLOCKS];
-    int64_t block = (x->rows + PRINT_BLOCKS - 1) / PRINT_BLOCKS;
-    block = block < 64 ? 64 : block;
-    int64_t blocks = (x->rows + block - 1) / block;
-    print_job job = {x, dtype_bytes(dtype), block, out};
-    if (x->rows * x->cols < FEW)
-        print_blocks(0, blocks, &job);
-    else
-        hex_parallel(blocks, print_blocks, &job);
-    for (int64_t b = 0; b < blocks; b++) seed = rotate(seed ^ out[b], 31) * 0xbf58476d1ce4e5b9u;
-    return seed;
-}
-
-/* Equal tokens mean equal tiles: embeddings, geometry and kernels all enter. Never 0. */
-static uint64_t fingerprint(const hex_problem *p, const hex_geometry *g) {
-    uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
-                        (uint64_t)g->symmetric, (uint64_t)g->block_m, (uint64_t)g->block_n};
-    uint64_t lane[LANES] = {1, 2, 3, 4, 5, 6, 7, 8}, token = 0;
-    mix_bytes(lane, (const char *)parts, sizeof parts);
-    for (int l = 0; l < LANES; l++) token = rotate(token ^ lane[l], 31) * 0xbf58476d1ce4e5b9u;
-    token = print_matrix(token, &p->anchors, p->dtype);
-    if (!g->symmetric) token = print_matrix(token, &p->keys, p->dtype);
-    return token ? token : 1;
-}
-
 /* --- memory --- */
 
 static char *carve(char **at, int64_t bytes) {
@@ -257,7 +180,7 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
     if (run->workers > g->tasks) run->workers = (int)g->tasks;
     int64_t budget = hex_workspace_budget();
     bool tiles = want_tiles && hex_tile_bytes(g) <= budget, hit, unused;
-    run->token = token || (want_tiles && budget > 0) ? fingerprint(problem, g) : 0;
+    run->token = token || (want_tiles && budget > 0) ? hex_fingerprint(problem, g) : 0;
     bool known = token && (uint64_t)token == run->token;
 
     /* What an earlier step kept has tiles or not by its own choice; look for the larger form first. */

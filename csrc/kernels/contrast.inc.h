@@ -27,9 +27,17 @@ INLINE V LOCAL(hardness)(V x, V e, T beta) {
 
 INLINE void LOCAL(add_to)(T *acc, V v) { LOCAL(store)(acc, LOCAL(load)(acc) + v); }
 
+/* Adds the hierarchical negatives of one vector and side; the lanes outside are masked out, never multiplied by zero. */
+INLINE void LOCAL(add_hard)(V c, V x, V e, VI hard, T beta, T *acc, int64_t ld_acc) {
+    V weight = LOCAL(hardness)(x, e, beta);
+    LOCAL(add_to)(acc + HEX_S_HARD_A * ld_acc, LOCAL(keep)(e * weight, hard));
+    LOCAL(add_to)(acc + HEX_S_HARD_B * ld_acc, LOCAL(keep)(weight, hard));
+    LOCAL(add_to)(acc + HEX_S_HARD_N * ld_acc, LOCAL(keep)(LOCAL(splat)(1), hard));
+    LOCAL(add_to)(acc + HEX_S_HARD_C * ld_acc, LOCAL(keep)(c, hard));
+}
+
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
- * shifts are the same; its lanes outside a class are masked out, never multiplied by zero. Returns whether there were
- * hierarchical negatives. */
+ * shifts are the same. Returns whether there were hierarchical negatives. */
 INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
                              const bool is_row, const hex_code *codes, T *acc, int64_t ld_acc) {
     LOCAL(classes) k = LOCAL(classify)(c, LOCAL(param)(params, ld, HEX_P_EPS, i, is_row), codes);
@@ -39,12 +47,7 @@ INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
     const bool any_hard = LOCAL(any)(k.hard);
     if (any_hard) {
         V x = c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_H, i, is_row);
-        V e = shared ? *shared : LOCAL(exp_nonpositive)(x);
-        V hard = LOCAL(hardness)(x, e, beta);
-        LOCAL(add_to)(acc + HEX_S_HARD_A * ld_acc, LOCAL(keep)(e * hard, k.hard));
-        LOCAL(add_to)(acc + HEX_S_HARD_B * ld_acc, LOCAL(keep)(hard, k.hard));
-        LOCAL(add_to)(acc + HEX_S_HARD_N * ld_acc, LOCAL(keep)(LOCAL(splat)(1), k.hard));
-        LOCAL(add_to)(acc + HEX_S_HARD_C * ld_acc, LOCAL(keep)(c, k.hard));
+        LOCAL(add_hard)(c, x, shared ? *shared : LOCAL(exp_nonpositive)(x), k.hard, beta, acc, ld_acc);
     }
     if (!codes) return any_hard;
     LOCAL(add_to)(acc + HEX_S_OTHER_C * ld_acc, LOCAL(keep)(c, k.other));
@@ -57,50 +60,107 @@ INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
     return any_hard;
 }
 
+/* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives and
+ * list the rows that need more, which come afterwards, so that the common loop has neither branches nor spills. */
+typedef struct {
+    const T *values, *row, *col;   /* of the panel; parameters of the tile's rows and of the panel's columns (or NULL) */
+    const hex_code *codes, *col_codes;
+    const uint8_t *special;
+    int64_t rows, ld;
+    V inv_tau, shift;
+    T beta;
+} LOCAL(panel);
+
+INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides, int64_t p) {
+    const T *row = sides->row, *col = sides->col;
+    int64_t at = p * tile->stride;
+    return (LOCAL(panel)){
+        .values = (const T *)tile->values + at, .row = row, .col = col ? col + p * P : NULL,
+        .codes = tile->codes ? tile->codes + at : NULL, .col_codes = tile->codes ? tile->col_codes + at : NULL,
+        .special = tile->codes ? tile->special + at / P : NULL, .rows = tile->rows, .ld = sides->ld,
+        .inv_tau = LOCAL(splat)((T)sides->inv_tau), .shift = LOCAL(splat)(row[HEX_P_SHIFT_G * sides->ld]),
+        .beta = (T)sides->beta};
+}
+
+/* Sums of the global negatives; returns the number of rows listed in `mixed`. Those of special[] are left out entirely,
+ * the others only lack their hierarchical negatives. */
+INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row_acc, T *col_acc, int32_t *mixed) {
+    const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld;
+    const uint8_t *special = t->special;
+    const V inv_tau = t->inv_tau, shift = t->shift;
+    const int64_t rows = t->rows;
+    int64_t count = 0;
+    V col_eps[NV], col_global[NV];
+    for (int v = 0; v < NV; v++) {
+        if (both) col_eps[v] = LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W);
+        col_global[v] = (V){0};
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        mixed[count] = (int32_t)i;
+        if (special && special[i]) {
+            count++;
+            continue;
+        }
+        V sum = {0};
+        VI hard = {0};
+        const V eps = LOCAL(splat)(row_eps[i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp_bounded)(c * inv_tau - shift);
+            VI above = (VI)(c > eps);
+            sum += LOCAL(keep)(e, ~above);
+            if (both) {
+                VI above_col = (VI)(c > col_eps[v]);
+                col_global[v] += LOCAL(keep)(e, ~above_col);
+                above |= above_col;
+            }
+            hard |= above;
+        }
+        LOCAL(add_to)(row_acc + i * W, sum);
+        count += LOCAL(any)(hard);
+    }
+    for (int v = 0; both && v < NV; v++) LOCAL(add_to)(col_acc + v * W, col_global[v]);
+    return count;
+}
+
+/* What global_sums left out of row i. */
+static bool LOCAL(mixed_sums)(const LOCAL(panel) *t, int64_t i, T *row_acc, int64_t ld_row, T *col_acc, int64_t ld_col) {
+    const bool special = t->special && t->special[i];
+    bool any_hard = false;
+    for (int v = 0; v < NV; v++) {
+        int64_t at = i * P + v * W;
+        const V c = LOCAL(load)(t->values + at), x = c * t->inv_tau - t->shift;
+        VI above = (VI)(c > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i])), above_col = {0};
+        if (t->col) above_col = (VI)(c > LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W));
+        if (!special && !LOCAL(any)(above | above_col)) continue;
+        const V e = LOCAL(exp_bounded)(x);
+        if (special) {
+            any_hard |= LOCAL(side_sums)(c, &e, t->inv_tau, t->beta, t->row, t->ld, i, true, t->codes + at, row_acc + i * W,
+                                         ld_row);
+            if (t->col)
+                any_hard |= LOCAL(side_sums)(c, &e, t->inv_tau, t->beta, t->col, t->ld, v * W, false, t->col_codes + at,
+                                             col_acc + v * W, ld_col);
+            continue;
+        }
+        any_hard = true;
+        LOCAL(add_hard)(c, x, e, above, t->beta, row_acc + i * W, ld_row);
+        if (t->col) LOCAL(add_hard)(c, x, e, above_col, t->beta, col_acc + v * W, ld_col);
+    }
+    return any_hard;
+}
+
 /* The common case: one exponential for both sides, and most vectors hold global negatives only. */
 static bool LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
-    const T *values = tile->values, *row = sides->row, *col = sides->col;
-    const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
-    const uint8_t *special = tile->special;
-    const T beta = (T)sides->beta;
-    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * sides->ld]);
-    const int64_t ld = sides->ld, rows = tile->rows, cols = tile->cols, stride = tile->stride;
-    const int64_t ld_row = rows * W, ld_col = (cols + P - 1) / P * P;
+    const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
+    int32_t mixed[HEX_TILE_ROWS];
     bool any_hard = false;
-    for (int64_t p = 0; p * P < cols; p++) {
-        V col_eps[NV], col_global[NV];
-        for (int v = 0; v < NV; v++) {
-            col_eps[v] = LOCAL(splat)((T)INFINITY);
-            if (col) col_eps[v] = LOCAL(load)(col + HEX_P_EPS * ld + p * P + v * W);
-            col_global[v] = (V){0};
-        }
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t at = p * stride + i * P;
-            V c[NV], e[NV], sum = {0};
-            VI hard = {0};
-            const V row_eps = LOCAL(splat)(row[HEX_P_EPS * ld + i]);
-            for (int v = 0; v < NV; v++) {
-                c[v] = LOCAL(load)(values + at + v * W);
-                e[v] = LOCAL(exp_bounded)(c[v] * inv_tau - shift);
-                hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
-                sum += e[v];
-            }
-            if (!(special && special[p * (stride / P) + i]) && !LOCAL(any)(hard)) {
-                LOCAL(add_to)(row_acc + i * W, sum);
-                for (int v = 0; v < NV; v++) col_global[v] += e[v];
-                continue;
-            }
-            for (int v = 0; v < NV; v++) {
-                const V x = e[v];
-                any_hard |= LOCAL(side_sums)(c[v], &x, inv_tau, beta, row, ld, i, true, codes ? codes + at + v * W : NULL,
-                                             row_acc + i * W, ld_row);
-                if (col)
-                    any_hard |= LOCAL(side_sums)(c[v], &x, inv_tau, beta, col, ld, p * P + v * W, false,
-                                                 codes ? col_codes + at + v * W : NULL, col_acc + p * P + v * W, ld_col);
-            }
-        }
-        if (col)
-            for (int v = 0; v < NV; v++) LOCAL(add_to)(col_acc + p * P + v * W, col_global[v]);
+    for (int64_t p = 0; p * P < tile->cols; p++) {
+        const LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
+        T *acc = sides->col ? col_acc + p * P : NULL;
+        int64_t count = t.col ? LOCAL(global_sums)(&t, true, row_acc, acc, mixed)
+                              : LOCAL(global_sums)(&t, false, row_acc, acc, mixed);
+        for (int64_t m = 0; m < count; m++)
+            any_hard |= LOCAL(mixed_sums)(&t, mixed[m], row_acc, ld_row, acc, ld_col);
     }
     return any_hard;
 }
@@ -226,78 +286,92 @@ INLINE V LOCAL(both_coefficients)(V c, const V *shared, V inv_tau, T beta, const
     return s;
 }
 
-/* The common case, as in sums_shared. */
-static double LOCAL(coefficients_shared)(const hex_tile *tile, const hex_sides *sides, T *out) {
-    const T *values = tile->values, *row = sides->row, *col = sides->col;
-    const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
-    const uint8_t *special = tile->special;
-    const T beta = (T)sides->beta;
-    const int64_t ld = sides->ld, rows = tile->rows, cols = tile->cols, stride = tile->stride;
-    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), shift = LOCAL(splat)(row[HEX_P_SHIFT_G * ld]);
-    double weighted = 0;
-    for (int64_t p = 0; p * P < cols; p++) {
-        V col_eps[NV], col_gg[NV], sum_sc[NV];
-        for (int v = 0; v < NV; v++) {
-            col_eps[v] = LOCAL(splat)((T)INFINITY);
-            col_gg[v] = sum_sc[v] = (V){0};
-            if (!col) continue;
-            col_eps[v] = LOCAL(load)(col + HEX_P_EPS * ld + p * P + v * W);
-            col_gg[v] = LOCAL(load)(col + HEX_P_GG * ld + p * P + v * W);
-        }
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t at = p * stride + i * P;
-            V c[NV], e[NV], s[NV];
-            VI hard = {0};
-            const V row_eps = LOCAL(splat)(row[HEX_P_EPS * ld + i]), row_gg = LOCAL(splat)(row[HEX_P_GG * ld + i]);
-            for (int v = 0; v < NV; v++) {
-                c[v] = LOCAL(load)(values + at + v * W);
-                e[v] = LOCAL(exp_bounded)(c[v] * inv_tau - shift);
-                hard |= (VI)(c[v] > row_eps) | (VI)(c[v] > col_eps[v]);
-                s[v] = e[v] * (row_gg + col_gg[v]);
-            }
-            if ((special && special[p * (stride / P) + i]) || LOCAL(any)(hard))
-                for (int v = 0; v < NV; v++) {
-                    const V x = e[v];
-                    s[v] = LOCAL(both_coefficients)(c[v], &x, inv_tau, beta, row, col, ld, i, p * P + v * W,
-                                                    codes ? codes + at + v * W : NULL,
-                                                    codes ? col_codes + at + v * W : NULL);
-                }
-            for (int v = 0; v < NV; v++) {
-                sum_sc[v] += s[v] * c[v];
-                LOCAL(store)(out + at + v * W, s[v]);
-            }
-        }
-        for (int v = 0; v < NV; v++) weighted += LOCAL(total)(sum_sc[v]);
+/* Coefficients as if every element were a global negative of both sides; returns the number of rows listed in `mixed`. */
+INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both, T *out, int32_t *mixed) {
+    const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, *row_gg = t->row + HEX_P_GG * t->ld;
+    const uint8_t *special = t->special;
+    const V inv_tau = t->inv_tau, shift = t->shift;
+    const int64_t rows = t->rows;
+    int64_t count = 0;
+    V col_eps[NV], col_gg[NV];
+    for (int v = 0; both && v < NV; v++) {
+        col_eps[v] = LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W);
+        col_gg[v] = LOCAL(load)(t->col + HEX_P_GG * t->ld + v * W);
     }
-    return weighted;
+    for (int64_t i = 0; i < rows; i++) {
+        VI hard = {0};
+        const V eps = LOCAL(splat)(row_eps[i]), gg = LOCAL(splat)(row_gg[i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp_bounded)(c * inv_tau - shift);
+            hard |= (VI)(c > eps);
+            if (both) hard |= (VI)(c > col_eps[v]);
+            if (both) e *= gg + col_gg[v];
+            else e *= gg;
+            LOCAL(store)(out + i * P + v * W, e);
+        }
+        mixed[count] = (int32_t)i;
+        count += LOCAL(any)(hard) | (special && special[i]);
+    }
+    return count;
 }
 
-static double LOCAL(coefficients_separate)(const hex_tile *tile, const hex_sides *sides, T *out) {
+static void LOCAL(mixed_coefficients)(const LOCAL(panel) *t, int64_t i, T *out) {
+    const bool special = t->special && t->special[i];
+    for (int v = 0; v < NV; v++) {
+        int64_t at = i * P + v * W;
+        const V c = LOCAL(load)(t->values + at);
+        VI above = (VI)(c > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]));
+        if (t->col) above |= (VI)(c > LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W));
+        if (!special && !LOCAL(any)(above)) continue;
+        const V e = LOCAL(exp_bounded)(c * t->inv_tau - t->shift);
+        LOCAL(store)(out + at, LOCAL(both_coefficients)(c, &e, t->inv_tau, t->beta, t->row, t->col, t->ld, i, v * W,
+                                                        special ? t->codes + at : NULL, special ? t->col_codes + at : NULL));
+    }
+}
+
+/* The common case, as in sums_shared. */
+static void LOCAL(coefficients_shared)(const hex_tile *tile, const hex_sides *sides, T *out) {
+    int32_t mixed[HEX_TILE_ROWS];
+    for (int64_t p = 0; p * P < tile->cols; p++, out += tile->stride) {
+        const LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
+        int64_t count = t.col ? LOCAL(global_coefficients)(&t, true, out, mixed)
+                              : LOCAL(global_coefficients)(&t, false, out, mixed);
+        for (int64_t m = 0; m < count; m++) LOCAL(mixed_coefficients)(&t, mixed[m], out);
+    }
+}
+
+static void LOCAL(coefficients_separate)(const hex_tile *tile, const hex_sides *sides, T *out) {
     const T *values = tile->values, *row = sides->row, *col = sides->col;
     const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
     const int64_t ld = sides->ld, rows = tile->rows, cols = (tile->cols + P - 1) / P * P, stride = tile->stride;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
-    double weighted = 0;
-    for (int64_t j = 0; j < cols; j += W) {
-        V sum_sc = {0};
+    for (int64_t j = 0; j < cols; j += W)
         for (int64_t i = 0; i < rows; i++) {
             int64_t at = j / P * stride + i * P + j % P;
             V c = LOCAL(load)(values + at);
-            V s = LOCAL(both_coefficients)(c, NULL, inv_tau, (T)sides->beta, row, col, ld, i, j, codes ? codes + at : NULL,
-                                           codes ? col_codes + at : NULL);
-            sum_sc += s * c;
-            LOCAL(store)(out + at, s);
+            LOCAL(store)(out + at, LOCAL(both_coefficients)(c, NULL, inv_tau, (T)sides->beta, row, col, ld, i, j,
+                                                            codes ? codes + at : NULL, codes ? col_codes + at : NULL));
         }
-        weighted += LOCAL(total)(sum_sc);
-    }
-    return weighted;
 }
 
-static double KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides, void *out) {
+static void KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides, void *out) {
     const int64_t padded_rows = (tile->rows + P - 1) / P * P;
     for (int64_t p = 0; p * P < tile->cols; p++)
         memset((T *)out + p * tile->stride + tile->rows * P, 0, sizeof(T) * (size_t)((padded_rows - tile->rows) * P));
-    return (sides->shared_shift ? LOCAL(coefficients_shared) : LOCAL(coefficients_separate))(tile, sides, out);
+    (sides->shared_shift ? LOCAL(coefficients_shared) : LOCAL(coefficients_separate))(tile, sides, out);
+}
+
+static double KERNEL(weighted_sum)(const hex_tile *tile, const void *weights_) {
+    const T *values = tile->values, *weights = weights_;
+    double sum = 0;
+    for (int64_t p = 0; p * P < tile->cols; p++) {
+        V partial = {0};
+        for (int64_t at = p * tile->stride; at < p * tile->stride + tile->rows * P; at += W)
+            partial += LOCAL(load)(weights + at) * LOCAL(load)(values + at);
+        sum += LOCAL(total)(partial);
+    }
+    return sum;
 }
 
 static void KERNEL(exponential)(const void *x, int64_t count, void *out) {

@@ -138,7 +138,7 @@ int64_t hex_scratch_elements(int64_t rows, int64_t cols) {
 }
 
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns) {
-    return (3 * k + 24 + tile_columns + HEX_PANEL_BYTES - 1) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
+    return (3 * k + 24 + tile_columns + HEX_PANEL_BYTES) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
 }
 
 int hex_tiers(const hex_tier **tiers) {

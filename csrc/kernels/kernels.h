@@ -14,7 +14,7 @@
 
 #include "../hex.h"
 
-enum { HEX_PANEL_BYTES = 64 };
+enum { HEX_PANEL_BYTES = 64, HEX_TILE_ROWS = 256, HEX_DIGEST_LANES = 16 };
 
 /* Classes of a tile's elements, laid out as the tile: < 0 negative (or member, in measure), > 0 positive, 0 neither
  * (self, padding, unrelated). */
@@ -24,7 +24,7 @@ typedef int8_t hex_code;
 typedef struct {
     const void *values;            /* T[cols/P][.][P] */
     int64_t stride;                /* elements from one panel to the next, in values and codes */
-    int64_t rows, cols;            /* valid ones */
+    int64_t rows, cols;            /* valid ones; rows <= HEX_TILE_ROWS */
     const hex_code *codes;         /* as seen from the rows */
     const hex_code *col_codes;     /* as seen from the columns (equal to codes unless a relation is asymmetric) */
     const uint8_t *special;        /* with codes: [cols/P][stride/P], 0 where a panel's row holds negatives only */
@@ -107,8 +107,10 @@ typedef struct {
     /* Per anchor, with n = sides->log_neg: out[0] += sum over P of log(e^s + e^n), out[ld] += sum over P of
      * e^n / (e^s + e^n). */
     void (*own)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
-    /* S = dObjective/ds of both sides into out (as the tile; padding zeroed up to whole panels in both directions). Returns sum S c. */
-    double (*coefficients)(const hex_tile *tile, const hex_sides *sides, void *out);
+    /* S = dObjective/ds of both sides into out (as the tile; padding zeroed up to whole panels in both directions). */
+    void (*coefficients)(const hex_tile *tile, const hex_sides *sides, void *out);
+    /* Sum over the tile of weight times value; weights as the tile. */
+    double (*weighted_sum)(const hex_tile *tile, const void *weights);
     /* sums[d] += sum over the rows of a k-major block. */
     void (*column_sums)(const void *k_major, int64_t rows, int64_t block, int64_t cols, double *sums);
     /* dot[i] = x_i . y_i of two k-major blocks, in double. */
@@ -118,13 +120,16 @@ typedef struct {
     void (*narrow)(const double *values, int64_t count, void *out);
     double (*widen)(const void *values, int64_t i);
     void (*fill)(void *out, int64_t count, double value);
+    /* Mixes bytes (unaligned) into state[HEX_DIGEST_LANES]; the same bytes in other portions may give another state. */
+    void (*digest)(const void *bytes, int64_t count, uint64_t *state);
     void (*exponential)(const void *x, int64_t count, void *out); /* count a multiple of P; x <= 0 or NaN; for tests */
 } hex_kernels;
 
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
 
-/* Room for the candidates of an anchor: the longest list that is left uncut (3 k + 24), and a tile's columns. */
+/* Room for the candidates of an anchor: the longest list that is left uncut (3 k + 24), a tile's columns, and one more that
+ * is written but not kept. */
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns);
 
 /* The chosen tier's table for float (HEX_F32, HEX_F16, HEX_BF16) or double. */

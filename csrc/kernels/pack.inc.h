@@ -111,12 +111,8 @@ static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, 
     }
     if (!r_major) return;
     for (int64_t i0 = 0; i0 < block; i0 += P)
-        for (int64_t p = 0; p < d_panels; p++) {
-            const T *in = k_major + (p * block + i0) * P;
-            T *out = r_major + (i0 / P * padded + p * P) * P;
-            for (int d = 0; d < P; d++)
-                for (int i = 0; i < P; i++) out[d * P + i] = in[i * P + d];
-        }
+        for (int64_t p = 0; p < d_panels; p++)
+            LOCAL(transpose_panel)(k_major + (p * block + i0) * P, r_major + (i0 / P * padded + p * P) * P, P, false);
 }
 
 static void LOCAL(write_row)(const T *x, int64_t count, hex_dtype dtype, void *out, int64_t offset, bool saturate) {
@@ -141,18 +137,19 @@ static void LOCAL(write_row)(const T *x, int64_t count, hex_dtype dtype, void *o
     memcpy((T *)out + offset, x, sizeof(T) * (size_t)count);
 }
 
-/* P rows of the sum of the packed gradients into g: T[P][padded]. */
+/* P rows of the sum of the packed gradients into g: T[P][padded]; those past `rows` hold anything. */
 static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t i0, int64_t rows, int64_t block,
                           int64_t cols, T *g) {
     int64_t padded = (cols + P - 1) / P * P;
-    for (int64_t d0 = 0; d0 < padded; d0 += P)
-        for (int64_t r = 0; r < rows; r++) {
-            T *out = g + r * padded + d0;
-            const T *in = gk ? gk + (d0 / P * block + i0 + r) * P : NULL;
-            const T *turned = gr ? gr + (i0 / P * padded + d0) * P + r : NULL;
-            for (int l = 0; l < P; l++) out[l] = in ? in[l] : 0;
-            for (int l = 0; turned && l < P && d0 + l < cols; l++) out[l] += turned[l * P];   /* no padding in gr */
-        }
+    for (int64_t d0 = 0; d0 < padded; d0 += P) {
+        for (int r = 0; r < P; r++)
+            for (int l = 0; l < P; l += W) {
+                V x = {0};
+                if (gk) x = LOCAL(load)(gk + (d0 / P * block + i0 + r) * P + l);
+                LOCAL(store)(g + r * padded + d0 + l, x);
+            }
+        if (gr) LOCAL(transpose_panel)(gr + (i0 / P * padded + d0) * P, g + d0, padded, true);
+    }
     for (int64_t r = 0; extra && r < rows; r++)
         for (int64_t d = 0; d < cols; d++) g[r * padded + d] += (T)extra[(i0 + r) * cols + d];
 }

@@ -62,9 +62,23 @@ static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low
     return above;
 }
 
+/* The k-th largest of a short x: the least of the values that fewer than k others exceed. */
+INLINE T LOCAL(kth_of_few)(T *x, int64_t n, int64_t k) {
+    T least = (T)INFINITY;
+    for (int64_t i = n; i % W; i++) x[i] = (T)-INFINITY;
+    for (int64_t j = 0; j < n; j++) {
+        const V bar = LOCAL(splat)(x[j]);
+        int above = 0;
+        for (int64_t i = 0; i < n; i += W) above += __builtin_popcount(LOCAL(bits)((VI)(LOCAL(load)(x + i) > bar)));
+        least = above < k && x[j] < least ? x[j] : least;
+    }
+    return least;
+}
+
 /* The k-th largest of x (1 <= k <= n). */
 static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
     T low, high;
+    if (n <= 4 * W) return LOCAL(kth_of_few)(x, n, k);
     LOCAL(survey)(x, n, &low, &high);
     if (LOCAL(separate)(x, n, k, 0, &low, &high) < k) return high;
     const V bar = LOCAL(splat)(low);
@@ -101,53 +115,50 @@ static void LOCAL(tighten_all)(const hex_selection *s, int64_t rows) {
         if (s->count[i] > LOCAL(list_limit)(s->k[i]) && ((T *)s->bound)[i] < (T)INFINITY) LOCAL(tighten)(s, i);
 }
 
-/* Appends the lanes of one panel's row that `bits` names. */
-INLINE void LOCAL(append)(const hex_selection *s, int64_t i, const V *x, unsigned bits) {
-    T *list = (T *)s->values + i * s->capacity;
+/* Keeps value at the end of list i if it lies above the bound; the list has room for one more either way. */
+INLINE void LOCAL(offer)(const hex_selection *s, int64_t i, T value) {
     int32_t count = s->count[i];
-    const T *lane = (const T *)x;
-    for (; bits; bits &= bits - 1) list[count++] = lane[__builtin_ctz(bits)];
-    s->count[i] = count;
+    ((T *)s->values)[i * s->capacity + count] = value;
+    s->count[i] = count + (value > ((const T *)s->bound)[i]);
 }
 
-INLINE unsigned LOCAL(panel_bits)(const VI *mask) {
-    unsigned bits = 0;
-    for (int v = 0; v < NV; v++) bits |= LOCAL(bits)(mask[v]) << (v * W);
-    return bits;
+/* Elements of one panel that a word of bits covers: some rows, a bit per lane. */
+#define HEX_WORD_ROWS (64 / P)
+
+/* Which elements of a panel's rows lie above the bound of their row or of their column. */
+INLINE uint64_t LOCAL(word_of)(const T *values, int rows, V sign, const T *row_bound, const V *col_bound) {
+    uint64_t word = 0;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        const V bound = LOCAL(splat)(row_bound[r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            V x = LOCAL(load)(values + r * P + v * W) * sign;
+            word |= (uint64_t)LOCAL(bits)((VI)(x > bound) | (VI)(x > col_bound[v])) << (r * P + v * W);
+        }
+    }
+    return word;
 }
 
 static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selection *row, const hex_selection *col) {
     const T *values = tile->values;
     const V sign = LOCAL(splat)((T)sign_);
-    const T *row_bound = row->bound, *col_bound = col ? col->bound : NULL;
     LOCAL(tighten_all)(row, tile->rows);
     if (col) LOCAL(tighten_all)(col, tile->cols);
     for (int64_t p = 0; p * P < tile->cols; p++) {
-        V bar[NV];
+        V bound[NV];
         for (int v = 0; v < NV; v++)
-            bar[v] = col ? LOCAL(load)(col_bound + p * P + v * W) : LOCAL(splat)((T)INFINITY);
-        for (int64_t i = 0; i < tile->rows; i++) {
-            int64_t at = p * tile->stride + i * P;
-            const V row_bar = LOCAL(splat)(row_bound[i]);
-            V x[NV];
-            VI hit_row[NV], hit_col[NV], any = {0};
-            for (int v = 0; v < NV; v++) {
-                x[v] = LOCAL(load)(values + at + v * W) * sign;
-                hit_row[v] = (VI)(x[v] > row_bar);
-                hit_col[v] = (VI)(x[v] > bar[v]);
-                any |= hit_row[v] | hit_col[v];
-            }
-            if (!LOCAL(any)(any)) continue;
-            for (int v = 0; tile->codes && v < NV; v++) {
-                hit_row[v] &= LOCAL(codes)(tile->codes + at + v * W) < 0;
-                hit_col[v] &= LOCAL(codes)(tile->col_codes + at + v * W) < 0;
-            }
-            unsigned bits = LOCAL(panel_bits)(hit_row);
-            if (bits) LOCAL(append)(row, i, x, bits);
-            for (bits = LOCAL(panel_bits)(hit_col); bits; bits &= bits - 1) {
-                int lane = __builtin_ctz(bits);
-                int64_t j = p * P + lane;
-                ((T *)col->values)[j * col->capacity + col->count[j]++] = ((const T *)x)[lane];
+            bound[v] = col ? LOCAL(load)((const T *)col->bound + p * P + v * W) : LOCAL(splat)((T)INFINITY);
+        for (int64_t i = 0; i < tile->rows; i += HEX_WORD_ROWS) {
+            const T *first = values + p * tile->stride + i * P, *row_bound = (const T *)row->bound + i;
+            int left = tile->rows - i < HEX_WORD_ROWS ? (int)(tile->rows - i) : HEX_WORD_ROWS;
+            uint64_t word = left == HEX_WORD_ROWS ? LOCAL(word_of)(first, HEX_WORD_ROWS, sign, row_bound, bound)
+                                                  : LOCAL(word_of)(first, left, sign, row_bound, bound);
+            for (; word; word &= word - 1) {
+                int64_t bit = __builtin_ctzll(word), r = i + bit / P, at = p * tile->stride + i * P + bit;
+                T value = values[at] * (T)sign_;
+                if (!tile->codes || tile->codes[at] < 0) LOCAL(offer)(row, r, value);
+                if (col && (!tile->codes || tile->col_codes[at] < 0)) LOCAL(offer)(col, p * P + bit % P, value);
             }
         }
     }

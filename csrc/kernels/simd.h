@@ -85,6 +85,58 @@ INLINE double LOCAL(total)(V v) {
     return (double)lane[0];
 }
 
+/* The lanes' numbers, each through f. */
+#undef HEX_EACH_LANE
+#if HEX_VECTOR_BYTES / (HEX_T_IS_FLOAT ? 4 : 8) == 2
+#define HEX_EACH_LANE(f) f(0), f(1)
+#elif HEX_VECTOR_BYTES / (HEX_T_IS_FLOAT ? 4 : 8) == 4
+#define HEX_EACH_LANE(f) f(0), f(1), f(2), f(3)
+#elif HEX_VECTOR_BYTES / (HEX_T_IS_FLOAT ? 4 : 8) == 8
+#define HEX_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
+#else
+#define HEX_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#endif
+
+/* In a W x W square, the squares of `half` beside the diagonal of each square of twice that change places. */
+INLINE void LOCAL(swap_squares)(V *x, const int half) {
+#define HEX_LOW(l) ((l) & half ? W + (l) - half : (l))
+#define HEX_HIGH(l) ((l) & half ? W + (l) : (l) + half)
+    const VI low = {HEX_EACH_LANE(HEX_LOW)}, high = {HEX_EACH_LANE(HEX_HIGH)};
+#undef HEX_LOW
+#undef HEX_HIGH
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) {
+        if (i & half) continue;
+        V a = x[i], b = x[i + half];
+        x[i] = __builtin_shuffle(a, b, low);
+        x[i + half] = __builtin_shuffle(a, b, high);
+    }
+}
+
+INLINE void LOCAL(transpose)(V *x) {
+    LOCAL(swap_squares)(x, 1);
+    if (W > 2) LOCAL(swap_squares)(x, 2);
+    if (W > 4) LOCAL(swap_squares)(x, 4);
+    if (W > 8) LOCAL(swap_squares)(x, 8);
+}
+
+/* out[i][l] (+)= in[l][i] of a P x P square; strides in elements. */
+INLINE void LOCAL(transpose_panel)(const T *in, T *out, int64_t stride, const bool accumulate) {
+    for (int i = 0; i < P; i += W)
+        for (int l = 0; l < P; l += W) {
+            V x[W];
+#pragma GCC unroll 16
+            for (int r = 0; r < W; r++) x[r] = LOCAL(load)(in + (l + r) * P + i);
+            LOCAL(transpose)(x);
+#pragma GCC unroll 16
+            for (int r = 0; r < W; r++) {
+                T *to = out + (i + r) * stride + l;
+                if (accumulate) x[r] += LOCAL(load)(to);
+                LOCAL(store)(to, x[r]);
+            }
+        }
+}
+
 /* exp for x <= 0 (and a little above): 1 + r + r^2 q(r) on |r| <= ln2/2, times 2^n. NaN stays NaN; below the smallest
  * normal number the result is 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range. */
 INLINE V LOCAL(exp_any)(V x, const bool bounded) {
@@ -108,10 +160,12 @@ INLINE V LOCAL(exp_any)(V x, const bool bounded) {
     V n = shifted - magic;
     V r = x - n * ln2_hi;
     r = r - n * ln2_lo;
+    /* by pairs of coefficients: a chain of half the length */
+    const V square = r * r;
     V poly = LOCAL(splat)(q[degree]);
 #pragma GCC unroll 16
-    for (int d = degree - 1; d >= 0; d--) poly = poly * r + q[d];
-    poly = (poly * r) * r + r + 1;
+    for (int d = degree - 2; d >= 0; d -= 2) poly = poly * square + (q[d + 1] * r + q[d]);
+    poly = poly * square + r + 1;
     /* unsigned: lanes that are masked afterwards may wrap */
     VU scale = ((VU)shifted << mantissa) + ((TU)bias << mantissa);
     V e = poly * (V)scale;

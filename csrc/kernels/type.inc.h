@@ -5,6 +5,7 @@
 #include "pack.inc.h"
 #include "select.inc.h"
 #include "contrast.inc.h"
+#include "digest.inc.h"
 
 #undef HEX_ROWS_CASE
 
@@ -25,11 +26,13 @@ const hex_kernels KERNEL(hex_kernels) = {
     .sums = KERNEL(sums),
     .own = KERNEL(own),
     .coefficients = KERNEL(coefficients),
+    .weighted_sum = KERNEL(weighted_sum),
     .column_sums = KERNEL(column_sums),
     .row_dots = KERNEL(row_dots),
     .scale_rows = KERNEL(scale_rows),
     .narrow = KERNEL(narrow),
     .widen = KERNEL(widen),
     .fill = KERNEL(fill),
+    .digest = KERNEL(digest),
     .exponential = KERNEL(exponential),
 };

@@ -131,11 +131,40 @@ void test_small(const hex_kernels *k) {
     free(x), free(y), free(out), free(sums), free(dots), free(weight), free(scaled);
 }
 
+/* The same words at every tier, from any address, and no byte read past the last. */
+void test_digest(const hex_kernels *k) {
+    for (int64_t count = 0; count < 600; count += count < 300 ? 1 : 37) {
+        uint64_t state[HEX_DIGEST_LANES], found[HEX_DIGEST_LANES], flipped[HEX_DIGEST_LANES];
+        unsigned char *bytes = malloc((size_t)count + 1);
+        for (int64_t i = 0; i <= count; i++) bytes[i] = (unsigned char)uniform(0, 256);
+        for (int l = 0; l < HEX_DIGEST_LANES; l++) state[l] = (uint64_t)l << 60 | 3;
+        memcpy(found, state, sizeof state);
+        memcpy(flipped, state, sizeof state);
+        k->digest(bytes + 1, count, found);
+        for (int64_t at = 0; at < count; at += sizeof state)
+            for (int64_t l = 0; l < HEX_DIGEST_LANES; l++) {
+                uint64_t word = 0;
+                int64_t left = count - at - l * 8;
+                if (left > 0) memcpy(&word, bytes + 1 + at + l * 8, (size_t)(left < 8 ? left : 8));
+                word += state[l];
+                word ^= word << 13;
+                state[l] = word ^ word >> 7;
+            }
+        CHECK(memcmp(state, found, sizeof state) == 0, "%lld bytes", (long long)count);
+        if (count > 0) {
+            bytes[1 + count / 2] ^= 0x10;
+            k->digest(bytes + 1, count, flipped);
+            CHECK(memcmp(flipped, found, sizeof found) != 0, "a bit of %lld bytes was not seen", (long long)count);
+        }
+        free(bytes);
+    }
+}
+
 static const struct {
     const char *name;
     test *run;
 } tests[] = {
-    {"product", test_product}, {"exponential", test_exponential}, {"small", test_small}, {"pack", test_pack},
+    {"product", test_product}, {"exponential", test_exponential}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},

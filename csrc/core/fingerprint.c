@@ -1,0 +1,58 @@
+/* fingerprint.c: the name of what is kept: 64 bits of the embeddings and of how they are cut into tiles. */
+#include "core.h"
+
+static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
+
+static uint64_t mix(uint64_t seed, uint64_t word) { return rotate(seed ^ word, 31) * 0xbf58476d1ce4e5b9u; }
+
+typedef struct {
+    const hex_kernels *k;
+    const hex_matrix *x;
+    int64_t bytes, block;   /* of an element; rows */
+    uint64_t *out;
+} print_job;
+
+static void print_blocks(int64_t begin, int64_t end, void *context) {
+    const print_job *job = context;
+    const hex_matrix *x = job->x;
+    bool by_row = x->col_stride == 1, whole = by_row && x->row_stride == x->cols;
+    for (int64_t b = begin; b < end; b++) {
+        uint64_t state[HEX_DIGEST_LANES] = {(uint64_t)b + 1};
+        int64_t first = b * job->block, rows = x->rows - first < job->block ? x->rows - first : job->block;
+        const char *row = (const char *)x->data + first * x->row_stride * job->bytes;
+        if (whole) job->k->digest(row, rows * x->cols * job->bytes, state);
+        for (int64_t r = 0; !whole && r < rows; r++, row += x->row_stride * job->bytes) {
+            if (by_row) job->k->digest(row, x->cols * job->bytes, state);
+            for (int64_t d = 0; !by_row && d < x->cols; d++)
+                job->k->digest(row + d * x->col_stride * job->bytes, job->bytes, state);
+        }
+        job->out[b] = 0;
+        for (int l = 0; l < HEX_DIGEST_LANES; l++) job->out[b] = mix(job->out[b], state[l]);
+    }
+}
+
+enum { BLOCKS = 64, BLOCK_ROWS = 64, FEW = 1 << 17 };   /* FEW elements are not worth another thread */
+
+static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matrix *x, hex_dtype dtype) {
+    uint64_t out[BLOCKS];
+    int64_t block = (x->rows + BLOCKS - 1) / BLOCKS, bytes = dtype == HEX_F64 ? 8 : dtype == HEX_F32 ? 4 : 2;
+    block = block < BLOCK_ROWS ? BLOCK_ROWS : block;
+    int64_t blocks = (x->rows + block - 1) / block;
+    print_job job = {k, x, bytes, block, out};
+    if (x->rows * x->cols < FEW)
+        print_blocks(0, blocks, &job);
+    else
+        hex_parallel(blocks, print_blocks, &job);
+    for (int64_t b = 0; b < blocks; b++) seed = mix(seed, out[b]);
+    return seed;
+}
+
+uint64_t hex_fingerprint(const hex_problem *p, const hex_geometry *g) {
+    const uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
+                              (uint64_t)g->symmetric, (uint64_t)g->block_m, (uint64_t)g->block_n};
+    uint64_t print = 1;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) print = mix(print, parts[i]);
+    print = print_matrix(print, g->k, &p->anchors, p->dtype);
+    if (!g->symmetric) print = print_matrix(print, g->k, &p->keys, p->dtype);
+    return print ? print : 1;
+}
