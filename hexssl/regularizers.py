@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from hexssl import validation
 from hexssl.functional import HEXStats
@@ -19,6 +22,9 @@ VICREG_WEIGHTS: Mapping[str, float] = MappingProxyType(
 The published HEX code, a fork of solo-learn, uses them too. There the variance term is the sum over the two views; in
 VICReg's own code it is their mean.
 """
+
+
+Pair: TypeAlias = tuple[Tensor, Tensor] | Tensor  # one tensor for each of two views, or both in one
 
 
 class Terms(NamedTuple):
@@ -136,3 +142,109 @@ class HEXRegularized(nn.Module):
     def extra_repr(self) -> str:
         base = "" if isinstance(self.base_loss, nn.Module) else f", base_loss={self.base_loss!r}"
         return f"alpha={self.alpha}{base}"
+
+
+def feature_redundancy(projections: Pair, momentum_projections: Pair) -> Tensor:
+    """All4One's third term: the correlation of features between views, compared with the identity.
+
+    Of either view, the matrix of cosines between the columns of its momentum projections and those of the other view's
+    projections. The term is half the root mean square of (diagonal - 1) plus half that of the other elements, over
+    both matrices.
+
+    Parameters
+    ----------
+    projections, momentum_projections : pairs of (B, D) tensors, one per view, D >= 2
+
+    Returns
+    -------
+    0-d tensor. Its gradient at a root of zero is zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> same = (torch.eye(4), torch.eye(4))
+    >>> feature_redundancy(same, same)
+    tensor(0.)
+    """
+    names = ("projections[0]", "projections[1]", "momentum_projections[0]", "momentum_projections[1]")
+    views = (*projections, *momentum_projections)
+    for name, view in zip(names[1:], views[1:], strict=True):
+        _check_pair((names[0], name), (views[0], view))
+    dim = views[0].shape[1]
+    if dim < 2:
+        raise ValueError(f"projections[0]: got {validation.describe(views[0])}; accepted: 2 columns or more")
+    z1, z2, m1, m2 = (normalize(view, dim=0) for view in views)
+    both = torch.stack((m1.mT @ z2, m2.mT @ z1))
+    diagonal = both.diagonal(dim1=1, dim2=2)
+    # norms instead of roots of means: their gradient is defined at zero
+    on = torch.linalg.vector_norm(diagonal - 1) / (2 * dim) ** 0.5
+    off = torch.linalg.vector_norm(both - torch.diag_embed(diagonal)) / (2 * dim * (dim - 1)) ** 0.5
+    return (on + off) / 2
+
+
+class All4OneLoss(nn.Module):
+    """All4One (Estepa et al., ICCV 2023) with HEX in the place of InfoNCE, as in the published HEX code.
+
+    ``(neighbour contrast + centroid contrast + 10 * feature_redundancy) / 2``. Either contrast is the mean of the two
+    directions ``HEX(cat[one view, other view])``.
+
+    Parameters
+    ----------
+    centroid_temperature : float
+        Of the centroid contrast; `temperature` is that of the neighbour contrast, 0.2 in solo-learn's settings.
+    hex
+        The keyword arguments of `hexssl.HEXLoss`, whose `reduction` must not be "none" here. The centroid contrast gets
+        a copy of a threshold object.
+
+    Attributes
+    ----------
+    neighbour_contrast, centroid_contrast : HEXLoss
+        Their `stats` are those of the second direction.
+
+    Examples
+    --------
+    The neighbours come from a queue of momentum projections, centroids and shifted centroids from a transformer encoder
+    over the 5 nearest ones, ``queue.nearest(z, k=5)``; a prediction takes the place of the nearest in the shifted ones.
+
+    >>> import torch
+    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+    <torch._C.Generator object at ...>
+    >>> criterion = All4OneLoss(temperature=0.2)
+    >>> neighbours, predictions, centroids, shifted, projections, momentum = torch.randn(6, 2, 8, 16)
+    >>> loss = criterion(neighbours, predictions, centroids, shifted, projections, momentum)
+    """
+
+    def __init__(self, centroid_temperature: float = 0.1, **hex: Any) -> None:
+        super().__init__()
+        self.neighbour_contrast = _scalar_hex(hex)
+        self.centroid_contrast = _scalar_hex(
+            {**hex, "temperature": centroid_temperature, "threshold": deepcopy(hex.get("threshold", "adaptive"))})
+
+    def forward(self, neighbours: Pair, predictions: Pair, centroids: Pair, shifted: Pair, projections: Pair,
+                momentum_projections: Pair) -> Tensor:
+        """The loss of the batch.
+
+        Parameters
+        ----------
+        neighbours : nearest rows of the momentum projections in the queue
+        predictions : the first predictor's, of the projections
+        centroids, shifted : the transformer's, of the neighbours, and of the second predictor's predictions before them
+        projections, momentum_projections
+            All of them pairs, one (B, D) tensor for each of the two views.
+
+        Returns
+        -------
+        0-d tensor
+        """
+        neighbour = self._both_ways(self.neighbour_contrast, neighbours, predictions)
+        centroid = self._both_ways(self.centroid_contrast, centroids, shifted)
+        return (neighbour + centroid + 10 * feature_redundancy(projections, momentum_projections)) / 2
+
+    @staticmethod
+    def _both_ways(criterion: HEXLoss, first: Pair, second: Pair) -> Tensor:
+        return (criterion(first[0], second[1]) + criterion(first[1], second[0])) / 2
+
+    def set_epoch(self, epoch: int) -> None:
+        """As `HEXLoss.set_epoch`."""
+        self.neighbour_contrast.set_epoch(epoch)
+        self.centroid_contrast.set_epoch(epoch)
