@@ -94,9 +94,11 @@ class HEXMonitor(pl.Callback):
                            batch_idx: int) -> None:
         # A batch may take no step (accumulated gradients) or several (several optimizers).
         due = trainer.global_step // self.every_n_steps > self._step // self.every_n_steps
-        if due and trainer.is_global_zero:
-            metrics = self._metrics(pl_module)
-            for logger in trainer.loggers if metrics else ():
+        if not due or not trainer.is_global_zero:
+            return
+        metrics = self._metrics(pl_module)
+        if metrics:
+            for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=self._step)
 
     def _metrics(self, pl_module: nn.Module) -> dict[str, float]:

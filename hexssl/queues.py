@@ -42,7 +42,10 @@ class FeatureQueue(nn.Module):
     Notes
     -----
     Rows and their number are part of ``state_dict``, also where the queue is not yet full. The number is held as a
-    plain int: no method waits for the device.
+    plain int: no method waits for the device, but ``torch.compile`` would compile anew for every number, so that the
+    queue belongs outside of what is compiled. With ``gather=False`` the queue does not belong inside a
+    ``DistributedDataParallel`` module, which overwrites buffers with those of rank 0. NNCLR asks for the nearest rows
+    before it pushes the batch, whose rows would find themselves.
 
     Examples
     --------
