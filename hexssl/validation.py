@@ -166,7 +166,7 @@ def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> N
         _wrong_value(name, value, f"one row per anchor, shape {tuple(anchors.shape)}")
 
 
-def _ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
+def ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
     # Sizes are put into words only on failure: a symbolic size that is printed becomes a constant.
     if not isinstance(value, Tensor) or value.dtype not in INTEGERS:
         _wrong_type(name, value, f"a ({rows},) tensor of integers on {device}")
@@ -221,8 +221,8 @@ def relations(anchors: Tensor, keys: Tensor | None, paired: Any, groups: Any, ke
         if keys is None and paired is None and rows % views != 0:
             _wrong_value("anchors", anchors, f"a multiple of {views} rows ({views} stacked views), or groups")
         return None, None, None, offset
-    groups = _ids("groups", groups, rows, device)
-    return groups, None if keys is None else _ids("key_groups", key_groups, columns, device), None, offset
+    groups = ids("groups", groups, rows, device)
+    return groups, None if keys is None else ids("key_groups", key_groups, columns, device), None, offset
 
 
 def partners(anchors: Any, keys: Any, paired: Any) -> None:

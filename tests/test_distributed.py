@@ -12,7 +12,7 @@ from peers import EXACT, FLOAT32, assert_close, real, rows, unit
 from torch import Tensor, distributed, multiprocessing
 from torch.nn.functional import cross_entropy
 
-from hexssl import hex_loss
+from hexssl import FeatureQueue, hex_loss
 from hexssl.compat import lightly, metric_learning, solo
 from hexssl.compat.open_clip import ClipLoss
 from hexssl.distributed import gather, rank, world_size
@@ -95,7 +95,16 @@ def gathered() -> dict[str, list[Tensor]]:
     bank(x, update=True)
     plain = gather(x, differentiable=False)
     assert not plain.requires_grad and torch.equal(plain, everything)
-    return {"gather": [everything.detach(), x.grad], "bank": [bank.bank[: 2 * SAMPLES], bank.bank_ptr]}
+    return {"gather": [everything.detach(), x.grad], "bank": [bank.bank[: 2 * SAMPLES], bank.bank_ptr],
+            "queue": queued(True), "local queue": queued(False)}
+
+
+def queued(gather_rows: bool) -> list[Tensor]:
+    """Both views pushed, one after the other."""
+    queue = FeatureQueue(3 * SAMPLES, COLUMNS, labels=True, gather=gather_rows, dtype=torch.float64)
+    for view in VIEWS[rank()]:
+        queue.push(view, LABELS[rank()])
+    return [queue.rows, queue.labels]
 
 
 def work(process: int, folder: str) -> None:
@@ -129,6 +138,16 @@ def test_gather(results):
         assert_close(results[r]["gather"][1], (weights[0] + weights[1])[own], EXACT)
         assert torch.equal(results[r]["bank"][0].double(), everything.float().double())
         assert results[r]["bank"][1].item() == RANKS * SAMPLES
+
+
+def test_queue_holds_the_rows_of_all_ranks(results):
+    first, second = VIEWS[:, 0].flatten(0, 1), VIEWS[:, 1].flatten(0, 1)
+    for r in range(RANKS):
+        queue, labels = results[r]["queue"]
+        assert torch.equal(queue, torch.cat((first, second))[-3 * SAMPLES :])  # the same on every rank
+        assert torch.equal(labels, LABELS.flatten().repeat(2)[-3 * SAMPLES :])
+        local, labels = results[r]["local queue"]
+        assert torch.equal(local, VIEWS[r].flatten(0, 1)) and torch.equal(labels, LABELS[r].repeat(2))
 
 
 def test_one_rank():

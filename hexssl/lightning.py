@@ -1,0 +1,120 @@
+"""A Lightning callback that tells the losses the epoch and logs what they see.
+
+Not imported by `hexssl`: it needs ``lightning``, or ``pytorch_lightning`` where that is what is installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hexssl import validation
+from hexssl.losses import _Loss
+from hexssl.thresholds import Threshold
+
+try:
+    import lightning.pytorch as pl
+except ModuleNotFoundError as missing:
+    if missing.name != "lightning":
+        raise
+    try:
+        import pytorch_lightning as pl  # type: ignore[no-redef]
+    except ModuleNotFoundError as error:
+        if error.name != "pytorch_lightning":
+            raise
+        raise ImportError("hexssl.lightning needs Lightning, which is not installed; see "
+                          "https://lightning.ai/docs, or `pip install lightning`") from error
+
+__all__ = ["HEXMonitor"]
+
+
+class HEXMonitor(pl.Callback):
+    """Sets the epoch of every hexssl loss and threshold inside the LightningModule, and logs their statistics.
+
+    The epoch is set before the sanity check, at the start of training and of every training epoch, so that a resumed
+    run goes on with the right one, in the middle of an epoch too. The fields of `hexssl.HEXStats` of the last batch go
+    to all loggers of the trainer, as ``<prefix>/threshold`` and so on; with several losses as
+    ``<prefix>/<name of the loss in the module>/threshold``.
+
+    Parameters
+    ----------
+    every_n_steps : int >= 1
+        Optimizer steps from one record to the next. The host waits for the statistics only then.
+    prefix : str
+
+    Raises
+    ------
+    ValueError
+        When training starts, if the module holds neither a loss nor a threshold of hexssl.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import HEXLoss
+    >>> monitor = HEXMonitor(every_n_steps=10)
+
+    ::
+
+        class SimCLR(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.criterion = HEXLoss(threshold=AdaptiveThreshold(warmup=10))
+            ...
+
+        lightning.Trainer(callbacks=[monitor]).fit(SimCLR(), loader)
+    """
+
+    def __init__(self, every_n_steps: int = 50, prefix: str = "hex") -> None:
+        super().__init__()
+        self.every_n_steps = validation.integer("every_n_steps", every_n_steps, 1, "an int >= 1")
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix: got {validation.describe(prefix)}; accepted: a str")
+        self.prefix = prefix
+        self._step = 0
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _tell_epoch(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not any(isinstance(module, _Loss | Threshold) for module in pl_module.modules()):
+            raise ValueError(f"HEXMonitor: {type(pl_module).__name__} holds no loss and no threshold of hexssl as a "
+                             "submodule; accepted: a LightningModule with at least one")
+        _tell_epoch(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _tell_epoch(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:
+        self._step = trainer.global_step  # the step under which the module's own logs of this batch appear
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        # A batch may take no step (accumulated gradients) or several (several optimizers).
+        due = trainer.global_step // self.every_n_steps > self._step // self.every_n_steps
+        if not due or not trainer.is_global_zero:
+            return
+        metrics = self._metrics(pl_module)
+        if metrics:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=self._step)
+
+    def _metrics(self, pl_module: nn.Module) -> dict[str, float]:
+        losses = {name: module for name, module in pl_module.named_modules() if isinstance(module, _Loss)}
+        metrics = {}
+        for name, loss in losses.items():
+            stats = loss.stats
+            if stats is not None:
+                path = f"{self.prefix}/{name}" if len(losses) > 1 else self.prefix
+                values = torch.stack(stats).tolist()  # the host waits once
+                for field, value in zip(stats._fields, values, strict=True):
+                    metrics[f"{path}/{field}"] = value
+        return metrics
+
+
+def _tell_epoch(trainer: pl.Trainer, pl_module: nn.Module) -> None:
+    for module in pl_module.modules():
+        if isinstance(module, _Loss | Threshold):
+            module.set_epoch(trainer.current_epoch)

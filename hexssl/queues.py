@@ -1,0 +1,203 @@
+"""Rows of earlier batches: the negatives of MoCo, the support set of NNCLR."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from hexssl import validation
+from hexssl.distributed import gather
+
+_BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
+
+
+class FeatureQueue(nn.Module):
+    """The last `size` rows that were pushed, first in, first out.
+
+    Rows not yet written never come out: an empty queue has no rows. MoCo (He et al., CVPR 2020) takes its negatives
+    from it, ``CrossHEXLoss()(queries, keys, queue.rows)``; NNCLR (Dwibedi et al., ICCV 2021) its positives,
+    ``HEXLoss()(queue.nearest(z1), p2)``.
+
+    Parameters
+    ----------
+    size : int >= 1
+        Most rows held.
+    dim : int >= 1
+        Columns of a row.
+    labels : bool
+        Keep an integer with every row.
+    gather : bool
+        Under ``torch.distributed`` push the rows of all ranks, in the order of the ranks, so that every rank holds the
+        same queue. Every rank must then push equally often, and equally many rows.
+    dtype, device
+        Of the rows held; the default is torch's. They follow the module (``.to``, ``.half``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was given and what is accepted.
+
+    Notes
+    -----
+    Rows and their number are part of ``state_dict``, also where the queue is not yet full. The number is held as a
+    plain int: no method waits for the device, but ``torch.compile`` would compile anew for every number, so that the
+    queue belongs outside of what is compiled. With ``gather=False`` the queue does not belong inside a
+    ``DistributedDataParallel`` module, which overwrites buffers with those of rank 0. NNCLR asks for the nearest rows
+    before it pushes the batch, whose rows would find themselves.
+
+    Examples
+    --------
+    >>> import torch
+    >>> queue = FeatureQueue(size=3, dim=2, labels=True)
+    >>> queue.push(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels=torch.tensor([7, 8]))
+    >>> len(queue), queue.labels
+    (2, tensor([7, 8]))
+    >>> queue.push(torch.tensor([[-1.0, 0.0], [0.0, -1.0]]), labels=torch.tensor([9, 10]))
+    >>> queue.labels  # the oldest has gone
+    tensor([ 8,  9, 10])
+    >>> queue.nearest(torch.tensor([[-3.0, 1.0]]))
+    tensor([[-1.,  0.]])
+    """
+
+    stored_rows: Tensor
+    stored_labels: Tensor | None
+
+    def __init__(self, size: int, dim: int, labels: bool = False, *, gather: bool = True,
+                 dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.size = validation.integer("size", size, 1, "an int >= 1")
+        self.dim = validation.integer("dim", dim, 1, "an int >= 1")
+        self.gather = validation.flag("gather", gather)
+        kept = validation.flag("labels", labels)
+        if dtype is not None and dtype not in validation.FLOATING:
+            raise TypeError(f"dtype: got {dtype}; accepted: float32, float64, float16 or bfloat16")
+        self.register_buffer("stored_rows", torch.zeros(size, dim, dtype=dtype, device=device))
+        self.register_buffer(
+            "stored_labels", torch.zeros(size, dtype=torch.int64, device=device) if kept else None)
+        self._pushed = 0  # rows ever pushed: the next goes to this number modulo size
+
+    @torch.no_grad()
+    def push(self, rows: Tensor, labels: Tensor | None = None) -> None:
+        """Add rows at the end; the oldest go where the queue is full.
+
+        Parameters
+        ----------
+        rows : (B, dim) floating-point tensor on the queue's device, any B >= 1
+            Held without gradient, in the queue's dtype. Of more than `size` rows the last are kept.
+        labels : (B,) integer tensor; given exactly where the queue keeps labels
+        """
+        self._check_rows("rows", rows)
+        labels = self._checked_labels(labels, rows)
+        if self.gather:
+            rows = gather(rows, differentiable=False)
+            labels = None if labels is None else gather(labels, differentiable=False)
+        self._write(self.stored_rows, rows)
+        if self.stored_labels is not None and labels is not None:
+            self._write(self.stored_labels, labels)
+        self._pushed += rows.shape[0]
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, dim) tensor, n = ``len(queue)``: a copy of the rows, oldest first.
+
+        It stays as it is whatever is pushed later, so that a push may come between a loss and its backward.
+        """
+        return self._in_order(self.stored_rows)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(n,) int64 tensor: the labels of `rows`, or None where the queue keeps none."""
+        return None if self.stored_labels is None else self._in_order(self.stored_labels)
+
+    def __len__(self) -> int:
+        """Rows that can be used: those pushed, at most `size`."""
+        return min(self._pushed, self.size)
+
+    @overload
+    def nearest(self, z: Tensor, k: int | None = None, return_labels: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def nearest(self, z: Tensor, k: int | None = None, *,
+                return_labels: Literal[True]) -> tuple[Tensor, Tensor | None]: ...
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor, k: int | None = None,
+                return_labels: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
+        """The rows of largest cosine with each row of `z`, without gradient.
+
+        Parameters
+        ----------
+        z : (B, dim) floating-point tensor on the queue's device
+        k : int in [1, len(queue)] or None
+            That many for each row of `z`, the nearest first (All4One takes 5); None: the nearest one.
+        return_labels : bool
+            Also return their labels.
+
+        Returns
+        -------
+        rows : (B, dim), or (B, k, dim) for a given `k`, in the dtype of `z`
+        labels : (B,) or (B, k) int64, None where the queue keeps none; if asked for
+
+        Raises
+        ------
+        ValueError
+            Also where the queue is empty.
+        """
+        self._check_rows("z", z)
+        validation.flag("return_labels", return_labels)
+        count = len(self)
+        if count == 0:
+            raise ValueError("nearest: this FeatureQueue is empty; accepted: a queue that rows were pushed to")
+        if k is not None and validation.integer("k", k, 1, "None or an int >= 1") > count:
+            raise ValueError(f"k: got {k}; accepted: None or an int <= {count}, the rows in the queue")
+        found = self._find(z, k or 1)
+        found = found.squeeze(1) if k is None else found
+        rows = self.stored_rows[found].to(z.dtype)
+        if not return_labels:
+            return rows
+        return rows, None if self.stored_labels is None else self.stored_labels[found]
+
+    def _find(self, z: Tensor, k: int) -> Tensor:
+        """(B, k) positions of the nearest rows, the nearest first."""
+        rows = self.stored_rows[: len(self)]
+        lengths = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)  # that of z does not change the order
+        blocks = z.to(rows.dtype).split(max(1, _BLOCK // len(rows)))
+        return torch.cat([(block @ rows.mT / lengths).topk(k, dim=1).indices for block in blocks])
+
+    def _write(self, stored: Tensor, rows: Tensor) -> None:
+        """The last `size` rows behind the newest ones, going on at the beginning where the end is reached."""
+        dropped = max(0, rows.shape[0] - self.size)
+        start = (self._pushed + dropped) % self.size
+        before, after = rows[dropped:].tensor_split((self.size - start,))
+        stored[start : start + before.shape[0]] = before
+        stored[: after.shape[0]] = after
+
+    def _in_order(self, stored: Tensor) -> Tensor:
+        oldest = max(0, self._pushed - self.size) % self.size
+        return torch.cat((stored[oldest : len(self)], stored[:oldest]))
+
+    def _check_rows(self, name: str, value: Tensor) -> None:
+        validation.embeddings(name, value)
+        if value.shape[1] != self.dim or value.device != self.stored_rows.device:
+            raise ValueError(f"{name}: got {validation.describe(value)}; accepted: the queue's {self.dim} columns and "
+                             f"its device, {self.stored_rows.device}")
+
+    def _checked_labels(self, labels: Tensor | None, rows: Tensor) -> Tensor | None:
+        if self.stored_labels is None:
+            if labels is not None:
+                raise ValueError(f"labels: got {validation.describe(labels)}; accepted: None, since this FeatureQueue "
+                                 "keeps no labels")
+            return None
+        return validation.ids("labels", labels, rows.shape[0], rows.device)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self._pushed, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._pushed = int(state)
+
+    def extra_repr(self) -> str:
+        labels = "" if self.stored_labels is None else ", labels=True"
+        return f"size={self.size}, dim={self.dim}{labels}, rows={len(self)}"
