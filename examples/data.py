@@ -91,7 +91,8 @@ def find_fashion_mnist(directory: str | os.PathLike[str] | None = None) -> Path:
         missing = [name for name in CHECKSUMS if not (Path(directory) / f"{name}.gz").is_file()]
         if missing:
             raise FileNotFoundError(f"{directory} lacks {', '.join(f'{name}.gz' for name in missing)}; name another "
-                                    "directory, or none: Debian's package dataset-fashion-mnist or a download then serves")
+                                    "directory, or none: then Debian's package dataset-fashion-mnist or a download "
+                                    "serves")
         return Path(directory)
     if all((DEBIAN / f"{name}.gz").is_file() for name in CHECKSUMS):
         return DEBIAN

@@ -22,8 +22,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "hexssl._C":
         raise
-    raise ImportError(f"hexssl's compiled core is not in {__path__[0]}: if that is the source tree, build it in place with "
-                      "`pip install -e .`, or start Python in another folder to use the installed package") from error
+    raise ImportError(f"hexssl's compiled core is not in {__path__[0]}: if that is the source tree, build it in place "
+                      "with `pip install -e .`, or start Python in another folder to use the installed package"
+                      ) from error
 from hexssl import thresholds  # noqa: E402
 from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
 from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402

@@ -6,12 +6,12 @@ torch's threads, with the GIL released while computing.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from math import inf
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
 
-import reprlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -103,7 +103,10 @@ def _number(name: str, value: Any, accepted: str, low: float = -inf, high: float
     """A plain number in the interval; NaN is in none."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         _refuse(TypeError, name, value, accepted)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        _refuse(ValueError, name, value, accepted)
     inside = (low < number if open_low else low <= number) and (number < high if open_high else number <= high)
     if not inside:
         _refuse(ValueError, name, value, accepted)

@@ -313,6 +313,7 @@ def hex_loss(
     >>> views.grad.shape, round(stats.threshold.item(), 6)
     (torch.Size([2, 8, 16]), 0.3)
     """
+    validation.flag("return_stats", return_stats)
     problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
     settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator,
                              normalize, reduction, anchors.device)
@@ -347,6 +348,7 @@ def info_nce(
     >>> round(info_nce(torch.eye(4), temperature=1.0).item(), 6)  # log 3: all keys are equally far
     1.098612
     """
+    validation.flag("return_stats", return_stats)
     problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
     settings = make_settings(temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
                              anchors.device)

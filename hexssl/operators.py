@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 12
 WANT_QUANTILE, WANT_MOMENTS = 1, 2
 
@@ -22,8 +23,35 @@ _contrast = torch.ops.hexssl.contrast.default
 _contrast_backward = torch.ops.hexssl.contrast_backward.default
 
 
+def _check(anchors: Tensor, keys: Tensor, paired: Tensor | None, groups: Tensor, key_groups: Tensor,
+           relation: Tensor) -> None:
+    """What shapes, dtypes and devices show to be wrong: a RuntimeError, as from the kernels."""
+    def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        torch._check(tensor.dtype == dtype and tensor.device == anchors.device and tensor.dim() == len(shape),
+                     lambda: f"hexssl: {name} must have {len(shape)} dimension(s), be {dtype} and on {anchors.device}")
+        for found, expected in zip(tensor.shape, shape, strict=True):
+            torch._check(found == expected, lambda: f"hexssl: {name} has a side of the wrong length")
+
+    torch._check(anchors.dim() == 2 and anchors.numel() > 0 and anchors.dtype in FLOATING,
+                 lambda: "hexssl: anchors must be a matrix of float32, float64, float16 or bfloat16 with elements")
+    rows, columns = anchors.shape
+    if keys.numel() > 0:
+        torch._check(keys.dim() == 2, lambda: "hexssl: keys must have two dimensions")
+        check("keys", keys, (keys.shape[0], columns), anchors.dtype)
+    if paired is not None and paired.numel() > 0:
+        check("paired", paired, (rows, columns), anchors.dtype)
+    key_rows = keys.shape[0] if keys.numel() > 0 else rows
+    for name, tensor, shape, dtype in (("groups", groups, (rows,), torch.int64),
+                                       ("key_groups", key_groups, (key_rows,), torch.int64),
+                                       ("relation", relation, (rows, key_rows), torch.int8)):
+        if tensor.numel() > 0:
+            check(name, tensor, shape, dtype)
+
+
 @torch.library.register_fake("hexssl::measure")
-def _measure_fake(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _measure_fake(anchors: Tensor, keys: Tensor, groups: Tensor, key_groups: Tensor, relation: Tensor,
+                  *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check(anchors, keys, None, groups, key_groups, relation)
     return (
         anchors.new_empty((anchors.shape[0], ROW_STATS), dtype=torch.float64),
         anchors.new_empty((), dtype=torch.float64),
@@ -37,6 +65,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
                    self_offset: int, normalize: bool, beta: float, tau_plus: float, local_weight: float,
                    formulation: int, positives: int, denominator: int, reduction: int,
                    keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0]
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
     return (
@@ -54,6 +83,8 @@ def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, pa
                             beta: float, tau_plus: float, local_weight: float, formulation: int, positives: int,
                             denominator: int, reduction: int, need_anchors: bool, need_keys: bool,
                             need_paired: bool, need_temperature: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(anchors, keys, paired, groups, key_groups, relation)
+
     def gradient(of: Tensor, needed: bool) -> Tensor:
         return of.new_empty(tuple(of.shape) if needed else (0,))
 
@@ -110,6 +141,12 @@ class _ContrastBackward(Function):
         raise RuntimeError("the gradients of hexssl's losses cannot be differentiated again (double backward)")
 
 
+def _refuse_tangents(*inputs: Tensor | None) -> None:
+    """Forward-mode differentiation would silently find zero. (`_Contrast` refuses by itself.)"""
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise NotImplementedError("hexssl's losses cannot be differentiated in forward mode (jvp, jacfwd, forward_ad)")
+
+
 def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
              key_groups: Tensor | None, relation: Tensor | None, threshold: Tensor | None, temperature: Tensor,
              token: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
@@ -125,5 +162,7 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
                                         for tensor in (keys, paired, key_groups))
         return _Contrast.apply(anchors, keys, paired, groups, key_groups, relation, threshold, temperature, token,
                                settings)  # one tuple: every argument of apply costs
+    if not torch.compiler.is_compiling():
+        _refuse_tangents(anchors, keys, paired, temperature)
     return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
                      _present(relation), _present(threshold), temperature, token, *settings, False)[:2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import torch
@@ -47,7 +47,10 @@ def number(name: str, value: Any, low: float = -inf, high: float = inf, *, open_
     if type(value) is not float:
         if isinstance(value, bool) or not isinstance(value, Real):
             _wrong_type(name, value, accepted)
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            _wrong_value(name, value, accepted)
     above = low < value if open_low else low <= value
     below = value < high if open_high else value <= high
     if not (above and below):
@@ -56,12 +59,12 @@ def number(name: str, value: Any, low: float = -inf, high: float = inf, *, open_
 
 
 def integer(name: str, value: Any, low: int, accepted: str) -> int:
-    """A plain int (or, while compiling, a symbolic one), at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    """An int, Python's or NumPy's (or, while compiling, a symbolic one), at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
         _wrong_type(name, value, accepted)
     if value < low:
         _wrong_value(name, value, accepted)
-    return value  # type: ignore[return-value]  # SymInt
+    return value if isinstance(value, int | torch.SymInt) else int(value)  # type: ignore[return-value]  # SymInt
 
 
 def flag(name: str, value: Any) -> bool:
@@ -187,7 +190,7 @@ def _offset(value: Any, anchors: int, keys: int, same: bool) -> int:
     """Key `i + offset` is anchor `i`; -1: no key is an anchor."""
     if value is None:
         return 0 if same else -1
-    integer("self_offset", value, 0, "None or an int >= 0")
+    value = integer("self_offset", value, 0, "None or an int >= 0")
     if same and value != 0:
         _wrong_value("self_offset", value, "None or 0 where the keys are the anchors")
     if value + anchors > keys:

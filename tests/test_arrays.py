@@ -204,6 +204,7 @@ K = RNG.standard_normal((20, 5))
     (ValueError, "temperature", {"temperature": float("nan")}),
     (TypeError, "temperature", {"temperature": "0.1"}),
     (TypeError, "temperature", {"temperature": np.ones(2)}),
+    (ValueError, "temperature", {"temperature": 10**400}),
     (ValueError, "beta", {"beta": -1.0}),
     (ValueError, "tau_plus", {"tau_plus": 1.0}),
     (ValueError, "local_weight", {"local_weight": -0.1}),

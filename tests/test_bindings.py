@@ -149,6 +149,34 @@ def test_sparse_tensors_are_refused(operator: str, name: str) -> None:
         call(operator, base, **{name: torch.ones(M, D).to_sparse()})
 
 
+@pytest.mark.parametrize("changes", [
+    {"anchors": torch.ones(M)}, {"anchors": torch.ones(M, D, dtype=torch.int64)}, {"anchors": torch.ones(0, D)},
+    {"keys": torch.ones(N, D + 1)}, {"keys": torch.ones(N)}, {"keys": torch.ones(N, D).half()},
+    {"groups": torch.zeros(M - 1, dtype=torch.int64)}, {"groups": torch.zeros(M)},
+    {"relation": torch.zeros(M, N, dtype=torch.int8)}, {"relation": torch.zeros(M, M)},
+], ids=name_of)
+@pytest.mark.parametrize(("operator", "base"), [("measure", MEASURE), ("contrast", CONTRAST)])
+def test_tensors_without_values_are_checked_too(operator: str, base: dict[str, Any], changes: dict[str, Any]) -> None:
+    """What torch.compile runs while it traces."""
+    meta = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in base.items()}
+    assert call(operator, meta)[0].is_meta
+    with pytest.raises(RuntimeError, match="hexssl: "):
+        call(operator, {**meta, **{name: value.to("meta") for name, value in changes.items()}})
+    if "anchors" not in changes:  # on two devices
+        with pytest.raises(RuntimeError):
+            call(operator, base, **{name: value.to("meta") for name, value in changes.items()})
+
+
+def test_sizes_that_no_memory_holds() -> None:
+    """Expanded tensors can have any size; 2**61 doubles are as many bytes as size_t counts from 0 again."""
+    rows = torch.ones(1, 1).expand(2**61, 1)
+    for threshold in (CONTRAST["threshold"], torch.zeros(1, dtype=torch.float64).expand(2**61)):
+        with pytest.raises(RuntimeError, match="anchors must have 1 to"):
+            call("contrast", CONTRAST, anchors=rows, threshold=threshold, period=0)
+    with pytest.raises(RuntimeError, match="threshold must be"):
+        call("contrast", CONTRAST, threshold=torch.zeros(1, dtype=torch.float64).expand(2**61))
+
+
 def test_tensor_without_memory() -> None:
     z = embeddings(M)
     z.untyped_storage().resize_(0)

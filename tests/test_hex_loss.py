@@ -222,6 +222,27 @@ def test_what_is_not_finite_spreads(which: str, dtype: torch.dtype, bad: float) 
             assert any(g.isnan().any() for g in gradients)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("name", ["two_views", "cross_fewer", "queue", "gathered", "related_paired"])
+def test_what_is_not_finite_spreads_to_the_same_anchors_as_in_the_reference(name: str, form: dict[str, str]) -> None:
+    """In the last row: of two_views an anchor and a key, of cross_fewer an anchor without positive, of queue a
+    negative, of related_paired a key that some anchors have no relation with."""
+    for field, bad, normalize, eps, reduction in itertools.product(
+            problem(name).embeddings(), (torch.nan, torch.inf), (True, False), (None, 0.2), ("none", "mean", "sum")):
+        poisoned = problem(name).map(lambda x: x.float())
+        poisoned.embeddings()[field][-1, 1] = bad
+        results = []
+        for loss_fn in (hex_loss, reference.hex_loss):
+            copy, leaves = poisoned.leaves()
+            loss = loss_fn(**copy.kwargs() | {"normalize": normalize}, threshold=eps, reduction=reduction, **form)
+            loss = loss[0] if isinstance(loss, tuple) else loss
+            results.append((loss.isnan(), [g.isnan() for g in torch.autograd.grad(loss.sum(), leaves)]))
+        (ours, our_gradients), (theirs, their_gradients) = results
+        assert torch.equal(ours, theirs) and ours.any()
+        for one, other in zip(our_gradients, their_gradients, strict=True):
+            assert (one | ~other).all()  # NaN wherever theirs is
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", FORMS, ids=form_name)
 def test_rows_of_zeros(form: dict[str, str], dtype: torch.dtype) -> None:

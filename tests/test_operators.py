@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils import checkpoint
 
 from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold, RowRangeThreshold, StepSchedule
@@ -61,6 +63,58 @@ def test_second_derivative_is_refused():
         gradient.sum().backward()
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         torch.autograd.gradgradcheck(lambda x: hex_loss(x, threshold=0.1), z)
+
+
+def test_forward_mode_is_refused():
+    """Not answered with a derivative of zero."""
+    z = rows(6)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(hex_loss, (z,), (z,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        hex_loss(z, forward_ad.make_dual(z, z))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        hex_loss(forward_ad.make_dual(rows(6).requires_grad_(), z))
+
+
+def test_function_transforms():
+    """Of torch.func: values can be mapped, gradients are refused."""
+    z = torch.stack([rows(6, seed) for seed in range(3)])
+    assert torch.equal(torch.func.vmap(hex_loss)(z), torch.stack([hex_loss(one) for one in z]))
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            transform(hex_loss)(z[0])
+
+
+def test_backward_twice_without_retain_graph_is_torchs_error():
+    loss = hex_loss(rows(6).requires_grad_())
+    loss.backward()
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        loss.backward()
+
+
+def test_autocast():
+    """The encoder's half precision is computed in float32, gradients come back in it."""
+    encoder = nn.Linear(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = encoder(rows(8)), encoder(rows(8, 1))
+        first.retain_grad()
+        loss = HEXLoss()(first, second)
+        exact = HEXLoss()(first.double(), second.double())
+        with pytest.raises(ValueError, match=r"queue: got .*float32.*accepted: the anchors' torch.bfloat16"):
+            CrossHEXLoss()(first, second, rows(9)[:, :3])
+    loss.backward()
+    assert first.dtype == first.grad.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    assert encoder.weight.grad.dtype == torch.float32 and encoder.weight.grad.isfinite().all()
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)  # float32 logits up to 10
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed(reentrant):
+    """Forward runs again inside backward."""
+    z = rows(140).requires_grad_()
+    checkpoint.checkpoint(hex_loss, z, use_reentrant=reentrant).backward()
+    expected, = torch.autograd.grad(hex_loss(z), z)
+    assert torch.equal(z.grad, expected)
 
 
 def test_loss_that_is_not_used_has_no_gradient():

@@ -1,5 +1,6 @@
 """Bad input: an error before any work, naming the argument, what was given and what is accepted."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,10 @@ BAD = {
     "temperature int": ("temperature", TypeError, lambda: hex_loss(Z, temperature=torch.tensor(1)), "torch.int64"),
     "temperature str": ("temperature", TypeError, lambda: hex_loss(Z, temperature="warm"), "str"),
     "temperature bool": ("temperature", TypeError, lambda: hex_loss(Z, temperature=True), "bool"),
+    "temperature huge": ("temperature", ValueError, lambda: hex_loss(Z, temperature=10**400), "1000"),
+    "beta huge": ("beta", ValueError, lambda: hex_loss(Z, beta=10**400), "1000"),
+    "return_stats": ("return_stats", TypeError, lambda: hex_loss(Z, return_stats="no"), "'no'"),
+    "return_stats, info_nce": ("return_stats", TypeError, lambda: info_nce(Z, return_stats=1), "int"),
     "beta": ("beta", ValueError, lambda: hex_loss(Z, beta=-0.1), "-0.1"),
     "beta nan": ("beta", ValueError, lambda: hex_loss(Z, beta=float("nan")), "nan"),
     "beta type": ("beta", TypeError, lambda: hex_loss(Z, beta=None), "None"),
@@ -136,7 +141,7 @@ def test_error_names_argument_and_what_was_given(case, monkeypatch):
 
 
 def test_what_is_accepted_though_unusual():
-    offsets = hex_loss(Z, K, groups=IDS % 4, key_groups=KEY_IDS % 4, self_offset=2)
+    offsets = hex_loss(Z, K, groups=IDS % 4, key_groups=KEY_IDS % 4, self_offset=np.int64(2))
     small_ids = hex_loss(Z, groups=(IDS % 4).to(torch.uint8))
     strided = hex_loss(torch.randn(4, 16).T[::2], groups=torch.arange(16)[::2] % 3)
     extreme = hex_loss(Z, threshold=float("-inf"), temperature=1, beta=0, tau_plus=0, local_weight=0)

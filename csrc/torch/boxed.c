@@ -166,12 +166,12 @@ bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem 
         !read_groups(c, ids + 1, "key_groups", cols, &problem->key_groups) ||
         !call_tensor(c, ids + 2, "relation", &view))
         return false;
-    if (view.numel == 0)
-        return true;
-    if (!call_exact_tensor(c, ids + 2, "relation", hex_torch.aoti_torch_dtype_int8(), "int8", rows, cols, &view))
-        return false;
-    problem->relation = view.data;
-    return true;
+    if (view.numel > 0) {
+        if (!call_exact_tensor(c, ids + 2, "relation", hex_torch.aoti_torch_dtype_int8(), "int8", rows, cols, &view))
+            return false;
+        problem->relation = view.data;
+    }
+    return call_check(c, problem, NULL); /* before anything is sized by rows */
 }
 
 bool call_settings(call *c, int tensors, int scalars, int64_t rows, hex_settings *settings) {
@@ -193,9 +193,9 @@ bool call_settings(call *c, int tensors, int scalars, int64_t rows, hex_settings
         return false;
     if (threshold.numel == 0)
         return true;
-    double *values = call_buffer(c, threshold.numel);
-    settings->threshold = values;
     settings->threshold_count = threshold.numel == 1 ? 1 : rows;
+    double *values = call_buffer(c, settings->threshold_count);
+    settings->threshold = values;
     return values && call_doubles(c, &threshold, "threshold", settings->threshold_count, values);
 }
 

@@ -60,7 +60,7 @@ bool call_exact_tensor(call *c, int slot, const char *name, int32_t dtype, const
 bool call_doubles(call *c, const tensor_view *view, const char *name, int64_t count, double *out);
 
 /* anchors, keys, [paired], groups, key_groups, relation from slot `first`; period, self_offset, normalize from slot
- * `scalars`. */
+ * `scalars`. The core has nothing against what it returns. */
 bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem *problem);
 
 /* threshold and temperature from slot `tensors`, beta ... reduction from slot `scalars`. */
