@@ -58,6 +58,9 @@ typedef struct {
     double beta, tau_plus, local_weight;
     const double *threshold;   /* threshold_count values on the cosine */
     int64_t threshold_count;   /* 0: no hierarchical negatives; 1: one for all; M: one per anchor */
+    bool adaptive;             /* the threshold is hex_measure's mean quantile, +inf where there is none; threshold_count 0 */
+    double quantile;           /* as in hex_measure, where adaptive */
+    bool negatives_only;
 } hex_settings;
 
 /* NULL if the arguments can be computed, else a static sentence that says what is wrong. settings may be
@@ -75,6 +78,25 @@ void hex_set_pool(hex_parallel_for pool, int (*threads)(void));
 void hex_set_workspace_budget(int64_t bytes);
 int64_t hex_workspace_budget(void);
 void hex_release_workspace(void); /* give back what is kept and not in use */
+
+/* How a problem is cut up; only its sizes and dtype are looked at. */
+typedef struct {
+    int64_t anchor_rows, key_rows;   /* of a tile of cosines */
+    int64_t tiles, tile_bytes;       /* of all of them; a symmetric problem has those on and above the diagonal */
+    bool kept;                       /* from step to step, else multiplied anew in each */
+    int64_t cache;                   /* second-level cache that was found; 0: the system does not say */
+} hex_plan;
+void hex_plan_of(const hex_problem *problem, hex_plan *plan);
+
+/* Where the time goes, by phase, since it was switched on. `seconds` is summed over the threads that worked; `operations`
+ * are the floating-point operations of the matrix products, 0 elsewhere. Off at first, and then free of cost. */
+typedef struct {
+    const char *name;
+    double seconds, operations;
+    int64_t calls;
+} hex_profile_line;
+void hex_profile(bool on);                                  /* on: counts again from zero */
+bool hex_profile_read(int phase, hex_profile_line *line);   /* phases from 0; false: there is none of this number */
 
 /* Row statistics of the cosines. */
 enum { HEX_STAT_MIN, HEX_STAT_MAX, HEX_STAT_MEAN, HEX_STAT_VARIANCE, HEX_STAT_COUNT, HEX_STAT_QUANTILE, HEX_ROW_STATS };
@@ -95,8 +117,8 @@ enum { HEX_BATCH_THRESHOLD, HEX_BATCH_HIERARCHICAL_FRACTION, HEX_BATCH_POSITIVE_
        HEX_BATCH_NEGATIVE_SIMILARITY, HEX_BATCH_HIERARCHICAL_SIMILARITY, HEX_BATCH_SKIPPED_ANCHORS,
        HEX_BATCH_STATS };
 
-/* Per-anchor numbers that forward hands to backward; opaque to callers. */
-enum { HEX_ROW_STATE = 12 };
+/* Per-anchor numbers that forward hands to backward, the thresholds among them; opaque to callers. */
+enum { HEX_ROW_STATE = 13 };
 
 /* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value. batch_stats: (HEX_BATCH_STATS,).
  * row_state: (M, HEX_ROW_STATE). keep as above, for the backward that follows. token: in, what an earlier step
@@ -111,7 +133,7 @@ typedef struct {
     double *temperature;
 } hex_gradients;
 
-/* grad: dObjective/dloss, (M,) for HEX_REDUCTION_NONE, else one value. */
+/* grad: dObjective/dloss, (M,) for HEX_REDUCTION_NONE, else one value. The settings' threshold is not looked at. */
 hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *settings, const double *grad,
                                  const double *row_state, int64_t token, const hex_gradients *gradients);
 

@@ -28,8 +28,11 @@ except ModuleNotFoundError as error:
 from hexssl import thresholds  # noqa: E402
 from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
 from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402
+from hexssl.profiling import from_environment as _profile_from_environment  # noqa: E402
 from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
+
+_profile_from_environment()
 
 __version__ = "0.1.0"
 __all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "RowStats",

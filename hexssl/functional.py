@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hexssl import operators, reference, validation
-from hexssl.thresholds import AdaptiveThreshold, Threshold
+from hexssl.thresholds import AdaptiveThreshold, Measurement, Threshold
 
 
 class HEXStats(NamedTuple):
@@ -156,14 +156,17 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
             0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
 
 
-def _decide(problem: Problem, threshold: Any, normalize: bool) -> tuple[float | Tensor | None, Tensor]:
-    """The threshold of this batch, and a token."""
+def _decide(problem: Problem, threshold: Any,
+            normalize: bool) -> tuple[float | Tensor | Measurement | None, Tensor]:
+    """The threshold of this batch, or from what the core shall take it; and a token."""
     if threshold is None:
         return None, _NO_TOKEN
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
         return (threshold.detach() if isinstance(threshold, Tensor) else threshold), _NO_TOKEN
     wanted = threshold.measures()
+    if wanted is not None and problem.anchors.device.type == "cpu" and threshold.is_mean_quantile():
+        return wanted, _NO_TOKEN
     with torch.no_grad():
         if wanted is None:
             return threshold.decide(None, None), _NO_TOKEN
@@ -179,6 +182,7 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tens
     if decided is None and threshold is not None:  # warm-up is InfoNCE, whatever comes after it
         settings = settings._replace(formulation="weighted")
     if problem.anchors.device.type != "cpu":
+        assert not isinstance(decided, Measurement)
         return reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
                                   threshold=decided, **settings._asdict())
     temperature = settings.temperature
@@ -186,17 +190,21 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tens
         temperature = _constant(temperature)
     elif temperature.dtype in (torch.float16, torch.bfloat16):
         temperature = temperature.float()
+    adaptive = operators.NOT_ADAPTIVE
     if isinstance(decided, Tensor):
         decided = decided.to(torch.float64).contiguous()
+    elif isinstance(decided, Measurement):
+        assert decided.quantile is not None
+        adaptive, decided = (True, decided.quantile, validation.ROWS[decided.rows]), None
     elif decided is not None:
         decided = _constant(decided)
     return operators.contrast(
         problem.anchors, problem.keys, problem.paired, problem.groups,
         problem.key_groups, problem.relation, decided, temperature, token,
-        problem.period, problem.self_offset, settings.normalize, settings.beta, settings.tau_plus,
-        settings.local_weight, validation.FORMULATIONS[settings.formulation],
-        validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
-        validation.REDUCTIONS[settings.reduction])
+        (problem.period, problem.self_offset, settings.normalize, settings.beta, settings.tau_plus,
+         settings.local_weight, validation.FORMULATIONS[settings.formulation],
+         validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
+         validation.REDUCTIONS[settings.reduction]), adaptive)
 
 
 class InfoNCEOptions(TypedDict, total=False):

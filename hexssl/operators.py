@@ -13,7 +13,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 12
+ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 13
 WANT_QUANTILE, WANT_MOMENTS = 1, 2
 
 _ABSENT = torch.empty(0, device="cpu")
@@ -63,8 +63,8 @@ def _measure_fake(anchors: Tensor, keys: Tensor, groups: Tensor, key_groups: Ten
 def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor, key_groups: Tensor,
                    relation: Tensor, threshold: Tensor, temperature: Tensor, token: Tensor, period: int,
                    self_offset: int, normalize: bool, beta: float, tau_plus: float, local_weight: float,
-                   formulation: int, positives: int, denominator: int, reduction: int,
-                   keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                   formulation: int, positives: int, denominator: int, reduction: int, adaptive: bool,
+                   quantile: float, negatives_only: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0]
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
@@ -78,7 +78,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
 
 @torch.library.register_fake("hexssl::contrast_backward")
 def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor,
-                            key_groups: Tensor, relation: Tensor, threshold: Tensor, temperature: Tensor,
+                            key_groups: Tensor, relation: Tensor, temperature: Tensor,
                             row_state: Tensor, token: Tensor, period: int, self_offset: int, normalize: bool,
                             beta: float, tau_plus: float, local_weight: float, formulation: int, positives: int,
                             denominator: int, reduction: int, need_anchors: bool, need_keys: bool,
@@ -106,11 +106,14 @@ class _Contrast(Function):
     """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, token = [_present(tensor) for tensor in arguments[:9]]
-        settings = arguments[9]
-        loss, batch_stats, row_state, token = _contrast(*tensors, token, *settings, True)
-        ctx.save_for_backward(*tensors, row_state, token)
+    def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
+                others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        groups, key_groups, relation, threshold, token, settings, adaptive = others
+        loss, batch_stats, row_state, token = _contrast(
+            anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
+            _present(threshold), temperature, token, *settings, *adaptive, True)
+        ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
+                              row_state, token)
         ctx.settings = settings  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
@@ -119,14 +122,15 @@ class _Contrast(Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
-            return (None,) * 10
-        anchors, keys, paired, _groups, _key_groups, _relation, _threshold, temperature = ctx.needs_input_grad[:8]
-        arguments = (grad_loss, *ctx.saved_tensors, *ctx.settings, anchors, keys, paired, temperature)
+            return (None,) * 5
+        needed = ctx.needs_input_grad[:4]
+        anchors, *partners, temperature, row_state, token = ctx.saved_tensors
+        arguments = (grad_loss, anchors, *[_ABSENT if tensor is None else tensor for tensor in partners], temperature,
+                     row_state, token, *ctx.settings, *needed)
         # create_graph=True: the gradients can be used but not differentiated
         run = _ContrastBackward.apply if torch.is_grad_enabled() else _contrast_backward
         gradients = run(*arguments)
-        return (gradients[0] if anchors else None, gradients[1] if keys else None, gradients[2] if paired else None,
-                None, None, None, None, gradients[3] if temperature else None, None, None)
+        return (*(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True)), None)
 
 
 class _ContrastBackward(Function):
@@ -147,11 +151,15 @@ def _refuse_tangents(*inputs: Tensor | None) -> None:
         raise NotImplementedError("hexssl's losses cannot be differentiated in forward mode (jvp, jacfwd, forward_ad)")
 
 
+NOT_ADAPTIVE = (False, 0.0, False)
+
+
 def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
              key_groups: Tensor | None, relation: Tensor | None, threshold: Tensor | None, temperature: Tensor,
-             token: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    """Loss and batch statistics; `settings` are the operator's from `period` to `reduction`.
+             token: Tensor, settings: tuple[Any, ...], adaptive: tuple[bool, float, bool]) -> tuple[Tensor, Tensor]:
+    """Loss and batch statistics.
 
+    `settings` are the operator's from `period` to `reduction`, `adaptive` those from `adaptive` to `negatives_only`.
     Nothing is kept for a backward that cannot come.
     """
     if torch.is_grad_enabled() and (anchors.requires_grad or temperature.requires_grad
@@ -160,9 +168,10 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         if torch.compiler.is_compiling():  # a Function may not be given the same tensor twice there
             keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
                                         for tensor in (keys, paired, key_groups))
-        return _Contrast.apply(anchors, keys, paired, groups, key_groups, relation, threshold, temperature, token,
-                               settings)  # one tuple: every argument of apply costs
+        # one tuple: every argument of apply costs
+        return _Contrast.apply(anchors, keys, paired, temperature,
+                               (groups, key_groups, relation, threshold, token, settings, adaptive))
     if not torch.compiler.is_compiling():
         _refuse_tangents(anchors, keys, paired, temperature)
     return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
-                     _present(relation), _present(threshold), temperature, token, *settings, False)[:2]
+                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, False)[:2]

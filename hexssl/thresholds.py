@@ -67,6 +67,13 @@ class Threshold(nn.Module):
         """
         raise NotImplementedError
 
+    def is_mean_quantile(self) -> bool:
+        """Whether `decide` would only return the mean quantile that `measures` asks for, inf for NaN.
+
+        The core then takes the threshold by itself, on its way, and `decide` is not called.
+        """
+        return False
+
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch it is, counted from 0; call it where a distributed sampler's ``set_epoch`` is called."""
         self.epoch = validation.integer("epoch", epoch, 0, "an int >= 0")
@@ -194,6 +201,10 @@ class AdaptiveThreshold(Threshold):
         if self._warming is None:
             raise _needs_epoch(self, f"warmup={self.warmup}")
         return None if self._warming else self._measurement
+
+    def is_mean_quantile(self) -> bool:
+        alone = not (self.sync and self.training and _many_ranks())
+        return type(self) is AdaptiveThreshold and self.momentum is None and not self.monotone and alone
 
     def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
         if self._warming:

@@ -37,16 +37,18 @@ CONTRAST: dict[str, Any] = {
     "threshold": torch.tensor(0.3, dtype=torch.float64), "temperature": torch.tensor(0.2),
     "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True, "beta": 1.0,
     "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0, "denominator": 0, "reduction": 1,
-    "keep": False,
+    "adaptive": False, "quantile": 0.0, "negatives_only": False, "keep": False,
 }
 
 
 def backward_arguments(**changes: Any) -> dict[str, Any]:
     forward = {**CONTRAST, **{name: value for name, value in changes.items() if name in CONTRAST}}
     loss, _, row_state, token = torch.ops.hexssl.contrast(*forward.values())
-    del forward["keep"]
+    for name in ("threshold", "adaptive", "quantile", "negatives_only", "keep"):  # forward's alone
+        del forward[name]
+        changes.pop(name, None)
     needed = {f"need_{name}": forward[name].numel() > 0 for name in ("anchors", "keys", "paired", "temperature")}
-    before = {name: forward.pop(name) for name in list(forward)[:8]}
+    before = {name: forward.pop(name) for name in list(forward)[:7]}
     del forward["token"]
     return {"grad_loss": torch.ones_like(loss), **before, "row_state": row_state, "token": token, **forward, **needed,
             **changes}
@@ -85,9 +87,6 @@ WRONG_PROBLEM: list[dict[str, Any]] = [
 WRONG_SETTINGS: list[dict[str, Any]] = [
     {"paired": torch.ones(M - 1, D)},
     {"paired": torch.ones(M, D, dtype=torch.float16)},
-    {"threshold": torch.zeros(M - 1, dtype=torch.float64)},
-    {"threshold": torch.zeros(M, dtype=torch.int64)},
-    {"threshold": torch.zeros(1, 1, dtype=torch.float64)},
     {"temperature": NONE},
     {"temperature": torch.ones(2)},
     {"temperature": torch.tensor(1, dtype=torch.int64)},
@@ -101,14 +100,22 @@ WRONG_SETTINGS: list[dict[str, Any]] = [
     *({name: value} for name in ("formulation", "positives", "denominator", "reduction") for value in (-1, 3, 2**32)),
     {"denominator": 1},
 ]
+WRONG_THRESHOLD: list[dict[str, Any]] = [
+    {"threshold": torch.zeros(M - 1, dtype=torch.float64)},
+    {"threshold": torch.zeros(M, dtype=torch.int64)},
+    {"threshold": torch.zeros(1, 1, dtype=torch.float64)},
+    {"adaptive": True},  # beside a threshold
+    {"adaptive": True, "threshold": NONE, "quantile": -0.1},
+    {"adaptive": True, "threshold": NONE, "quantile": float("nan")},
+]
 WRONG_BACKWARD: list[dict[str, Any]] = [
     {"grad_loss": torch.ones(M)},
     {"grad_loss": NONE},
     {"grad_loss": torch.ones((), dtype=torch.int64)},
     {"row_state": NONE},
-    {"row_state": torch.zeros(M, 11, dtype=torch.float64)},
-    {"row_state": torch.zeros(M, 12)},
-    {"row_state": torch.zeros(12, M, dtype=torch.float64).T},
+    {"row_state": torch.zeros(M, 12, dtype=torch.float64)},
+    {"row_state": torch.zeros(M, 13)},
+    {"row_state": torch.zeros(13, M, dtype=torch.float64).T},
 ]
 
 
@@ -129,7 +136,7 @@ def test_wrong_measure(changes: dict[str, Any]) -> None:
         call("measure", MEASURE, **changes)
 
 
-@pytest.mark.parametrize("changes", [*WRONG_PROBLEM, *WRONG_SETTINGS], ids=name_of)
+@pytest.mark.parametrize("changes", [*WRONG_PROBLEM, *WRONG_SETTINGS, *WRONG_THRESHOLD], ids=name_of)
 def test_wrong_contrast(changes: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="hexssl::contrast: "):
         call("contrast", CONTRAST, **changes)
@@ -233,7 +240,7 @@ def test_shapes_and_dtypes_of_the_outputs() -> None:
     loss, batch_stats, row_state, token = call("contrast", CONTRAST, **half)
     assert (loss.shape, loss.dtype) == ((M,), torch.float32)
     assert (batch_stats.shape, batch_stats.dtype) == ((6,), torch.float64)
-    assert (row_state.shape, row_state.dtype) == ((M, 12), torch.float64)
+    assert (row_state.shape, row_state.dtype) == ((M, 13), torch.float64)
     assert (token.shape, token.dtype) == ((), torch.int64)
     anchors, keys, paired, temperature = call("contrast_backward", backward_arguments(**half))
     assert (anchors.shape, anchors.dtype) == ((M, D), torch.float16)

@@ -102,19 +102,21 @@ def try_all(draw: Draw) -> tuple[bool, bool, bool]:
         draw.saw(measured[2])
     threshold = draw.random.choice((ABSENT, torch.tensor(0.2), draw.tensor([draw.side(m)], torch.float64)))
     temperature = torch.tensor(draw.number(0.5), dtype=torch.float32 if draw.seldom(0.5) else torch.float64)
-    tensors = (anchors, keys, paired, *groups, threshold, ABSENT if draw.seldom(0.02) else temperature)
+    tensors = (anchors, keys, paired, *groups)
+    temperature = ABSENT if draw.seldom(0.02) else temperature
+    adaptive = (draw.seldom(0.9 if threshold.numel() == 0 else 0.02), draw.number(1), draw.seldom(0.5))
     settings = (*who, normalize, *(draw.number(0.9) for _ in range(3)), *(draw.choice(most) for most in (1, 1, 2, 2)))
-    contrasted = call("contrast", *tensors, draw.token(), *settings, keep)
+    contrasted = call("contrast", *tensors, threshold, temperature, draw.token(), *settings, *adaptive, keep)
     if contrasted is None:
         return measured is not None, False, False
     loss, _, row_state, token = contrasted
     draw.saw(token)
     if draw.seldom(0.2):  # what no forward made
-        row_state = draw.random.choice((1.0, 1e18, 1e300)) * torch.randn(draw.side(m), 12, dtype=torch.float64)
+        row_state = draw.random.choice((1.0, 1e18, 1e300)) * torch.randn(draw.side(m), 13, dtype=torch.float64)
     grad = draw.tensor([draw.side(m)], draw.random.choice(DTYPES)) if draw.seldom(0.1) else torch.ones_like(loss)
     needed = [draw.seldom(0.7) for _ in range(4)]
-    done = call("contrast_backward", grad, *tensors, row_state, draw.token() if draw.seldom(0.3) else token, *settings,
-                *needed)
+    done = call("contrast_backward", grad, *tensors, temperature, row_state,
+                draw.token() if draw.seldom(0.3) else token, *settings, *needed)
     return measured is not None, True, done is not None
 
 

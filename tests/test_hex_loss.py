@@ -12,7 +12,8 @@ from golden_cases import assert_golden, golden_names
 from problems import FORMS, PROBLEMS, THRESHOLDS, Problem, form_name, problem, rows, threshold
 from torch import Tensor
 
-from hexssl import hex_loss, info_nce, reference, similarity_stats
+from hexssl import hex_loss, info_nce, reference, similarity_stats, workspace
+from hexssl.thresholds import AdaptiveThreshold
 
 WEIGHTS: tuple[dict[str, float], ...] = (
     {"beta": 1.0, "tau_plus": 0.1}, {"beta": 0.0, "tau_plus": 0.0, "local_weight": 0.0},
@@ -315,6 +316,49 @@ def test_more_threads_than_the_workspace_has_room_for() -> None:
     with ThreadPoolExecutor(max_workers=40) as pool:
         for _ in range(5):
             assert all(map(torch.equal, pool.map(gradient, leaves), expected))
+
+
+class Decided(AdaptiveThreshold):
+    """Decides in Python: the core takes the threshold by itself from the class itself only."""
+
+
+@pytest.mark.parametrize("budget", ["default", 0])
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("rows", ["all", "negatives"])
+def test_the_cores_adaptive_threshold_is_the_decided_one(rows: str, name: str, budget: str | int) -> None:
+    before = workspace.budget()
+    try:
+        if isinstance(budget, int):
+            workspace.set_budget(budget)
+        for quantile in (0.0, 0.5, 0.95):
+            results = []
+            for threshold in (AdaptiveThreshold(quantile, rows), Decided(quantile, rows)):
+                assert threshold.is_mean_quantile() == (type(threshold) is AdaptiveThreshold)
+                given, leaves = problem(name, seed=3).leaves()
+                loss, stats = hex_loss(**given.kwargs(), threshold=threshold, return_stats=True)
+                with torch.no_grad():
+                    assert torch.equal(hex_loss(**given.kwargs(), threshold=threshold), loss)
+                results.append([loss, *stats, *torch.autograd.grad(loss, leaves)])
+            for core, python in zip(*results, strict=True):
+                torch.testing.assert_close(core, python, rtol=0, atol=0, equal_nan=True)
+    finally:
+        workspace.set_budget(before)
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 40])
+@pytest.mark.parametrize("q", [0.3, 0.5, 0.99])
+def test_quantile_with_lists_for_all_rows_and_for_one_block(q: float, budget: int) -> None:
+    """4,500 rows' candidates at q = 0.5 are past what is set aside without a budget; integer cosines, as above."""
+    x = torch.randint(-9, 10, (4500, 3), generator=torch.Generator().manual_seed(1)).double()
+    before = workspace.budget()
+    try:
+        workspace.set_budget(budget)
+        ours = similarity_stats(x, groups=torch.zeros(4500, dtype=torch.int64), quantile=q, normalize=False).quantile
+    finally:
+        workspace.set_budget(before)
+    for first in range(0, 4500, 500):
+        c = x[first:first + 500] @ x.T
+        assert torch.equal(ours[first:first + 500], torch.quantile(c, q, dim=1, interpolation="nearest"))
 
 
 def test_info_nce_is_hex_without_a_threshold() -> None:

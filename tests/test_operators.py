@@ -17,6 +17,7 @@ TEMPERATURE = torch.tensor(0.2, dtype=torch.float64)
 FORM = (True, 1.0, 0.1, 1.0, 0, 0, 0)  # normalize, beta, tau_plus, local_weight, weighted, sum, all
 THRESHOLD = torch.tensor(0.2, dtype=torch.float64)
 MEAN, NONE = 1, 0
+NOT_ADAPTIVE = (False, 0.0, False)
 
 
 def rows(count, seed=0, dtype=torch.float32):
@@ -44,14 +45,16 @@ def test_opcheck(name):
     measure = (anchors, keys, groups, key_groups, relation, *who, True, 0.9, True, 3, False)
     torch.library.opcheck(torch.ops.hexssl.measure.default, measure)
     for reduction in (MEAN, NONE):
-        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, False)
+        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE, False)
+        adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False, False)
+        torch.library.opcheck(torch.ops.hexssl.contrast.default, adaptive)
         torch.library.opcheck(torch.ops.hexssl.contrast.default, arguments)
         loss, _, state, token = torch.ops.hexssl.contrast(*arguments)
         needed = (True, keys.numel() > 0, paired.numel() > 0, True)
         for need in (needed, (False, False, False, False)):
             torch.library.opcheck(
                 torch.ops.hexssl.contrast_backward.default,
-                (torch.ones_like(loss), *tensors, TEMPERATURE, state, token, *who, *FORM, reduction, *need))
+                (torch.ones_like(loss), *tensors[:-1], TEMPERATURE, state, token, *who, *FORM, reduction, *need))
 
 
 def test_second_derivative_is_refused():

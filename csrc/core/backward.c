@@ -23,7 +23,7 @@ typedef struct {
 } backward;
 
 static void fill_params(hex_run *run, backward *b) {
-    static const int from[HEX_PARAMS] = {-1, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
+    static const int from[HEX_PARAMS] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
                                          HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
     int64_t mp = run->g.mp, size = run->k->size;
     double *value = b->row;
@@ -31,7 +31,7 @@ static void fill_params(hex_run *run, backward *b) {
     for (int q = 0; q < HEX_PARAMS; q++) {
         const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO, shift = q >= HEX_P_SHIFT_G && q <= HEX_P_SHIFT_P;
         for (int64_t i = 0; i < run->g.m; i++) {
-            value[i] = q == HEX_P_EPS ? hex_row_threshold(b->s, i) : b->row_state[i * HEX_ROW_STATE + from[q]];
+            value[i] = b->row_state[i * HEX_ROW_STATE + from[q]];
             if (scaled) value[i] *= b->scale[i];
             if (shift && !(value[i] == b->row_state[HEX_R_SHIFT_G])) b->shared = false;
         }
@@ -61,9 +61,12 @@ static void backward_tile(hex_worker *worker, int64_t t, void *context) {
     const char *row = b->params + task->i * g->block_m * size, *col = b->params + task->j * g->block_n * size;
     hex_sides sides = {.inv_tau = b->inv_tau, .beta = b->s->beta, .shared_shift = b->shared, .row = row,
                        .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch};
+    int64_t start = hex_profile_start();
     run->k->coefficients(&tile, &sides, worker->out);
     /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient, and S c counts twice. */
     if (b->out->temperature) b->tile_sc[t] = run->k->weighted_sum(&tile, worker->out) * (diagonal ? 0.5 : 1);
+    hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
+    start = hex_profile_start();
     int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
     if (b->rows)
         run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
@@ -73,6 +76,7 @@ static void backward_tile(hex_worker *worker, int64_t t, void *context) {
         run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
                         worker->out, tile.stride, hex_block(run, b->col_grad, g->block_n, task->j), g->dp * panel,
                         !task->first_col);
+    hex_profile_stop(HEX_PHASE_GRADIENT, start, 2 * tile.rows * tile.cols * g->d * (b->rows + (b->cols && !diagonal)));
 }
 
 /* Was the column accumulator of this block of keys ever written? */
@@ -85,6 +89,7 @@ static bool has_columns(const hex_run *run, int64_t j) {
 
 static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
     const backward *b = context;
+    int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->col_grad, g->block_m, i) : NULL;
@@ -98,19 +103,23 @@ static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
     run->k->unpack(hex_block(run, b->row_grad, g->block_m, i), cols, extra, hex_block(run, run->a.k_major, g->block_m, i),
                    run->a.norms + first, first, rows, g->block_m, g->d, run->problem->normalize, b->inv_tau,
                    run->problem->dtype, b->out->anchors, worker->scratch);
+    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }
 
 static void finish_keys(hex_worker *worker, int64_t j, void *context) {
     const backward *b = context;
+    int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     run->k->unpack(NULL, hex_block(run, b->col_grad, g->block_n, j), NULL, hex_block(run, run->key.k_major, g->block_n, j),
                    run->key.norms + j * g->block_n, j * g->block_n, hex_block_rows(g->n, g->block_n, j), g->block_n, g->d,
                    run->problem->normalize, b->inv_tau, run->problem->dtype, b->out->keys, worker->scratch);
+    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }
 
 static void finish_paired(hex_worker *worker, int64_t i, void *context) {
     const backward *b = context;
+    int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
@@ -119,6 +128,7 @@ static void finish_paired(hex_worker *worker, int64_t i, void *context) {
     run->k->unpack(NULL, NULL, extra, hex_block(run, run->paired.k_major, g->block_m, i), run->paired.norms + first, first,
                    rows, g->block_m, g->d, run->problem->normalize, b->inv_tau, run->problem->dtype, b->out->paired,
                    worker->scratch);
+    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }
 
 static void paired_block(hex_worker *worker, int64_t i, void *context) {
@@ -179,21 +189,24 @@ static int64_t place(const hex_problem *p, const hex_geometry *g, char *base, ba
 hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *s, const double *grad,
                                  const double *row_state, int64_t token, const hex_gradients *gradients) {
     hex_geometry g;
+    int64_t start = hex_profile_start();
     hex_geometry_of(problem, &g);
     backward b = {.s = s, .row_state = row_state, .out = gradients};
     b.rows = gradients->anchors != NULL;
     b.cols = g.symmetric ? b.rows : gradients->keys != NULL;
     int64_t extra = place(problem, &g, NULL, &b);
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, token, false, extra);
+    hex_status status = hex_run_open(&run, problem, token, false, false, extra);
     if (status != HEX_OK) return status;
     if (!problem->paired.data) b.paired = NULL;
     place(problem, &g, run.extra, &b);
     b.inv_tau = s->temperature > 0 ? 1 / s->temperature : NAN;
     run.k->narrow(&b.inv_tau, 1, b.params);
     b.inv_tau = run.k->widen(b.params, 0);
+    int64_t rows_start = hex_profile_start();
     fill_scale(&run, &b, grad);
     fill_params(&run, &b);
+    hex_profile_stop(HEX_PHASE_ROWS, rows_start, 0);
     if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &b);
     if (b.rows || b.cols || gradients->temperature) hex_each_task(&run, backward_tile, &b);
     bool poisoned = spread_nan(&run, &b);
@@ -203,5 +216,6 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     if (gradients->temperature) *gradients->temperature = poisoned ? NAN : temperature_gradient(&run, &b);
     if (poisoned) run.token = 0;   /* the kept norms were overwritten */
     hex_run_close(&run, false);
+    hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return HEX_OK;
 }

@@ -40,6 +40,8 @@ static const char *check_settings(const hex_problem *p, const hex_settings *s) {
     if (!(s->local_weight >= 0) || isinf(s->local_weight)) return "local_weight must be finite and >= 0";
     if (s->threshold_count != 0 && s->threshold_count != 1 && s->threshold_count != p->anchors.rows)
         return "threshold must have no, one, or one per anchor value";
+    if (s->adaptive && s->threshold_count != 0) return "an adaptive threshold excludes another";
+    if (s->adaptive && !(s->quantile >= 0 && s->quantile <= 1)) return "quantile must be in [0, 1]";
     return NULL;
 }
 

@@ -9,6 +9,7 @@
 #define HEX_CORE_H
 
 #include <math.h>
+#include <stdatomic.h>
 
 #include "../hex.h"
 #include "../kernels/kernels.h"
@@ -53,6 +54,30 @@ uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g);
 
 int hex_threads(void);
 void hex_parallel(int64_t tasks, hex_body body, void *context);
+
+/* profile.c: off, a phase costs the test of a flag.
+ *
+ *     int64_t start = hex_profile_start();
+ *     ...
+ *     hex_profile_stop(HEX_PHASE_PACK, start, floating-point operations); */
+
+/* CALL: measure, contrast or backward as a whole, on the caller's thread; the others on the threads that work. */
+typedef enum { HEX_PHASE_CALL, HEX_PHASE_PACK, HEX_PHASE_SCORES, HEX_PHASE_CLASSES, HEX_PHASE_SELECT,
+               HEX_PHASE_CONTRAST, HEX_PHASE_ROWS, HEX_PHASE_COEFFICIENTS, HEX_PHASE_GRADIENT, HEX_PHASE_UNPACK,
+               HEX_PHASES } hex_phase;
+
+extern atomic_bool hex_profiling;
+int64_t hex_profile_clock(void);
+void hex_profile_add(hex_phase phase, int64_t start, int64_t operations);
+
+/* 0: off */
+static inline int64_t hex_profile_start(void) {
+    return atomic_load_explicit(&hex_profiling, memory_order_relaxed) ? hex_profile_clock() : 0;
+}
+
+static inline void hex_profile_stop(hex_phase phase, int64_t start, int64_t operations) {
+    if (start) hex_profile_add(phase, start, operations);
+}
 
 /* classes.c: who is positive and who is negative for whom. */
 
@@ -110,8 +135,9 @@ typedef struct {
     uint8_t *special;
 } hex_worker;
 
-/* want_tiles: keep cosine tiles if they fit the budget. */
-hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, int64_t extra_bytes);
+/* want_tiles: remember cosine tiles if they fit the budget; keep: the next step may want what this one leaves. */
+hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, bool keep,
+                        int64_t extra_bytes);
 /* Returns what is kept: a token, or 0. */
 int64_t hex_run_close(hex_run *run, bool keep);
 
@@ -143,11 +169,23 @@ static inline double hex_row_threshold(const hex_settings *s, int64_t i) {
 
 static inline int64_t hex_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+/* measure.c */
+
+typedef struct {
+    double quantile;
+    bool negatives_only;
+    int want;
+} hex_measurement;
+
+/* Row statistics in memory of hex_measure_bytes; returns the mean quantile. */
+int64_t hex_measure_bytes(const hex_geometry *g, const hex_measurement *what);
+double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory, double *row_stats);
+
 /* row_loss.c: from an anchor's sums to its loss and its backward weights, in double and in logarithms. */
 
 /* Columns of the row state; VALID: 1, 0 (left out) or NaN (poisoned by NaN or infinity). */
 enum { HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2, HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN,
-       HEX_R_DTAU, HEX_R_VALID };
+       HEX_R_DTAU, HEX_R_VALID, HEX_R_EPS };
 
 typedef struct {
     double inv_tau;

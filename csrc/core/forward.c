@@ -41,12 +41,14 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
     bool both = g->symmetric && i != j;
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
     hex_sides sides = sides_of(worker, c, t, both);
+    int64_t start = hex_profile_start();
     if (pass == MAXIMA)
         run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
     else if (pass == SUMS)
         run->k->sums(&tile, &sides, c->sums + i, both ? c->sums + j : NULL);
     else
         run->k->own(&tile, &sides, c->own + i, both ? c->own + j : NULL);
+    hex_profile_stop(HEX_PHASE_CONTRAST, start, 0);
 }
 
 static void maxima_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MAXIMA); }
@@ -140,13 +142,16 @@ static void negatives_block(hex_worker *worker, int64_t b, void *context) {
 static void loss_block(hex_worker *worker, int64_t b, void *context) {
     contrast *c = context;
     const hex_run *run = worker->run;
+    int64_t start = hex_profile_start();
     for (int64_t i = b * run->g.block_m; i < run->g.m && i < (b + 1) * run->g.block_m; i++) {
         double *state = c->row_state + i * HEX_ROW_STATE;
         hex_row row = row_of(run, c, i);
         hex_row_negatives(c->s, &row);
         c->losses[i] = hex_row_loss(c->s, &row, state);
+        state[HEX_R_EPS] = hex_row_threshold(c->s, i);
         if (poisoned(run, c, i)) c->losses[i] = state[HEX_R_VALID] = NAN;
     }
+    hex_profile_stop(HEX_PHASE_ROWS, start, 0);
 }
 
 static bool any_needs_own(const hex_run *run, const contrast *c) {
@@ -220,17 +225,32 @@ static int64_t place(const hex_geometry *g, char *base, contrast *c, double **co
     return at - base;
 }
 
-hex_status hex_contrast(const hex_problem *problem, const hex_settings *s, bool keep, double *losses,
+/* The threshold from the tiles that the contrast will use. */
+static double adaptive_threshold(hex_run *run, const hex_measurement *what, char *memory) {
+    double *row_stats = (double *)memory;
+    double mean = hex_measure_rows(run, what, memory + run->g.mp * HEX_ROW_STATS * (int64_t)sizeof(double), row_stats);
+    return what->negatives_only && mean != mean ? INFINITY : mean;   /* NaN from NaN embeddings: the loss is NaN anyway */
+}
+
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, bool keep, double *losses,
                         double *batch_stats, double *row_state, int64_t *token) {
     hex_geometry g;
+    int64_t start = hex_profile_start();
     hex_geometry_of(problem, &g);
+    hex_settings decided = *settings, *s = &decided;
+    hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE};
     contrast c = {.s = s, .row_state = row_state};
-    double *column;
-    int64_t extra = place(&g, NULL, &c, &column);
+    double *column, threshold;
+    int64_t own = place(&g, NULL, &c, &column), extra = own;
+    if (s->adaptive) extra += g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_bytes(&g, &what);
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, *token, keep, extra);
+    hex_status status = hex_run_open(&run, problem, *token, keep || s->adaptive, keep, extra);
     if (status != HEX_OK) return status;
     place(&g, run.extra, &c, &column);
+    if (s->adaptive) {
+        threshold = adaptive_threshold(&run, &what, run.extra + own);
+        s->threshold = &threshold, s->threshold_count = 1;
+    }
     memset(c.sums, 0, (size_t)((HEX_SUMS + 2) * g.mp) * sizeof(double));   /* and own, which follows */
     c.inv_tau = s->temperature > 0 ? 1 / s->temperature : NAN;
     run.k->narrow(&c.inv_tau, 1, c.params);
@@ -248,5 +268,6 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *s, bool 
     reduce(&run, &c, losses);
     batch_statistics(&run, &c, column, batch_stats);
     *token = hex_run_close(&run, keep);
+    hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return HEX_OK;
 }

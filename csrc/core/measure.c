@@ -8,8 +8,9 @@
 
 #include "core.h"
 
-/* Bytes of candidates for all anchors at once, past which one block at a time is measured. */
-static const int64_t LISTS_BYTES = 32 << 20;
+/* Candidates of all anchors at once may take this many bytes, or this part of the budget; past that one block at a time is
+ * measured, which multiplies every tile of a symmetric problem twice and keeps none. */
+static const int64_t LISTS_BYTES = 32 << 20, LISTS_SHARE = 4;
 
 typedef struct {
     bool quantile, moments;
@@ -55,8 +56,10 @@ static void reset_selection(const hex_run *run, const measure *me) {
 }
 
 static void finish_rows(const hex_run *run, const measure *me, int64_t first, int64_t rows, const hex_selection *s) {
+    int64_t start = hex_profile_start();
     for (int64_t i = 0; i < rows; i++)
         me->row_stats[(first + i) * HEX_ROW_STATS + HEX_STAT_QUANTILE] = me->sign * run->k->select_finish(s, i);
+    hex_profile_stop(HEX_PHASE_SELECT, start, 0);
 }
 
 static void measure_tile(hex_worker *worker, int64_t t, void *context) {
@@ -66,6 +69,7 @@ static void measure_tile(hex_worker *worker, int64_t t, void *context) {
     int64_t i = run->task[t].i, j = run->task[t].j;
     bool both = g->symmetric && i != j;
     hex_tile tile = hex_fetch(worker, t, me->view);
+    int64_t start = hex_profile_start();
     if (me->quantile && !me->by_block) {
         hex_selection row = selection_at(run, me, i * g->block_m, i * g->block_m);
         hex_selection col = selection_at(run, me, j * g->block_m, j * g->block_m);
@@ -75,6 +79,7 @@ static void measure_tile(hex_worker *worker, int64_t t, void *context) {
     }
     if (me->moments)
         run->k->moments(&tile, me->moment + i * g->block_m, both ? me->moment + j * g->block_m : NULL, g->mp);
+    hex_profile_stop(HEX_PHASE_SELECT, start, 0);
 }
 
 static void measure_block(hex_worker *worker, int64_t b, void *context) {
@@ -84,7 +89,9 @@ static void measure_block(hex_worker *worker, int64_t b, void *context) {
     hex_selection row = selection_at(run, me, b * g->block_m, worker->index * g->block_m);
     for (int64_t j = 0; j < g->nb; j++) {
         hex_tile tile = hex_multiply(worker, b, j, me->view);
+        int64_t start = hex_profile_start();
         run->k->select(&tile, me->sign, &row, NULL);
+        hex_profile_stop(HEX_PHASE_SELECT, start, 0);
     }
     finish_rows(run, me, b * g->block_m, hex_block_rows(g->m, g->block_m, b), &row);
 }
@@ -149,9 +156,7 @@ static int64_t capacity_of(double quantile, const hex_geometry *g) {
     return hex_list_capacity(k + 1, block);
 }
 
-static void place(hex_run *run, measure *me, int64_t capacity, int64_t lists) {
-    const hex_geometry *g = &run->g;
-    char *at = run->extra;
+static void place(const hex_geometry *g, measure *me, char *at, int64_t lists) {
     me->k = (int32_t *)at;
     at += hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
     me->count = (int32_t *)at;
@@ -159,7 +164,7 @@ static void place(hex_run *run, measure *me, int64_t capacity, int64_t lists) {
     me->bound = at;
     at += hex_round_up(g->mp * g->k->size, HEX_PANEL_BYTES);
     me->values = at;
-    at += hex_round_up(lists * capacity * g->k->size, HEX_PANEL_BYTES);
+    at += hex_round_up(lists * me->capacity * g->k->size, HEX_PANEL_BYTES);
     me->moment = (double *)at;
 }
 
@@ -203,26 +208,48 @@ static double finish(const hex_run *run, const measure *me) {
     return counted ? sum / (double)counted : NAN;
 }
 
+/* capacity, by_block and the number of lists */
+static int64_t plan_lists(const hex_geometry *g, const hex_measurement *what, measure *me) {
+    int64_t most = hex_workspace_budget() / LISTS_SHARE;
+    me->quantile = what->want & HEX_WANT_QUANTILE;
+    me->moments = what->want & HEX_WANT_MOMENTS;
+    me->capacity = me->quantile ? capacity_of(what->quantile, g) : 0;
+    me->by_block = g->mp * me->capacity * g->k->size > (most > LISTS_BYTES ? most : LISTS_BYTES);
+    return me->by_block ? hex_threads() * g->block_m : g->mp;
+}
+
+int64_t hex_measure_bytes(const hex_geometry *g, const hex_measurement *what) {
+    measure me;
+    int64_t lists = plan_lists(g, what, &me);
+    return extra_bytes(g, me.capacity, lists, me.moments);
+}
+
+double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory, double *row_stats) {
+    const hex_geometry *g = &run->g;
+    measure me = {.view = what->negatives_only ? HEX_VIEW_NEGATIVES : HEX_VIEW_ALL, .row_stats = row_stats};
+    int64_t lists = plan_lists(g, what, &me);
+    int workers = run->workers;
+    if (me.by_block && run->workers * g->block_m > lists) run->workers = (int)(lists / g->block_m);
+    /* a second pass is cheap only over tiles that are kept */
+    if (run->tiles && me.view == HEX_VIEW_ALL) me.deviations = guess_of(what->quantile, g->n, g->block_n);
+    place(g, &me, memory, lists);
+    for (int64_t i = 0; i < g->m * HEX_ROW_STATS; i++) row_stats[i] = NAN;
+    run_passes(run, &me, what->quantile);
+    run->workers = workers;
+    return finish(run, &me);
+}
+
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token) {
     hex_geometry g;
+    int64_t start = hex_profile_start();
     hex_geometry_of(problem, &g);
-    measure me = {.quantile = want & HEX_WANT_QUANTILE, .moments = want & HEX_WANT_MOMENTS,
-                  .view = negatives_only ? HEX_VIEW_NEGATIVES : HEX_VIEW_ALL, .row_stats = row_stats};
-    int64_t capacity = me.quantile ? capacity_of(quantile, &g) : 0;
-    me.by_block = g.mp * capacity * g.k->size > LISTS_BYTES;
-    int64_t lists = me.by_block ? hex_threads() * g.block_m : g.mp;
+    hex_measurement what = {quantile, negatives_only, want};
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, 0, keep, extra_bytes(&g, capacity, lists, me.moments));
+    hex_status status = hex_run_open(&run, problem, 0, keep, keep, hex_measure_bytes(&g, &what));
     if (status != HEX_OK) return status;
-    if (run.workers * g.block_m > lists && me.by_block) run.workers = (int)(lists / g.block_m);
-    me.capacity = capacity;
-    /* a second pass is cheap only over tiles that are kept */
-    if (run.tiles && me.view == HEX_VIEW_ALL) me.deviations = guess_of(quantile, g.n, g.block_n);
-    place(&run, &me, capacity, lists);
-    for (int64_t i = 0; i < g.m * HEX_ROW_STATS; i++) row_stats[i] = NAN;
-    run_passes(&run, &me, quantile);
-    *mean_quantile = finish(&run, &me);
+    *mean_quantile = hex_measure_rows(&run, &what, run.extra, row_stats);
     *token = hex_run_close(&run, keep);
+    hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return HEX_OK;
 }

@@ -1,12 +1,32 @@
 /* plan.c: how a problem is cut into tiles, and in which order they are visited. */
+#include <stdatomic.h>
+#include <unistd.h>
+
 #include "core.h"
 
-/* Rows per block: small enough that few rows still make work for several threads, large enough that a block's
- * products outweigh moving it. Independent of the number of threads, as results must be. */
-static int64_t block_rows(int64_t count) {
-    if (count <= 512) return 64;
-    if (count <= 4096) return 128;
-    return 256;
+/* Bytes of a core's second-level cache; 0 where the system does not say. */
+static int64_t second_level_cache(void) {
+    static _Atomic int64_t found = -1;
+    int64_t bytes = atomic_load_explicit(&found, memory_order_relaxed);
+    if (bytes >= 0) return bytes;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    bytes = bytes > 0 ? bytes : 0;
+    atomic_store_explicit(&found, bytes, memory_order_relaxed);
+    return bytes;
+}
+
+enum { LEAST_CACHE = 256 << 10 };   /* assumed where the system does not say: cores of the last ten years have more */
+
+/* Rows per block: small enough that few rows still make work for several threads and that a tile of cosines and its
+ * coefficients stay in the second-level cache; large enough that a block's products outweigh moving it. Independent of
+ * the number of threads, as results must be. */
+static int64_t block_rows(int64_t count, int64_t element) {
+    int64_t cache = second_level_cache(), block = count <= 512 ? 64 : count <= 4096 ? 128 : 256;
+    cache = cache > LEAST_CACHE ? cache : LEAST_CACHE;
+    while (block > 64 && 2 * block * block * element > cache) block /= 2;
+    return block;
 }
 
 void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
@@ -17,8 +37,8 @@ void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
     g->d = problem->anchors.cols;
     g->d_panels = (g->d + g->k->panel - 1) / g->k->panel;
     g->dp = g->d_panels * g->k->panel;
-    g->block_m = block_rows(g->m);
-    g->block_n = block_rows(g->n);
+    g->block_m = block_rows(g->m, g->k->size);
+    g->block_n = block_rows(g->n, g->k->size);
     g->mb = (g->m + g->block_m - 1) / g->block_m;
     g->nb = (g->n + g->block_n - 1) / g->block_n;
     g->mp = g->mb * g->block_m;
@@ -27,6 +47,13 @@ void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
 }
 
 int64_t hex_tile_bytes(const hex_geometry *g) { return g->tasks * g->block_m * g->block_n * g->k->size; }
+
+void hex_plan_of(const hex_problem *problem, hex_plan *plan) {
+    hex_geometry g;
+    hex_geometry_of(problem, &g);
+    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), hex_tile_bytes(&g) <= hex_workspace_budget(),
+                       second_level_cache()};
+}
 
 static void add_task(const hex_geometry *g, hex_task *task, int64_t *count, int32_t *turns, int64_t i, int64_t j) {
     int32_t *turn_i = turns + i, *turn_j = g->symmetric ? turns + j : turns + g->mb + j;

@@ -148,10 +148,12 @@ static void pack_block(hex_worker *worker, int64_t b, void *context) {
     const pack_job *job = context;
     const hex_run *run = worker->run;
     const hex_problem *p = run->problem;
+    int64_t start = hex_profile_start();
     void *r_major = job->rows->r_major ? hex_block(run, job->rows->r_major, job->block, b) : NULL;
     run->k->pack(job->src, p->dtype, b * job->block, hex_block_rows(job->src->rows, job->block, b), job->block,
                  p->normalize, hex_block(run, job->rows->k_major, job->block, b), r_major,
                  job->rows->norms + b * job->block, worker->scratch);
+    hex_profile_stop(HEX_PHASE_PACK, start, 0);
 }
 
 static void pack_rows(hex_run *run, const hex_matrix *src, int64_t block, hex_rows *rows) {
@@ -172,15 +174,18 @@ static void survey_rows(int64_t count, hex_rows *rows) {
 
 /* --- opening and closing --- */
 
-hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, int64_t extra_bytes) {
+hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, bool keep,
+                        int64_t extra_bytes) {
     *run = (hex_run){.problem = problem, .workers = hex_threads()};
     hex_geometry_of(problem, &run->g);
     run->k = run->g.k;
     hex_geometry *g = &run->g;
     if (run->workers > g->tasks) run->workers = (int)g->tasks;
     int64_t budget = hex_workspace_budget();
-    bool tiles = want_tiles && hex_tile_bytes(g) <= budget, hit, unused;
-    run->token = token || (want_tiles && budget > 0) ? hex_fingerprint(problem, g) : 0;
+    bool tiles = want_tiles && hex_tile_bytes(g) + extra_bytes <= budget, hit, unused;
+    int64_t start = hex_profile_start();
+    run->token = token || (keep && budget > 0) ? hex_fingerprint(problem, g) : 0;
+    hex_profile_stop(HEX_PHASE_PACK, start, 0);
     bool known = token && (uint64_t)token == run->token;
 
     /* What an earlier step kept has tiles or not by its own choice; look for the larger form first. */
@@ -207,7 +212,7 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
         pack_rows(run, &problem->anchors, g->block_m, &run->a);
         if (!g->symmetric) pack_rows(run, &problem->keys, g->block_n, &run->key);
     }
-    run->tiles_ready = tiles && *run->ready == run->token;
+    run->tiles_ready = tiles && run->token != 0 && *run->ready == run->token;
     survey_rows(g->m, &run->a);
     if (g->symmetric)
         run->key = run->a;
@@ -217,7 +222,10 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
         pack_rows(run, &problem->paired, g->block_m, &run->paired);
         survey_rows(g->m, &run->paired);
     }
-    if (!hex_classes_of(problem, g, (char *)run->classes.row_id, &run->classes)) {
+    start = hex_profile_start();
+    bool counted = hex_classes_of(problem, g, (char *)run->classes.row_id, &run->classes);
+    hex_profile_stop(HEX_PHASE_CLASSES, start, 0);
+    if (!counted) {
         hex_run_close(run, false);
         return HEX_NO_MEMORY;
     }
@@ -243,10 +251,17 @@ static hex_tile empty_tile(const hex_run *run, int64_t i, int64_t j) {
 
 static void multiply(const hex_run *run, int64_t i, int64_t j, const hex_tile *tile, void *out) {
     const hex_geometry *g = &run->g;
-    int64_t panel = g->k->panel;
+    int64_t panel = g->k->panel, start = hex_profile_start();
     run->k->product(tile->rows, (tile->cols + panel - 1) / panel, g->d_panels,
                     hex_block(run, run->a.k_major, g->block_m, i), g->block_m * panel,
                     hex_block(run, run->key.r_major, g->block_n, j), g->dp * panel, out, tile->stride, false);
+    hex_profile_stop(HEX_PHASE_SCORES, start, 2 * tile->rows * tile->cols * g->d);
+}
+
+static void classify(hex_worker *worker, int64_t i, int64_t j, int view, hex_tile *tile) {
+    int64_t start = hex_profile_start();
+    hex_classify(&worker->run->classes, i, j, view, worker->codes, worker->col_codes, worker->special, tile);
+    hex_profile_stop(HEX_PHASE_CLASSES, start, 0);
 }
 
 hex_tile hex_multiply(hex_worker *worker, int64_t i, int64_t j, int view) {
@@ -254,7 +269,7 @@ hex_tile hex_multiply(hex_worker *worker, int64_t i, int64_t j, int view) {
     hex_tile tile = empty_tile(run, i, j);
     multiply(run, i, j, &tile, worker->tile);
     tile.values = worker->tile;
-    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, worker->special, &tile);
+    classify(worker, i, j, view, &tile);
     return tile;
 }
 
@@ -267,6 +282,6 @@ hex_tile hex_fetch(hex_worker *worker, int64_t task, int view) {
     if (run->tiles) slot = (char *)run->tiles + task * g->block_m * g->block_n * g->k->size;
     if (!run->tiles_ready) multiply(run, i, j, &tile, slot);
     tile.values = slot;
-    hex_classify(&run->classes, i, j, view, worker->codes, worker->col_codes, worker->special, &tile);
+    classify(worker, i, j, view, &tile);
     return tile;
 }

@@ -59,6 +59,43 @@ static PyObject *release_workspace(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static PyObject *plan(PyObject *module, PyObject *arguments) {
+    (void)module;
+    long long anchors, keys, columns;
+    int dtype;
+    if (!PyArg_ParseTuple(arguments, "LLLi", &anchors, &keys, &columns, &dtype))
+        return NULL;
+    hex_problem problem = {.dtype = (hex_dtype)dtype, .anchors = {&problem, anchors, columns, columns, 1}};
+    if (keys > 0)
+        problem.keys = (hex_matrix){&problem, keys, columns, columns, 1};
+    hex_plan found;
+    hex_plan_of(&problem, &found);
+    return Py_BuildValue("LLLLNL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
+                         (long long)found.tile_bytes, PyBool_FromLong(found.kept), (long long)found.cache);
+}
+
+static PyObject *profile(PyObject *module, PyObject *on) {
+    (void)module;
+    int value = PyObject_IsTrue(on);
+    if (value < 0)
+        return NULL;
+    hex_profile(value);
+    Py_RETURN_NONE;
+}
+
+static PyObject *profile_lines(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    hex_profile_line line;
+    PyObject *list = PyList_New(0);
+    for (int phase = 0; list && hex_profile_read(phase, &line); phase++) {
+        PyObject *entry = Py_BuildValue("(sddL)", line.name, line.seconds, line.operations, (long long)line.calls);
+        if (!entry || PyList_Append(list, entry) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(entry);
+    }
+    return list;
+}
+
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
 
 static PyMethodDef methods[] = {
@@ -70,6 +107,9 @@ static PyMethodDef methods[] = {
     {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss."},
     {"workspace_budget", workspace_budget, METH_NOARGS, "The budget in bytes."},
     {"release_workspace", release_workspace, METH_NOARGS, "Gives back what is kept and not in use."},
+    {"plan", plan, METH_VARARGS, "How (anchors, keys or 0, columns, dtype of csrc/hex.h) is cut into tiles."},
+    {"profile", profile, METH_O, "Switches the profile on, from zero, or off."},
+    {"profile_lines", profile_lines, METH_NOARGS, "(phase, seconds over threads, operations, calls) for every phase."},
     {NULL, NULL, 0, NULL},
 };
 

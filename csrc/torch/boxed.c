@@ -174,8 +174,8 @@ bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem 
     return call_check(c, problem, NULL); /* before anything is sized by rows */
 }
 
-bool call_settings(call *c, int tensors, int scalars, int64_t rows, hex_settings *settings) {
-    tensor_view threshold, temperature;
+bool call_settings(call *c, int temperature, int scalars, hex_settings *settings) {
+    tensor_view view;
     int formulation, positives, denominator, reduction;
     if (!call_choice(c, scalars + 3, "formulation", HEX_RELEASED, &formulation) ||
         !call_choice(c, scalars + 4, "positives", HEX_POSITIVES_MEAN, &positives) ||
@@ -187,9 +187,16 @@ bool call_settings(call *c, int tensors, int scalars, int64_t rows, hex_settings
         .denominator = (hex_denominator)denominator, .reduction = (hex_reduction)reduction,
         .beta = call_number(c, scalars), .tau_plus = call_number(c, scalars + 1),
         .local_weight = call_number(c, scalars + 2)};
-    if (!call_tensor(c, tensors, "threshold", &threshold) ||
-        !call_tensor(c, tensors + 1, "temperature", &temperature) ||
-        !call_doubles(c, &temperature, "temperature", 1, &settings->temperature))
+    return call_tensor(c, temperature, "temperature", &view) &&
+           call_doubles(c, &view, "temperature", 1, &settings->temperature);
+}
+
+bool call_threshold(call *c, int tensor, int scalars, int64_t rows, hex_settings *settings) {
+    tensor_view threshold;
+    settings->adaptive = call_boolean(c, scalars);
+    settings->quantile = call_number(c, scalars + 1);
+    settings->negatives_only = call_boolean(c, scalars + 2);
+    if (!call_tensor(c, tensor, "threshold", &threshold))
         return false;
     if (threshold.numel == 0)
         return true;

@@ -63,8 +63,11 @@ bool call_doubles(call *c, const tensor_view *view, const char *name, int64_t co
  * `scalars`. The core has nothing against what it returns. */
 bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem *problem);
 
-/* threshold and temperature from slot `tensors`, beta ... reduction from slot `scalars`. */
-bool call_settings(call *c, int tensors, int scalars, int64_t rows, hex_settings *settings);
+/* temperature from slot `temperature`, beta ... reduction from slot `scalars`; no threshold. */
+bool call_settings(call *c, int temperature, int scalars, hex_settings *settings);
+
+/* threshold from slot `tensor`; adaptive, quantile and negatives_only from slot `scalars`. */
+bool call_threshold(call *c, int tensor, int scalars, int64_t rows, hex_settings *settings);
 
 bool call_token(call *c, int slot, int64_t *token);
 

@@ -33,7 +33,7 @@ static const char contrast_schema[] =
     "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
     "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
     "float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
-    "bool keep) "
+    "bool adaptive, float quantile, bool negatives_only, bool keep) "
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token)";
 
 static bool contrast(call *c) {
@@ -41,8 +41,8 @@ static bool contrast(call *c) {
     hex_settings settings;
     int64_t kept;
     void *loss, *batch_stats, *row_state, *token;
-    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 6, 12, problem.anchors.rows, &settings) ||
-        !call_token(c, 8, &kept) || !call_check(c, &problem, &settings))
+    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 12, &settings) ||
+        !call_threshold(c, 6, 19, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) || !call_check(c, &problem, &settings))
         return false;
     int64_t rows = problem.anchors.rows;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
@@ -56,7 +56,7 @@ static bool contrast(call *c) {
         return false;
     double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
     if (!values ||
-        !call_status(c, hex_contrast(&problem, &settings, call_boolean(c, 19), values, batch_stats, row_state, &kept)))
+        !call_status(c, hex_contrast(&problem, &settings, call_boolean(c, 22), values, batch_stats, row_state, &kept)))
         return false;
     for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
         ((float *)loss)[i] = (float)values[i];
@@ -66,7 +66,7 @@ static bool contrast(call *c) {
 
 static const char backward_schema[] =
     "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
-    "Tensor key_groups, Tensor relation, Tensor threshold, Tensor temperature, Tensor row_state, Tensor token, "
+    "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
     "SymInt period, SymInt self_offset, bool normalize, float beta, float tau_plus, float local_weight, "
     "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
     "bool need_paired, bool need_temperature) "
@@ -95,9 +95,9 @@ static bool contrast_backward(call *c) {
     int64_t kept;
     void *out_temperature;
     double grad_temperature = 0;
-    if (!call_problem(c, 1, true, 11, &problem) || !call_settings(c, 7, 14, problem.anchors.rows, &settings) ||
-        !call_token(c, 10, &kept) || !call_check(c, &problem, &settings) ||
-        !call_exact_tensor(c, 9, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", problem.anchors.rows,
+    if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 13, &settings) ||
+        !call_token(c, 9, &kept) || !call_check(c, &problem, &settings) ||
+        !call_exact_tensor(c, 8, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", problem.anchors.rows,
                          HEX_ROW_STATE, &row_state))
         return false;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
@@ -105,15 +105,15 @@ static bool contrast_backward(call *c) {
     double *grad_loss = call_buffer(c, losses);
     if (!grad_loss || !call_tensor(c, 0, "grad_loss", &view) ||
         !call_doubles(c, &view, "grad_loss", losses, grad_loss) ||
-        !new_gradient(c, 1, "anchors", call_boolean(c, 21), &gradients.anchors) ||
-        !new_gradient(c, 2, "keys", call_boolean(c, 22), &gradients.keys) ||
-        !new_gradient(c, 3, "paired", call_boolean(c, 23), &gradients.paired) ||
-        !new_gradient(c, 8, "temperature", call_boolean(c, 24), &out_temperature))
+        !new_gradient(c, 1, "anchors", call_boolean(c, 20), &gradients.anchors) ||
+        !new_gradient(c, 2, "keys", call_boolean(c, 21), &gradients.keys) ||
+        !new_gradient(c, 3, "paired", call_boolean(c, 22), &gradients.paired) ||
+        !new_gradient(c, 7, "temperature", call_boolean(c, 23), &out_temperature))
         return false;
     gradients.temperature = out_temperature ? &grad_temperature : NULL;
     if (!call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients)))
         return false;
-    if (out_temperature && call_tensor(c, 8, "temperature", &view)) {
+    if (out_temperature && call_tensor(c, 7, "temperature", &view)) {
         if (view.dtype == hex_torch.aoti_torch_dtype_float64())
             *(double *)out_temperature = grad_temperature;
         else
@@ -139,7 +139,7 @@ static void contrast_kernel(stable_value *stack, uint64_t inputs, uint64_t outpu
 
 static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
     (void)inputs, (void)outputs;
-    run("hexssl::contrast_backward", 11, contrast_backward, stack);
+    run("hexssl::contrast_backward", 10, contrast_backward, stack);
 }
 
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */

@@ -1,0 +1,101 @@
+"""Memory that the compiled core keeps between the steps of a loss, and what it decides because of it.
+
+The steps *measure*, *contrast* and backward need the same cosines. Those of all tiles are kept from one step to the
+next while they fit the budget, and multiplied anew in each step otherwise: one matrix product in place of up to three,
+for memory in place of none. The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB
+and a quarter of the machine's memory; `set_budget` overrides both. 0 keeps nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from hexssl import _C, validation
+
+__all__ = ["Plan", "budget", "plan", "release", "set_budget"]
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # hex_dtype of csrc/hex.h
+
+
+class Plan(NamedTuple):
+    """How a problem is computed.
+
+    tile : rows of anchors and of keys in a tile of cosines
+    tiles : how many there are; where the keys are the anchors, those on and above the diagonal
+    tile_bytes : of all of them
+    kept : from step to step; False: every step multiplies its own
+    cache : bytes of second-level cache that were found, which bound the tile; 0 where the system does not say
+    """
+
+    tile: tuple[int, int]
+    tiles: int
+    tile_bytes: int
+    kept: bool
+    cache: int
+
+
+def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = torch.float32) -> Plan:
+    """What the core will do with (rows, columns) anchors under the present budget.
+
+    Parameters
+    ----------
+    rows, columns : int >= 1
+        Shape of the anchors.
+    keys : int >= 1 or None
+        Rows of the keys; None: the keys are the anchors.
+    dtype : float32, float64, float16 or bfloat16
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> from hexssl import workspace
+    >>> workspace.plan(512, 128).tiles  # 8 blocks of 64 rows: 8 * 9 / 2
+    36
+    """
+    rows = validation.integer("rows", rows, 1, "an int >= 1")
+    columns = validation.integer("columns", columns, 1, "an int >= 1")
+    keys = 0 if keys is None else validation.integer("keys", keys, 1, "None or an int >= 1")
+    if dtype not in _DTYPES:
+        raise TypeError(f"dtype: got {dtype!r}; accepted: {', '.join(map(str, _DTYPES))}")
+    anchor_rows, key_rows, tiles, size, kept, cache = _C.plan(rows, keys, columns, _DTYPES[dtype])
+    return Plan((anchor_rows, key_rows), tiles, size, kept, cache)
+
+
+def set_budget(size: int) -> None:
+    """Bytes that may be kept, for the whole process; what is over it is given back at once.
+
+    Parameters
+    ----------
+    size : int >= 0
+        0 keeps nothing: tiles are multiplied anew in every step.
+
+    Raises
+    ------
+    TypeError, ValueError
+
+    Examples
+    --------
+    >>> from hexssl import workspace
+    >>> before = workspace.budget()
+    >>> workspace.set_budget(0)
+    >>> workspace.plan(512, 128).kept
+    False
+    >>> workspace.set_budget(before)
+    """
+    _C.set_workspace_budget(validation.integer("size", size, 0, "an int >= 0"))
+
+
+def budget() -> int:
+    """The budget in bytes."""
+    return _C.workspace_budget()
+
+
+def release() -> None:
+    """Give back what is kept and not in use. The next step takes the time to get it again."""
+    _C.release_workspace()

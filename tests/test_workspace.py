@@ -1,0 +1,103 @@
+"""What is kept between steps, and the profile of the phases, which shows whether it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hexssl import hex_loss, workspace
+from hexssl.profiling import Profile
+
+
+@pytest.fixture(autouse=True)
+def budget():
+    before = workspace.budget()
+    yield before
+    workspace.set_budget(before)
+
+
+def step(rows=300, columns=40):
+    z = torch.randn(rows, columns, requires_grad=True)
+    hex_loss(z).backward()
+
+
+def products(rows, columns):
+    """Operations of all cosine tiles of a symmetric problem: the blocks on and above the diagonal, in full."""
+    block = workspace.plan(rows, columns).tile[0]
+    sizes = [min(block, rows - first) for first in range(0, rows, block)]
+    return sum(2 * columns * a * b for i, a in enumerate(sizes) for b in sizes[i:])
+
+
+def test_plan():
+    assert workspace.plan(512, 128).tile == (64, 64)
+    plan = workspace.plan(256, 128, keys=65536)
+    assert plan.tiles == -(-256 // plan.tile[0]) * -(-65536 // plan.tile[1])
+    assert plan.tile_bytes == 256 * 65536 * 4 and plan.cache >= 0
+    double = workspace.plan(8192, 128, dtype=torch.float64)
+    assert double.tile_bytes >= 8192 * 8192 / 2 * 8
+    for rows in (100, 1000, 5000, 100_000):  # a tile and its coefficients fit the cache, or are of the smallest kind
+        plan = workspace.plan(rows, 64)
+        assert plan.tile == (64, 64) or 2 * 4 * plan.tile[0] * plan.tile[1] <= max(plan.cache, 256 << 10)
+
+
+def test_budget_decides_what_is_kept():
+    needed = workspace.plan(300, 40).tile_bytes
+    workspace.set_budget(needed)
+    assert workspace.plan(300, 40).kept and workspace.budget() == needed
+    workspace.set_budget(needed - 1)
+    assert not workspace.plan(300, 40).kept
+
+
+@pytest.mark.parametrize(("megabytes", "passes"), [(64, 1), (0, 3)])
+def test_tiles_are_multiplied_once_or_in_every_step(megabytes, passes):
+    """measure, contrast and backward need them."""
+    workspace.set_budget(megabytes << 20)
+    with Profile() as profile:
+        step()
+    assert profile.phases["scores"].operations == passes * products(300, 40)
+    assert profile.phases["gradient"].operations == 2 * 40 * 300 * 300
+    assert all(phase.calls > 0 and phase.seconds > 0 for phase in profile.phases.values())
+    assert "scores" in str(profile) and "GFLOP/s" in str(profile)
+    assert profile.phases["scores"].gflops > 0 and profile.phases["pack"].gflops != profile.phases["pack"].gflops
+
+
+def test_profile_is_off_outside_and_starts_from_zero():
+    with Profile() as first:
+        step()
+    step()
+    with Profile() as second:
+        pass
+    assert first.phases["call"].calls == 2 and second.phases["call"].calls == 0
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "1", None])
+def test_wrong_budget(wrong):
+    with pytest.raises((TypeError, ValueError), match="size: got"):
+        workspace.set_budget(wrong)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("rows", {"rows": 0, "columns": 3}), ("columns", {"rows": 3, "columns": 2.0}),
+    ("keys", {"rows": 3, "columns": 2, "keys": 0}), ("dtype", {"rows": 3, "columns": 2, "dtype": torch.int64}),
+])
+def test_wrong_plan(name, arguments):
+    with pytest.raises((TypeError, ValueError), match=f"{name}: got"):
+        workspace.plan(**arguments)
+
+
+def run_with(**environment):
+    code = "import torch, hexssl; hexssl.hex_loss(torch.randn(64, 8, requires_grad=True)).backward()"
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True,
+                          text=True)
+
+
+def test_profile_from_the_environment():
+    shown = run_with(HEXSSL_PROFILE="1")
+    assert shown.returncode == 0 and "gradient" in shown.stderr and shown.stdout == ""
+    assert run_with(HEXSSL_PROFILE="0").stderr == ""
+    wrong = run_with(HEXSSL_PROFILE="yes")
+    assert wrong.returncode != 0 and "HEXSSL_PROFILE: got 'yes'; accepted: 1 or 0" in wrong.stderr
