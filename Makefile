@@ -12,6 +12,8 @@ TORCH ?= torch==2.13.0
 DATA ?= digits
 DATA_DIR ?=
 EPOCHS ?=
+# Libraries whose loss files alone are wanted, by the tests of the drop-ins: what they require is not (torchvision, ...).
+LOSS_FILES := lightly==1.6.0 open-clip-torch==3.3.0 solo-learn==1.0.2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,7 +57,8 @@ $(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(requirements) test dev | $(BIN)/python -m pip install -q -r /dev/stdin
+	$(requirements) test peers dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
+	$(BIN)/python -m pip install -q --no-deps $(LOSS_FILES)
 	@touch $@
 
 clean:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -25,3 +27,12 @@ def read_golden() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def golden() -> list[dict[str, Any]]:
     return read_golden()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For many small problems, whose threads would do little but wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

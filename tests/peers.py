@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 EXACT = 1e-10  # float64 formulas of order one to ten: what the project promises, with five digits to spare
@@ -21,6 +22,13 @@ FLOAT32 = 2e-5  # of the largest number compared: a hundred roundings of logits 
 
 drawn = settings(max_examples=200, deadline=None, derandomize=True, database=None,
                  suppress_health_check=list(HealthCheck))
+
+WANT_TORCHVISION = ("lightly", "open_clip", "solo")
+
+SEEDS = st.integers(0, 10**6)
+SIZES = st.integers(1, 9)
+ROWS = SIZES | st.integers(10, 40)  # past the widths of the kernels' panels
+TEMPERATURES = st.floats(0.05, 3.0)
 
 
 def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -67,35 +75,30 @@ def same_error(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any,
 def real(module: str) -> Any:
     """A module of the library that a drop-in stands in for; the test is skipped where there is none.
 
-    Only the module itself and what it imports are loaded, not the packages around it: those want torchvision.
+    Where torchvision is missing only the file itself and what it imports are loaded, not the packages around it, which
+    ask for more than is installed. The losses are the library's own all the same.
     """
     if module in sys.modules:
         return sys.modules[module]
     package = module.split(".")[0]
-    if importlib.util.find_spec(package) is None:
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
+    if package not in WANT_TORCHVISION or importlib.util.find_spec("torchvision") is not None:
+        return importlib.import_module(module)
+    if package not in sys.modules:
+        _bare_packages(package)
+    _stub_torchvision()
     try:
         return importlib.import_module(module)
-    except ImportError:
-        pass
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
-        del sys.modules[name]
+    finally:
+        del sys.modules["torchvision"], sys.modules["torchvision.ops"]
+
+
+def _bare_packages(package: str) -> None:
+    """Empty packages in place of those whose __init__ imports everything."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations
-    _bare_packages(package, Path(spec.submodule_search_locations[0]))
-    if importlib.util.find_spec("torchvision") is None:
-        _stub_torchvision()
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        pytest.skip(f"{module} cannot be imported: {error}")
-    finally:
-        if getattr(sys.modules.get("torchvision"), "is_stub", False):
-            del sys.modules["torchvision"], sys.modules["torchvision.ops"]
-
-
-def _bare_packages(package: str, folder: Path) -> None:
-    """Empty packages in place of those whose __init__ imports everything."""
+    folder = Path(spec.submodule_search_locations[0])
     for init in [folder / "__init__.py", *folder.glob("*/__init__.py"), *folder.glob("*/*/__init__.py")]:
         name = ".".join((package, *init.parent.relative_to(folder).parts))
         bare = types.ModuleType(name)
@@ -105,6 +108,7 @@ def _bare_packages(package: str, folder: Path) -> None:
 
 
 def _stub_torchvision() -> None:
+    """For the imports alone: no loss uses it."""
     stub, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
-    stub.is_stub, ops.StochasticDepth = True, torch.nn.Identity  # type: ignore[attr-defined]
+    ops.StochasticDepth = torch.nn.Identity  # type: ignore[attr-defined]
     sys.modules.update({"torchvision": stub, "torchvision.ops": ops})

@@ -6,16 +6,30 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
+from peers import (
+    EXACT,
+    FLOAT32,
+    ROWS,
+    SEEDS,
+    SIZES,
+    TEMPERATURES,
+    assert_close,
+    assert_same,
+    drawn,
+    real,
+    rows,
+    same_error,
+    unit,
+    value_and_gradients,
+)
 from torch import Tensor
 
 from hexssl import hex_loss
 from hexssl.compat.info_nce import InfoNCE, info_nce
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
-SEEDS = st.integers(0, 10**6)
-SIZES = st.integers(1, 9)
-TEMPERATURES = st.sampled_from([0.07, 0.1, 0.2, 0.5, 1.0, 2.3])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 MODES = ["batch", "unpaired", "paired"]
 
@@ -41,7 +55,7 @@ def negatives_of(mode: str, seed: int, samples: int, columns: int, length: int) 
 
 @pytest.mark.parametrize("mode", MODES)
 @drawn
-@given(SEEDS, SIZES, SIZES, st.integers(1, 20), TEMPERATURES, REDUCTIONS)
+@given(SEEDS, ROWS, SIZES, ROWS, TEMPERATURES, REDUCTIONS)
 def test_value_and_gradients(mode, seed, samples, columns, length, temperature, reduction):
     inputs = [*rows(seed, 2, samples, columns), *negatives_of(mode, seed + 1, samples, columns, length),
               torch.tensor(temperature).double()]

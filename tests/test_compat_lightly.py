@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
+from peers import (
+    EXACT,
+    FLOAT32,
+    ROWS,
+    SEEDS,
+    SIZES,
+    TEMPERATURES,
+    assert_close,
+    assert_same,
+    drawn,
+    real,
+    rows,
+    same_error,
+    unit,
+    value_and_gradients,
+)
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -17,9 +33,7 @@ from hexssl import hex_loss
 from hexssl.compat import lightly
 from hexssl.thresholds import AdaptiveThreshold
 
-SEEDS = st.integers(0, 10**6)
-SIZES = st.integers(1, 9)
-TEMPERATURES = st.sampled_from([0.07, 0.1, 0.2, 0.5, 1.0, 2.3])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logits_of_two_views(out0: Tensor, out1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,28 +73,77 @@ def squares(a: Tensor, b: Tensor) -> Tensor:
 
 
 @drawn
-@given(SEEDS, SIZES, SIZES, TEMPERATURES)
+@given(SEEDS, ROWS, SIZES, TEMPERATURES)
 def test_nt_xent(seed, samples, columns, temperature):
     assert_same(lightly.NTXentLoss(temperature), lambda a, b: nt_xent(a, b, temperature),
                 rows(seed, 2, samples, columns))
 
 
+def stored(bank: Tensor, start: int, batch: Tensor) -> tuple[Tensor, int]:
+    """Row after row from `start`; what passes the end is dropped, and the next batch starts at 0."""
+    bank = bank.clone()
+    for row in batch:
+        if start == len(bank):
+            return bank, 0
+        bank[start] = row
+        start += 1
+    return bank, start % len(bank)
+
+
+BATCHES = st.lists(st.integers(1, 15), min_size=1, max_size=2)
+
+
 @drawn
-@given(SEEDS, SIZES, SIZES, st.integers(1, 20), TEMPERATURES)
-def test_nt_xent_with_a_bank(seed, samples, columns, length, temperature):
-    loss = lightly.NTXentLoss(temperature, (length, columns))
-    bank = loss.memory_bank.bank.clone()
+@given(SEEDS, BATCHES, SIZES, ROWS, TEMPERATURES, st.booleans(), st.booleans())
+def test_nt_xent_with_a_bank(seed, batches, columns, length, temperature, size_alone, training):
+    """Some steps of training, or of evaluation."""
+    loss = lightly.NTXentLoss(temperature, length if size_alone else (length, columns)).train(training)
+    loss.memory_bank(torch.ones(1, columns))  # an int as size learns the columns
+    bank, start = loss.memory_bank.bank.clone(), 0
 
     def formula(out0, out1):
         a, b = unit(out0), unit(out1)
         logits = torch.cat(((a * b).sum(1, keepdim=True), a @ bank.double().T), 1) / temperature
-        return cross_entropy(logits, torch.zeros(samples, dtype=torch.long))
+        return cross_entropy(logits, torch.zeros(len(a), dtype=torch.long))
 
-    assert_same(loss, formula, rows(seed, 2, samples, columns))
+    for step, samples in enumerate(batches):
+        views = rows(seed + step, 2, samples, columns)
+        assert_same(loss, formula, views)
+        if training:
+            bank, start = stored(bank, start, unit(views[1]).float())
+        assert torch.equal(loss.memory_bank.bank, bank) and int(loss.memory_bank.bank_ptr) == start
 
 
 @drawn
-@given(SEEDS, st.integers(2, 9), SIZES, TEMPERATURES, st.sampled_from(["none", "squares", "mises-fisher"]),
+@given(SEEDS, st.lists(st.tuples(st.integers(1, 15), st.booleans()), max_size=6), SIZES, SIZES, st.booleans(),
+       st.booleans(), st.booleans())
+def test_memory_bank(seed, batches, columns, length, size_alone, training, feature_dim_first):
+    module = lightly.MemoryBankModule(length if size_alone else (length, columns), False, feature_dim_first)
+    module.train(training)
+    module(torch.ones(1, columns))
+    bank, start = module.bank.clone(), 0
+    assert_close(bank.norm(dim=1), torch.ones(length), 1e-6)  # unit rows in float32
+    for step, (samples, update) in enumerate(batches):
+        batch = rows(seed + step, samples, columns, dtype=torch.float32)
+        output, before = module(batch, update=update)
+        assert output is batch and torch.equal(before, bank.T if feature_dim_first else bank)
+        if update and training:
+            bank, start = stored(bank, start, batch)
+        assert torch.equal(module.bank, bank) and module.bank_ptr.tolist() == [start]
+
+
+@drawn
+@given(SEEDS, ROWS, SIZES, st.floats(0.1, 2.0))
+def test_weights(seed, samples, columns, sigma):
+    a, b = unit(rows(seed, 2, samples, columns))
+    share = [math.exp(float(a[i] @ b[i]) / sigma) for i in range(samples)]
+    got = lightly.negative_mises_fisher_weights(a.requires_grad_(), b, sigma)
+    assert_close(got, torch.tensor([2 - samples * own / sum(share) for own in share], dtype=torch.float64), EXACT)
+    assert not got.requires_grad
+
+
+@drawn
+@given(SEEDS, st.integers(2, 40), SIZES, TEMPERATURES, st.sampled_from(["none", "squares", "mises-fisher"]),
        st.floats(0.1, 2.0))
 def test_dcl(seed, samples, columns, temperature, weights, sigma):
     def mises_fisher(a, b):
@@ -139,8 +202,7 @@ def test_real_bank_over_many_steps(batch):
 def test_real_weights():
     a, b = unit(rows(1, 2, 9, 4))
     theirs = real("lightly.loss.dcl_loss").negative_mises_fisher_weights(a, b, 0.7)
-    assert_close(lightly.negative_mises_fisher_weights(a.requires_grad_(), b, 0.7), theirs, EXACT)
-    assert not lightly.negative_mises_fisher_weights(a, b).requires_grad
+    assert_close(lightly.negative_mises_fisher_weights(a, b, 0.7), theirs, EXACT)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -187,22 +249,11 @@ def test_a_checkpoint_with_the_bank_is_loaded(size):
         loss.load_state_dict({"memory_bank.other": torch.ones(1)})
 
 
-def test_bank():
-    bank = lightly.MemoryBankModule(5)
-    assert bank.bank.shape == (5,)
-    x = rows(1, 2, 3).float()
-    output, before = bank(x, update=True)
-    assert output is x and before.shape == (3, 5)
-    assert_close(before.norm(dim=0), torch.ones(5), 1e-6)  # unit rows in float32
-    assert torch.equal(bank.bank[:2], x) and torch.equal(bank.bank[2:], before.T[2:])
-    _, again = bank(x + 1)
-    assert torch.equal(again, bank.bank.T) and int(bank.bank_ptr) == 2  # not asked to update
-    bank.eval()
-    bank(x + 1, update=True)
-    assert int(bank.bank_ptr) == 2  # nor in training
-    assert lightly.MemoryBankModule((5, 3), feature_dim_first=False)(x)[1].shape == (5, 3)
-    nothing = lightly.MemoryBankModule(0)
-    assert nothing(x, update=True)[1] is None
+def test_no_bank():
+    x = rows(1, 2, 3)
+    output, bank = lightly.MemoryBankModule(0)(x, update=True)
+    assert output is x and bank is None
+    assert lightly.MemoryBankModule(5).bank.shape == (5,)  # until the columns are known
 
 
 def test_bank_is_updated_only_for_training():

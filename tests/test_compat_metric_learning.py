@@ -11,16 +11,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
+from peers import (
+    EXACT,
+    FLOAT32,
+    SEEDS,
+    SIZES,
+    TEMPERATURES,
+    assert_close,
+    assert_same,
+    drawn,
+    real,
+    rows,
+    same_error,
+    unit,
+    value_and_gradients,
+)
 from torch import Tensor
 
 from hexssl import hex_loss
 from hexssl.compat.metric_learning import NTXentLoss, SupConLoss
 from hexssl.thresholds import AdaptiveThreshold
 
-SEEDS = st.integers(0, 10**6)
-SIZES = st.integers(1, 9)
-TEMPERATURES = st.sampled_from([0.07, 0.1, 0.2, 0.5, 1.0, 2.3])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BOTH = pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
 OURS = {"NTXentLoss": NTXentLoss, "SupConLoss": SupConLoss}
 
@@ -147,7 +160,9 @@ ONES = torch.ones(4, dtype=torch.long)
 AT = torch.tensor([0, 1])
 REFUSED = {
     "nothing": (Y,), "rows": (Y, ONES[:3]), "dims": (Y, ONES[:, None]), "reference rows": (Y, ONES, None, Y, ONES[:2]),
-    "range": (Y, None, (AT, AT + 3, AT, AT)), "two tensors": (Y, None, (AT, AT)), "embeddings dims": (Y[0], ONES[:3]),
+    "range": (Y, None, (AT, AT + 3, AT, AT)), "halves of pairs": (Y, None, (AT.repeat(2)[:3], AT, AT, AT + 1)),
+    "not integers": (Y, None, (AT.double(), AT + 1, AT, AT + 2)),
+    "two tensors": (Y, None, (AT, AT)), "embeddings dims": (Y[0], ONES[:3]),
 }
 
 
@@ -266,15 +281,17 @@ assert isinstance(NTXentLoss(), BaseMetricLossFunction)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def trained(wrapper, seed: int = 0) -> tuple[list[float], Tensor]:
-    """Three epochs of a small network on clusters; the loss of every step, and what the network makes of the data."""
+def trained(wrapper, seed: int = 0) -> tuple[list[float], Tensor, Tensor]:
+    """Three epochs of a small network on clusters: the loss of every step, what the network makes of the data in the
+    end, and SupCon of all of it at the start and at the end."""
     labels = torch.arange(6).repeat_interleave(8)
     centres = rows(seed, 6, 10, dtype=torch.float32)
     data = centres[labels] + 0.8 * rows(seed + 1, 48, 10, dtype=torch.float32)
     torch.manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Linear(10, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    history = []
+    history, pairs = [], pairs_of(labels, labels, True)
+    start = sup_con(network(data), network(data), pairs, torch.tensor(0.2)).detach()
     for epoch in range(3):
         order = torch.randperm(48, generator=torch.Generator().manual_seed(epoch))
         for batch in order.split(16):
@@ -283,7 +300,8 @@ def trained(wrapper, seed: int = 0) -> tuple[list[float], Tensor]:
             loss.backward()
             optimizer.step()
             history.append(loss.item())
-    return history, network(data).detach()
+    outputs = network(data).detach()
+    return history, outputs, torch.stack((start, sup_con(outputs, outputs, pairs, torch.tensor(0.2))))
 
 
 @BOTH
@@ -304,13 +322,14 @@ def test_real_wrappers_train(name, wrapper):
             outer = losses.CrossBatchMemory(loss, 8, 40, miners.MultiSimilarityMiner() if "miner" in wrapper else None)
         return lambda network, x, labels: outer(network(x), labels)
 
-    history, outputs = trained(step(OURS[name](0.2)))
-    expected, expected_outputs = trained(step(getattr(losses, name)(0.2)))
+    history, outputs, (start, end) = trained(step(OURS[name](0.2)))
+    expected, expected_outputs, _ = trained(step(getattr(losses, name)(0.2)))
+    assert torch.tensor(history).isfinite().all() and end < start
     # Nine steps of float32 training: the roundings of 2e-5 a step, grown a little.
     assert_close(torch.tensor(history), torch.tensor(expected), 2e-4)
     assert_close(outputs, expected_outputs, 1e-3)
-    hex_history, _ = trained(step(OURS[name](0.2, threshold=0.5)))
-    assert torch.tensor(hex_history).isfinite().all() and hex_history != history
+    hex_history, _, (start, end) = trained(step(OURS[name](0.2, threshold=0.5)))
+    assert torch.tensor(hex_history).isfinite().all() and hex_history != history and end < start
 
 
 @pytest.mark.parametrize(("call", "name"), [

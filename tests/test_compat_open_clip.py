@@ -9,7 +9,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import EXACT, FLOAT32, assert_close, assert_same, drawn, real, rows, same_error, unit, value_and_gradients
+from peers import (
+    EXACT,
+    FLOAT32,
+    ROWS,
+    SEEDS,
+    SIZES,
+    assert_close,
+    assert_same,
+    drawn,
+    real,
+    rows,
+    same_error,
+    unit,
+    value_and_gradients,
+)
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -17,8 +31,7 @@ from hexssl import hex_loss
 from hexssl.compat.open_clip import ClipLoss
 from hexssl.thresholds import AdaptiveThreshold
 
-SEEDS = st.integers(0, 10**6)
-SIZES = st.integers(1, 9)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -27,7 +40,7 @@ def clip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 @drawn
-@given(SEEDS, SIZES, SIZES, st.sampled_from([0.5, 1.0, 3.0, 14.3, 20.0]), st.booleans(), st.booleans())
+@given(SEEDS, ROWS, SIZES, st.floats(0.5, 20.0), st.booleans(), st.booleans())
 def test_value_and_gradients(seed, samples, columns, scale, normalized, bias):
     images, texts = rows(seed, 2, samples, columns) / columns**0.5
     if normalized:

@@ -77,7 +77,7 @@ class _PairLoss(DropIn):
         ValueError
             For neither labels nor `indices_tuple`, and for shapes that do not go together.
         IndexError
-            For a row number out of range.
+            For a row number out of range, and for pairs of which one half is missing.
         """
         if labels is None and indices_tuple is None:
             raise ValueError("labels: got None without indices_tuple; accepted: one of the two")
@@ -136,7 +136,12 @@ def _pairs(indices_tuple: Indices, rows: int, columns: int,
         indices_tuple = anchors, positives, anchors, negatives
     if len(indices_tuple) != 4:
         raise ValueError(f"indices_tuple: got {len(indices_tuple)} tensors; accepted: 3 for triplets, 4 for pairs")
-    a1, p, a2, n = (index.to(device, torch.int64) for index in indices_tuple)
+    if any(len(index) and index.dtype.is_floating_point for index in indices_tuple):
+        raise IndexError("indices_tuple: got row numbers that are not integers")
+    a1, p, a2, n = (index.to(device, torch.int64) for index in indices_tuple)  # an empty one may be of any dtype
+    if len(a1) != len(p) or len(a2) != len(n):
+        raise IndexError(f"indices_tuple: got {len(a1)} and {len(p)}, {len(a2)} and {len(n)} row numbers; accepted: as "
+                         "many of each pair")
     for index, limit in ((a1, rows), (p, columns), (a2, rows), (n, columns)):
         if bool(((index < 0) | (index >= limit)).any()):
             raise IndexError(f"indices_tuple: got a row number outside [0, {limit})")
