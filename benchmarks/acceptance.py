@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import peak
 from cases import KINDS, Case
+from drop_ins import COLUMNS, DROP_INS
 from race import Contestant, race, ratio
 from records import available_bytes
 from variants import VARIANTS
@@ -17,6 +18,7 @@ from hexssl import _C
 SHAPES = (Case(512, 128), Case(2048, 128), Case(4096, 256), Case(8192, 128), Case(1024, 2048))
 QUEUE = Case(256, 128, queue=65_536)
 LARGE = Case(32_768, 128)
+SPEED, MEMORY, MEMORY_ROWS = 3.0, 0.2, 4096  # of a drop-in, against what it stands in for
 DOUBLING = tuple(Case(2048 << step, 128) for step in range(5))
 
 
@@ -88,14 +90,40 @@ def sessions(threads: tuple[int, ...]) -> Iterator[list[Line]]:
     yield _against("hex", "gemm3-chunks", "HEX adaptive / 3 GEMM in chunks", (LARGE,), (None,), (1.3,), threads[-1])
 
 
-def memory_line(threads: int) -> tuple[list[str], bool]:
-    """Peak of the largest case, as a line of the table, and whether it passes."""
+def memory_line(threads: int) -> list[str]:
+    """Peak of the largest case, as a line of the table."""
     required = 4 * LARGE.rows * LARGE.columns * 4 + _C.workspace_budget()
-    extra = peak.measure(["hex", str(LARGE.rows), str(LARGE.columns), "float32", "random", "0"], threads)
-    passed = extra <= required
-    cells = ["HEX adaptive, peak extra memory, MiB", str(LARGE), str(threads), f"{required / 2**20:.0f}", "",
-             f"{extra / 2**20:.0f}", "", "pass" if passed else "FAIL"]
-    return cells, passed
+    extra = _peak("hex", LARGE, threads)
+    return ["HEX adaptive, peak extra memory, MiB", str(LARGE), str(threads), f"{required / 2**20:.0f}", "",
+            f"{extra / 2**20:.0f}", "", "pass" if extra <= required else "FAIL"]
+
+
+def _peak(variant: str, case: Case, threads: int) -> int:
+    return peak.measure([variant, str(case.rows), str(case.columns), case.dtype, case.data, str(case.queue)], threads)
+
+
+def _drop_in_cases(threads: int) -> Iterator[tuple[str, int, Contestant, Contestant]]:
+    """What it is, rows of an embedding, the peer and ours."""
+    for name, pair in DROP_INS.items():
+        for rows in pair.sizes:
+            case = Case(rows * pair.tensors, COLUMNS)
+            what = pair.title if pair.tensors == 1 else f"{pair.title}, {pair.tensors} of {rows} rows"
+            yield what, rows, Contestant(f"{name}-peer", case, threads), Contestant(name, case, threads)
+
+
+def drop_in_sessions(threads: int) -> Iterator[list[Line]]:
+    for what, _, peer, ours in _drop_in_cases(threads):
+        yield [Line(f"{what}: speed / the peer's", peer, ours, SPEED, SPEED, at_least=True)]
+
+
+def drop_in_memory(threads: int) -> Iterator[list[str]]:
+    """Peak extra memory, as a share of the peer's."""
+    for what, rows, peer, ours in _drop_in_cases(threads):
+        if rows == MEMORY_ROWS:
+            extra, other = (_peak(contestant.variant, contestant.case, threads) for contestant in (ours, peer))
+            yield [f"{what}: extra memory / the peer's", str(ours.case), str(threads), f"{MEMORY:g}", f"{MEMORY:g}",
+                   f"{extra / other:.3f}", f"{extra >> 20} of {other >> 20}",
+                   "pass" if extra <= MEMORY * other else "FAIL"]
 
 
 HEADER = ["what", "case", "threads", "required", "aim", "measured", "quartiles", ""]
@@ -110,11 +138,11 @@ def too_large(contestants: tuple[Contestant, ...]) -> str | None:
     return None
 
 
-def judge(threads: tuple[int, ...], rounds: int, seconds: float, longest: float,
+def judge(races: Iterable[list[Line]], memory: Iterable[list[str]], rounds: int, seconds: float, longest: float,
           say: Callable[[list[str]], None]) -> list[list[str]]:
     """Measure every line, say it as soon as it is known, and return all."""
     rows = []
-    for lines in sessions(threads):
+    for lines in races:
         contestants = tuple(dict.fromkeys(c for line in lines for c in line.contestants))
         if reason := too_large(contestants):
             rows.append([lines[0].what, str(lines[0].above.case), "", "", "", f"skipped: {reason}", "", "FAIL"])
@@ -127,8 +155,9 @@ def judge(threads: tuple[int, ...], rounds: int, seconds: float, longest: float,
                          "" if line.required is None else f"{line.required:g}", f"{line.aim:g}", f"{value:.3f}",
                          f"{first:.3f}..{third:.3f}", line.verdict(value)])
             say(rows[-1])
-    rows.append(memory_line(threads[-1])[0])
-    say(rows[-1])
+    for row in memory:
+        rows.append(row)
+        say(row)
     return rows
 
 

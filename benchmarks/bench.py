@@ -2,6 +2,7 @@
 
     python benchmarks/bench.py                            # quick: a few minutes, all threads
     python benchmarks/bench.py --preset acceptance        # what is promised, with pass or FAIL; threads 1 and 2
+    python benchmarks/bench.py --preset drop-ins          # every drop-in against its peer, with pass or FAIL
     python benchmarks/bench.py --preset full --threads 1,2
     python benchmarks/bench.py --rows 512,2048 --columns 128 --data clustered --variants hex,infonce,gemm2
 
@@ -27,7 +28,7 @@ import torch  # noqa: E402
 from cases import DTYPES, KINDS, Case, Inputs  # noqa: E402
 from presets import PRESETS, Plan  # noqa: E402
 from race import Contestant, race  # noqa: E402
-from variants import VARIANTS  # noqa: E402
+from variants import GENERAL, VARIANTS  # noqa: E402
 
 from hexssl import _C  # noqa: E402
 
@@ -50,8 +51,9 @@ def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=[*PRESETS, "acceptance"], default="quick")
-    parser.add_argument("--threads", type=numbers, help="thread counts, one run each (acceptance: 1,2; else all cores)")
+    parser.add_argument("--preset", choices=[*PRESETS, "acceptance", "drop-ins"], default="quick")
+    parser.add_argument("--threads", type=numbers, help="thread counts, one run each (acceptance: 1,2; drop-ins: the "
+                        "largest of them; else all cores)")
     parser.add_argument("--rows", type=numbers, help="these shapes in place of the preset's")
     parser.add_argument("--columns", type=numbers, default=(128,))
     parser.add_argument("--dtype", type=names(DTYPES), default=("float32",))
@@ -70,7 +72,7 @@ def plans(given: argparse.Namespace) -> list[Plan]:
     if given.rows is None:
         found = list(PRESETS[given.preset]())
     else:
-        found = [Plan(Case(rows, columns, dtype, data, given.queue), tuple(VARIANTS), memory=True)
+        found = [Plan(Case(rows, columns, dtype, data, given.queue), GENERAL, memory=True)
                  for dtype in given.dtype for data in given.data for columns in given.columns for rows in given.rows]
     return [Plan(plan.case, given.variants or plan.variants, plan.memory and not given.no_memory) for plan in found]
 
@@ -133,15 +135,19 @@ def print_peak(words: list[str]) -> None:
 
 def run_acceptance(given: argparse.Namespace) -> bool:
     threads = given.threads or acceptance.default_threads()
-    widths = (50, 32, 7, 8, 5, 8, 14, 0)
+    if given.preset == "drop-ins":
+        races, memory = acceptance.drop_in_sessions(threads[-1]), acceptance.drop_in_memory(threads[-1])
+    else:
+        races, memory = acceptance.sessions(threads), iter([acceptance.memory_line(threads[-1])])
+    widths = (72, 32, 7, 8, 5, 8, 14, 0)
 
     def say(cells: list[str]) -> None:
         print(" ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))), flush=True)
 
     say(acceptance.HEADER)
-    lines = acceptance.judge(threads, given.rounds, given.seconds, given.longest, say)
-    path = given.output / "acceptance.csv"
+    lines = acceptance.judge(races, memory, given.rounds, given.seconds, given.longest, say)
+    path = given.output / f"{given.preset}.csv"
     records.write(path, [dict(zip([*acceptance.HEADER[:-1], "verdict"], line, strict=True)) for line in lines])
     failed = sum(line[-1].startswith("FAIL") for line in lines)
     print(f"\n{len(lines) - failed} of {len(lines)} lines pass; {path}")
@@ -154,7 +160,7 @@ def main() -> int:
         return 0
     given = arguments()
     print(", ".join(f"{name} {value}" for name, value in records.machine().items()), flush=True)
-    if given.preset == "acceptance" and given.rows is None:
+    if given.preset in ("acceptance", "drop-ins") and given.rows is None:
         return 0 if run_acceptance(given) else 1
     rows = [row for threads in given.threads or (os.cpu_count() or 1,) for plan in plans(given)
             for row in run_plan(plan, threads, given)]

@@ -73,18 +73,24 @@ def weighted(z: Tensor) -> Tensor:
     return -torch.log(pos / (pos + local + everywhere)).mean()
 
 
-def released(z: Tensor) -> Tensor:
+def released(z: Tensor, fraction: float | None = None) -> Tensor:
     """The released form in the many passes of masks and N x N arrays, sort included, that published code of this kind
-    takes."""
+    takes. fraction: a threshold that far through the range of each row, in place of the adaptive one."""
     x = normalize(z)
     rows = len(z)
     c = torch.matmul(x, x.T)
-    threshold = torch.sort(c.detach(), dim=1).values[:, _quantile_index(rows)].mean()
+    if fraction is None:
+        level = c
+        threshold = torch.sort(c.detach(), dim=1).values[:, _quantile_index(rows)].mean()
+    else:
+        level = c.detach() - c.detach().amin(1, keepdim=True)
+        level = level / level.amax(1, keepdim=True)
+        threshold = torch.tensor(fraction)
     sample = torch.arange(rows // 2).repeat(2)
     same = (sample[:, None] == sample[None, :]).to(z.dtype)
     self_out = torch.ones_like(same).fill_diagonal_(0)
     positive, negative = same * self_out, 1 - same
-    hard = torch.where(c > threshold, torch.ones_like(c), torch.zeros_like(c)) * negative
+    hard = torch.where(level > threshold, torch.ones_like(c), torch.zeros_like(c)) * negative
     everywhere = negative * (1 - hard)
     s = c / TEMPERATURE
     shifted = s - s.max(1, keepdim=True).values.detach()

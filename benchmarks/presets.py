@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cases import DTYPES, KINDS, Case
-from variants import COLD, VARIANTS
+from variants import COLD, GENERAL
 
 QUEUE = Case(256, 128, queue=65_536)
 FEW = ("gemm2", "gemm3", "eager-infonce", "hex", "hex-fixed", "infonce")
@@ -22,7 +22,7 @@ class Plan:
 
 
 def _all_but(*names: str) -> tuple[str, ...]:
-    return tuple(name for name in VARIANTS if name not in names)
+    return tuple(name for name in GENERAL if name not in names)
 
 
 def _quick() -> Iterator[Plan]:

@@ -10,6 +10,7 @@ from typing import Any
 import formulas
 import torch
 from cases import Case, Inputs
+from drop_ins import DROP_INS, Loss
 from torch import Tensor
 
 from hexssl import HEXLoss, InfoNCELoss, hex_loss, info_nce
@@ -151,6 +152,14 @@ def _info_nce_package(inputs: Inputs) -> Step:
     return _train(lambda given: criterion(*given.anchors.chunk(2)))(inputs)
 
 
+def _drop_in(make: Callable[[], Loss], tensors: int) -> Callable[[Inputs], Step]:
+    def make_step(inputs: Inputs) -> Step:
+        loss = make()
+        return _train(lambda given: loss(*given.anchors.chunk(tensors)))(inputs)
+
+    return make_step
+
+
 _ADAPTIVE, _RELEASED = _hex(), _hex(formulation="released")
 
 VARIANTS: dict[str, Variant] = {
@@ -176,11 +185,16 @@ VARIANTS: dict[str, Variant] = {
     "infonce-own": Variant("InfoNCE, denominator own", _train(_infonce_own), "own"),
     "infonce-pairs": Variant("InfoNCE, one view against the other", _train(_infonce_pairs), "pairs"),
 }
-# Libraries, where they are installed (the extra `bench`).
+# Libraries, where they are installed (the extra `peers`).
 if find_spec("pytorch_metric_learning"):
     VARIANTS["pytorch-metric-learning"] = Variant("pytorch-metric-learning NTXentLoss", _metric_learning, "own",
                                                   cubes=5)
 if find_spec("info_nce"):
     VARIANTS["info-nce-pytorch"] = Variant("info-nce-pytorch InfoNCE", _info_nce_package, "pairs", 1)
+GENERAL = tuple(VARIANTS)  # without the drop-ins, whose presets are their own
+for _name, _pair in DROP_INS.items():
+    VARIANTS[_name] = Variant(f"{_pair.title}, ours", _drop_in(_pair.ours, _pair.tensors), _name)
+    VARIANTS[f"{_name}-peer"] = Variant(f"{_pair.title}, the peer", _drop_in(_pair.peer, _pair.tensors), _name,
+                                        _pair.arrays, _pair.cubes)
 COLD = ("compiled-infonce", "compiled-hex")  # a first step that says nothing
-OURS = tuple(name for name in VARIANTS if name.startswith(("hex", "infonce")))
+OURS = tuple(name for name in GENERAL if name.startswith(("hex", "infonce")))
