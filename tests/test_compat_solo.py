@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from hexssl import hex_loss
 from hexssl.compat import solo
-from hexssl.thresholds import AdaptiveThreshold
+from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -188,6 +188,18 @@ def test_published(name, seed, samples, columns, fraction, temperature, formulat
     assert_same(ours, lambda z, t: published(z, indexes, t, fraction if "fixed" in name else None,
                                              0.9 if warm else None, beta, tau_plus, weight, formulation),
                 (z, torch.tensor(temperature).double()))
+
+
+@pytest.mark.parametrize(("fraction", "left_out"), [(1.0, 0), (2.0, 0), (-0.1, 12)])
+def test_thresholds_for_which_the_published_code_is_nan(fraction, left_out):
+    """From 1 on no negative is hierarchical; below 0 all are, and no anchor has a loss."""
+    z, indexes = rows(1, 12, 3), torch.arange(6).repeat(2)
+    assert_same(lambda z, t: solo.simclr_loss_func_hex_fixed(z, indexes, t, fraction),
+                lambda z, t: published(z, indexes, t, fraction, None, 1.0, 0.1, 1.0, "released"),
+                [z, torch.tensor(0.3, dtype=torch.float64)])
+    _, stats = hex_loss(z, temperature=0.3, threshold=RowRangeThreshold(fraction), formulation="released",
+                        return_stats=True)
+    assert stats.skipped_anchors == left_out
 
 
 @pytest.mark.parametrize(("samples", "columns"), [(1, 3), (17, 8), (128, 64)])

@@ -1,27 +1,42 @@
-"""The README's Python blocks run, in order, as one session; and what it says about them holds."""
+"""The Python blocks of the README and of the migration page run, in order, as one session each; what they say holds."""
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-README = Path(__file__).parents[1] / "README.md"
+from hexssl import compat, info_nce
+
+ROOT = Path(__file__).parents[1]
+README, MIGRATION = ROOT / "README.md", ROOT / "docs" / "migration.md"
 
 
-@pytest.fixture(scope="module")
-def session() -> dict[str, Any]:
+def run_blocks(path: Path) -> dict[str, Any]:
     """The names that are defined after the last block."""
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    text = README.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], str(README), "exec"), names)  # tracebacks show the README's lines
+        exec(compile("\n" * line + block[1], str(path), "exec"), names)  # tracebacks show the file's lines
     return names
+
+
+@pytest.fixture(scope="module")
+def session() -> dict[str, Any]:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    return run_blocks(README)
+
+
+@pytest.fixture(scope="module")
+def migration() -> dict[str, Any]:
+    return run_blocks(MIGRATION)
 
 
 def test_blocks_run(session: dict[str, Any]) -> None:
@@ -38,8 +53,69 @@ def test_swap_without_hierarchical_negatives_changes_nothing(session: dict[str, 
     torch.testing.assert_close(with_ids, before, rtol=1e-12, atol=0)
 
 
+# The table of drop-ins: the import, its module and name, and the last column's code.
+TABLE = re.findall(r"^\| .*compat\..*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+ROW = re.compile(r"\| [^|]*\| `(from (hexssl\.compat\.\w+) import (\w+))`[^|]* \| (?:on; )?`([^`]+)`[^|]* \|")
+DROP_INS = [ROW.fullmatch(line) for line in TABLE]
+HELPERS = {"MemoryBankModule", "negative_mises_fisher_weights"}  # parts of lightly's losses
+
+
+def loss_of(expression: str, imported: str, samples: int = 48) -> Tensor:
+    """What the expression gives, or the module that it is gives, for the same two views every time."""
+    generator = torch.Generator().manual_seed(0)
+    z1, z2, queue = (torch.randn(shape, generator=generator, dtype=torch.float64)
+                     for shape in ((samples, 16), (samples, 16), (16, 99)))
+    indexes = torch.arange(samples).repeat(2)
+    names = {"z": torch.cat([z1, z2]), "indexes": indexes, "queue": queue, "query": z1, "key": z2, "positive_key": z2,
+             "nn": z1, "p": z2}
+    exec(imported, names)
+    result = eval(expression, names)
+    if isinstance(result, Tensor):
+        return result
+    if "metric_learning" in imported:
+        return result(names["z"], indexes)
+    return result(z1, z2, 10.0) if "ClipLoss" in imported else result(z1, z2)
+
+
+@pytest.mark.parametrize("row", DROP_INS, ids=[row[3] if row else "?" for row in DROP_INS])
+def test_argument_turns_hex_on(row: re.Match[str] | None) -> None:
+    assert row is not None, "a row of the table does not look like the others"
+    imported, _, name, code = row.groups()
+    if 'threshold="adaptive"' in code:
+        on, off = code, code.replace('"adaptive"', "None")
+        default = code.replace('threshold="adaptive"', "")
+        assert torch.equal(loss_of(off, imported), loss_of(default, imported))
+    else:  # the published functions, whose default for tau_plus is none of the paper's form
+        off = f"{name}(z, indexes, tau_plus=0.1)"
+        on = f"{name}(z, indexes, tau_plus=0.1, {code})"
+    assert 1e-6 < abs(loss_of(on, imported) - loss_of(off, imported)) < torch.inf
+
+
+def test_every_drop_in_is_listed() -> None:
+    """In the table; the published functions, which are many, on the page."""
+    page, listed = MIGRATION.read_text(encoding="utf-8"), {row.group(2, 3) for row in DROP_INS if row}
+    modules = [found.name for found in pkgutil.iter_modules(compat.__path__, "hexssl.compat.")]
+    names = {(module, name) for module in modules if not module.endswith("._drop_in")
+             for name in importlib.import_module(module).__all__}
+    missing = {name for module, name in names - listed if name not in HELPERS}
+    assert len(names) > 15 and all(re.search("hex|decompose", name) and name in page for name in missing), missing
+
+
+def test_migration(migration: dict[str, Any]) -> None:
+    """HEX differs from what it replaces; what is one loss by several names is one number."""
+    for word in ("simclr", "nt_xent", "in_batch", "metric", "clip"):
+        assert 1e-6 < abs(migration[word] - migration[word + "_hex"]) < torch.inf
+    assert 1e-6 < abs(migration["published"] - migration["paper"]) < torch.inf
+    z1, z2 = migration["z1"], migration["z2"]
+    # float32 sums of 128 terms in another order
+    torch.testing.assert_close(migration["simclr"], info_nce(migration["z"]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(migration["nnclr"], (info_nce(z1, z2) + info_nce(z2, z1)) / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(migration["in_batch"], info_nce(z1, z2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(migration["mocov3"], 0.4 * info_nce(z1, z2, temperature=0.2), rtol=1e-6, atol=0)
+
+
 def test_linked_files_exist() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (README.parent / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/migration.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-            assert (README.parent / target).exists(), f"{name} links to {target}"
+            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
