@@ -187,7 +187,8 @@ def test_other_distances_are_refused():
 @BOTH
 def test_state_of_the_real_one(name):
     theirs, ours = getattr(real("pytorch_metric_learning.losses"), name)(), OURS[name]()
-    ours.load_state_dict(theirs.state_dict())
+    assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
+    assert str(theirs.load_state_dict(ours.state_dict())) == "<All keys matched successfully>"
     theirs.load_state_dict(ours.state_dict())
 
 
