@@ -41,6 +41,8 @@ AT: dict[str, Callable[[float | Tensor], Loss]] = {
         torch.cat((a, b)), index(a).repeat(2)),
     "metric learning supcon": lambda t: lambda a, b: metric_learning.SupConLoss(t)(
         torch.cat((a, b)), index(a).repeat(2)),
+    "metric learning with a reference": lambda t: lambda a, b: metric_learning.NTXentLoss(t)(
+        a, index(a), None, b, index(b)),
     "clip": lambda t: lambda a, b: open_clip.ClipLoss()(unit(a), unit(b), 1 / t),
 }
 QUEUE = unit(rows(3, 9, 8))
