@@ -1,5 +1,7 @@
 # make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, DATA_DIR=..., EPOCHS=n)
 # make test     the test suite and the examples in the documentation
+# make bench    the speed that is promised, line by line, and the pictures: about 40 minutes (PRESETS=quick: fewer)
+# make profile  where the time of a step goes, phase by phase
 # make wheel    a wheel and an sdist in dist/, checked
 # make clean    remove what was built (make distclean: the environment too)
 #
@@ -12,6 +14,7 @@ TORCH ?= torch==2.13.0
 DATA ?= digits
 DATA_DIR ?=
 EPOCHS ?=
+PRESETS ?= quick acceptance drop-ins
 # Libraries whose loss files alone are wanted, by the tests of the drop-ins: what they require is not (torchvision, ...).
 LOSS_FILES := lightly==1.6.0 open-clip-torch==3.3.0 solo-learn==1.0.2
 
@@ -20,13 +23,22 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 C_SOURCES := $(shell find csrc -name '*.[ch]')
 
-.PHONY: demo test wheel environment tools clean distclean
+.PHONY: demo test bench profile wheel environment tools clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: tools
 	$(BIN)/python -m pytest -q
+
+# Every preset runs, whatever the one before it found; a promise that is not kept fails in the end.
+bench: tools
+	failed=; for preset in $(PRESETS); do \
+		$(BIN)/python benchmarks/bench.py --preset $$preset || failed="$$failed $$preset"; done; \
+		test -z "$$failed" || { echo "not all that is promised was measured:$$failed"; exit 1; }
+
+profile: tools
+	$(BIN)/python benchmarks/phases.py
 
 wheel: tools
 	$(BIN)/python tools/check_wheel.py
@@ -57,7 +69,7 @@ $(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(requirements) test peers dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
+	$(requirements) test bench dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
 	$(BIN)/python -m pip install -q --no-deps $(LOSS_FILES)
 	@touch $@
 

@@ -185,7 +185,7 @@ VARIANTS: dict[str, Variant] = {
     "infonce-own": Variant("InfoNCE, denominator own", _train(_infonce_own), "own"),
     "infonce-pairs": Variant("InfoNCE, one view against the other", _train(_infonce_pairs), "pairs"),
 }
-# Libraries, where they are installed (the extra `peers`).
+# Libraries, where they are installed (the extra `bench`).
 if find_spec("pytorch_metric_learning"):
     VARIANTS["pytorch-metric-learning"] = Variant("pytorch-metric-learning NTXentLoss", _metric_learning, "own",
                                                   cubes=5)

@@ -10,6 +10,12 @@ import torch
 import hexssl
 from hexssl import _C
 
+# Tiers that no machine of ours has: what stands behind them instead.
+NEVER_ON_SILICON = {
+    "avx512": "compiles; never run, on silicon or emulated",
+    "neon": "tested under emulation, never on silicon",
+}
+
 
 def tiers() -> list[str]:
     """Kernel tiers that this build has and this CPU can run, slowest first."""
@@ -31,6 +37,7 @@ def report() -> str:
         "CPU features": found["features"],
         "kernels": f"{found['chosen']}: {found['reason']}",
         "tiers": ", ".join(f"{tier['name']} ({state(tier['compiled'], tier['supported'])})" for tier in found["tiers"]),
+        "untried": "; ".join(f"{name}: {words}" for name, words in NEVER_ON_SILICON.items()),
         "threads": f"{found['threads']} (torch.set_num_threads)",
         "workspace": f"{_C.workspace_budget() / 2**20:.0f} MiB (HEXSSL_WORKSPACE_MB="
                      f"{os.environ.get('HEXSSL_WORKSPACE_MB', 'not set')})",

@@ -202,8 +202,8 @@ typedef struct {
 /* Several positives with a denominator each: needs the sums of hex_kernels.own before hex_row_loss. */
 bool hex_row_needs_own(const hex_settings *s, const hex_row *row);
 void hex_row_negatives(const hex_settings *s, hex_row *row);
-/* The loss (0 where left out) and the row state. */
-double hex_row_loss(const hex_settings *s, const hex_row *row, double *state);
+/* The loss (0 where left out) and the row state; fills in the negatives where it needs them. */
+double hex_row_loss(const hex_settings *s, hex_row *row, double *state);
 /* dLoss/ds of a positive with logit s. */
 double hex_row_positive(const double *state, double s);
 

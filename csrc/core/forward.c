@@ -146,7 +146,6 @@ static void loss_block(hex_worker *worker, int64_t b, void *context) {
     for (int64_t i = b * run->g.block_m; i < run->g.m && i < (b + 1) * run->g.block_m; i++) {
         double *state = c->row_state + i * HEX_ROW_STATE;
         hex_row row = row_of(run, c, i);
-        hex_row_negatives(c->s, &row);
         c->losses[i] = hex_row_loss(c->s, &row, state);
         state[HEX_R_EPS] = hex_row_threshold(c->s, i);
         if (poisoned(run, c, i)) c->losses[i] = state[HEX_R_VALID] = NAN;

@@ -101,14 +101,50 @@ static double weighted_loss(const hex_settings *s, const hex_row *row, double *s
     return loss;
 }
 
-double hex_row_loss(const hex_settings *s, const hex_row *row, double *state) {
+/* The common loss without logarithms between: one shift for all classes, and positives and negatives in one denominator.
+ * Everything is relative to e^shift, which cancels; the shift was chosen so that no sum leaves the number format. */
+static bool is_plain(const hex_settings *s, const hex_row *row) {
+    return as_sum(s, row) && s->denominator == HEX_DENOMINATOR_ALL && row->shift_g == row->shift_h &&
+           row->shift_g == row->shift_p;
+}
+
+static double plain_loss(const hex_settings *s, const hex_row *row, double *state) {
+    const double *sum = row->sums, hard = sum[HEX_S_HARD_N], pos = sum[HEX_S_POS], lambda = s->local_weight;
+    const double rest = 1 - s->tau_plus;
+    double neg = row->negatives - hard > 0 ? sum[HEX_S_GLOBAL] : 0, term = 0, floor = 0;
+    bool local = hard > 0 && lambda > 0, floored = false;
+    if (local) {
+        floor = hard * exp(-row->inv_tau - row->shift_h);
+        term = hard * (sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B] - s->tau_plus * pos / row->positives) / rest;
+        floored = term < floor;
+        neg += lambda * (floored ? floor : term);
+    }
+    double total = pos + neg, share = neg / total;
+    state[HEX_R_PB] = -share / pos;   /* 1/Z - 1/pos */
+    if (neg == 0) return 0;           /* nothing depends on the negatives */
+    state[HEX_R_GG] = 1 / total;
+    if (floored) state[HEX_R_DTAU] = lambda * floor / total * row->inv_tau * row->inv_tau;
+    if (local && !floored) {
+        double scale = lambda * hard / (rest * sum[HEX_S_HARD_B]) / total;
+        state[HEX_R_H1] = scale * (1 + s->beta);
+        state[HEX_R_H2] = scale * s->beta * sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B];
+        state[HEX_R_PB] -= lambda * s->tau_plus * hard / (rest * row->positives) / total;
+    }
+    return log1p(neg / pos);
+}
+
+double hex_row_loss(const hex_settings *s, hex_row *row, double *state) {
     for (int q = 0; q < HEX_ROW_STATE; q++) state[q] = 0;
     state[HEX_R_SHIFT_G] = row->shift_g;
     state[HEX_R_SHIFT_H] = row->shift_h;
     state[HEX_R_SHIFT_P] = row->shift_p;
-    bool denominator = s->formulation == HEX_WEIGHTED && s->denominator != HEX_DENOMINATOR_NEGATIVES;
-    if (row->positives == 0 || (!denominator && row->log_neg == -INFINITY)) return 0;
-    double loss = s->formulation == HEX_RELEASED ? released_loss(row, state) : weighted_loss(s, row, state);
+    if (row->positives == 0) return 0;
+    bool denominator = s->formulation == HEX_WEIGHTED && s->denominator != HEX_DENOMINATOR_NEGATIVES, plain = is_plain(s, row);
+    if (!plain) hex_row_negatives(s, row);
+    if (!denominator && row->log_neg == -INFINITY) return 0;
+    double loss = plain                              ? plain_loss(s, row, state)
+                  : s->formulation == HEX_RELEASED ? released_loss(row, state)
+                                                   : weighted_loss(s, row, state);
     state[HEX_R_VALID] = loss == loss ? 1 : NAN;
     return loss;
 }

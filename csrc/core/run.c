@@ -249,13 +249,28 @@ static hex_tile empty_tile(const hex_run *run, int64_t i, int64_t j) {
                       .cols = hex_block_rows(g->n, g->block_n, j)};
 }
 
+/* A tile on the diagonal of a symmetric problem is symmetric itself: half of it is multiplied and mirrored, to the same
+ * bits, since products of two numbers and their order of summation are the same on both sides. */
 static void multiply(const hex_run *run, int64_t i, int64_t j, const hex_tile *tile, void *out) {
     const hex_geometry *g = &run->g;
-    int64_t panel = g->k->panel, start = hex_profile_start();
-    run->k->product(tile->rows, (tile->cols + panel - 1) / panel, g->d_panels,
-                    hex_block(run, run->a.k_major, g->block_m, i), g->block_m * panel,
-                    hex_block(run, run->key.r_major, g->block_n, j), g->dp * panel, out, tile->stride, false);
-    hex_profile_stop(HEX_PHASE_SCORES, start, 2 * tile->rows * tile->cols * g->d);
+    int64_t size = g->k->size;
+    int64_t panel = g->k->panel, panels = (tile->cols + panel - 1) / panel, start = hex_profile_start();
+    const char *a = hex_block(run, run->a.k_major, g->block_m, i), *b = hex_block(run, run->key.r_major, g->block_n, j);
+    int64_t a_stride = g->block_m * panel, b_stride = g->dp * panel;
+    if (!g->symmetric || i != j) {
+        run->k->product(tile->rows, panels, g->d_panels, a, a_stride, b, b_stride, out, tile->stride, false);
+        hex_profile_stop(HEX_PHASE_SCORES, start, 2 * tile->rows * tile->cols * g->d);
+        return;
+    }
+    int64_t products = 0;
+    for (int64_t p = 0; p < panels; p++) {   /* down to the diagonal */
+        int64_t rows = tile->rows < (p + 1) * panel ? tile->rows : (p + 1) * panel;
+        run->k->product(rows, 1, g->d_panels, a, a_stride, b + p * b_stride * size, b_stride,
+                        (char *)out + p * tile->stride * size, tile->stride, false);
+        products += rows * (tile->cols - p * panel < panel ? tile->cols - p * panel : panel);
+    }
+    run->k->mirror(panels, out, tile->stride);
+    hex_profile_stop(HEX_PHASE_SCORES, start, 2 * products * g->d);
 }
 
 static void classify(hex_worker *worker, int64_t i, int64_t j, int view, hex_tile *tile) {

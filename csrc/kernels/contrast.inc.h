@@ -1,4 +1,4 @@
-/* sums, maxima, own, coefficients: the elementwise work on a tile of cosines, for the anchors of its rows and, in a
+/* sums, maxima, own: the elementwise work of the forward pass on a tile of cosines, for the anchors of its rows and, in a
  * symmetric problem, of its columns. Both sides run through the same inline functions; a "row" parameter is one number for
  * the whole vector, a "column" parameter is a vector of its own. */
 
@@ -61,7 +61,7 @@ INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
 }
 
 /* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives and
- * list the rows that need more, which come afterwards, so that the common loop has neither branches nor spills. */
+ * mark the rows that need more, which come afterwards, so that the common loop has neither branches nor spills. */
 typedef struct {
     const T *values, *row, *col;   /* of the panel; parameters of the tile's rows and of the panel's columns (or NULL) */
     const hex_code *codes, *col_codes;
@@ -82,9 +82,35 @@ INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides
         .beta = (T)sides->beta};
 }
 
-/* Sums of the global negatives; returns the number of rows listed in `mixed`. Those of special[] are left out entirely,
- * the others only lack their hierarchical negatives. */
-INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row_acc, T *col_acc, int32_t *mixed) {
+/* Of a marked row: its number, and a bit per lane that is a hierarchical negative of its row or its column. */
+typedef struct {
+    uint16_t row, hard;
+} LOCAL(mark);
+
+/* A row with more of them than this is done in vectors, one with fewer element by element. */
+enum { LOCAL(FEW) = 3 };
+
+/* Puts the places of the hierarchical negatives of rows that have few at the end of `where`; false for other rows. */
+INLINE bool LOCAL(collect)(const LOCAL(panel) *t, LOCAL(mark) m, int32_t *where, int *count) {
+    if ((t->special && t->special[m.row]) || __builtin_popcount(m.hard) > LOCAL(FEW)) return false;
+    for (unsigned bits = m.hard; bits; bits &= bits - 1) where[(*count)++] = m.row * P + __builtin_ctz(bits);
+    return true;
+}
+
+/* Room for the places of a panel, filled up to whole vectors. */
+enum { LOCAL(PLACES) = LOCAL(FEW) * HEX_TILE_ROWS + P };
+
+/* c, e^(s - shift) and the hardness weight of W collected elements. */
+INLINE void LOCAL(gather_hard)(const LOCAL(panel) *t, const int32_t *where, T *c, T *e, T *weight) {
+    for (int l = 0; l < W; l++) c[l] = t->values[where[l]];
+    V x = LOCAL(load)(c) * t->inv_tau - t->shift, y = LOCAL(exp_bounded)(x);
+    LOCAL(store)(e, y);
+    LOCAL(store)(weight, LOCAL(hardness)(x, y, t->beta));
+}
+
+/* Sums of the global negatives; returns the number of rows marked. Those of special[] are left out entirely, the others
+ * only lack their hierarchical negatives. */
+INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row_acc, T *col_acc, LOCAL(mark) *mark) {
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld;
     const uint8_t *special = t->special;
     const V inv_tau = t->inv_tau, shift = t->shift;
@@ -96,13 +122,12 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row
         col_global[v] = (V){0};
     }
     for (int64_t i = 0; i < rows; i++) {
-        mixed[count] = (int32_t)i;
         if (special && special[i]) {
-            count++;
+            mark[count++] = (LOCAL(mark)){(uint16_t)i, 0};
             continue;
         }
         V sum = {0};
-        VI hard = {0};
+        unsigned hard = 0;
         const V eps = LOCAL(splat)(row_eps[i]);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
@@ -114,13 +139,39 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row
                 col_global[v] += LOCAL(keep)(e, ~above_col);
                 above |= above_col;
             }
-            hard |= above;
+            hard |= LOCAL(bits)(above) << (v * W);
         }
         LOCAL(add_to)(row_acc + i * W, sum);
-        count += LOCAL(any)(hard);
+        mark[count] = (LOCAL(mark)){(uint16_t)i, (uint16_t)hard};
+        count += hard != 0;
     }
     for (int v = 0; both && v < NV; v++) LOCAL(add_to)(col_acc + v * W, col_global[v]);
     return count;
+}
+
+/* What global_sums left out of elements collected. */
+static void LOCAL(hard_sums)(const LOCAL(panel) *t, int32_t *where, int count, T *row_acc, int64_t ld_row, T *col_acc,
+                             int64_t ld_col) {
+    T c[W] __attribute__((aligned(HEX_VECTOR_BYTES))), e[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
+    T weight[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
+    const T *row_eps = t->row + HEX_P_EPS * t->ld, *col_eps = t->col ? t->col + HEX_P_EPS * t->ld : NULL;
+    for (int l = 0; l < W; l++) where[count + l] = where[0];
+    for (int from = 0; from < count; from += W) {
+        LOCAL(gather_hard)(t, where + from, c, e, weight);
+        for (int l = 0; l < W && from + l < count; l++) {
+            const int i = where[from + l] / P, lane = where[from + l] % P;
+            T *acc[2] = {row_acc + i * W + lane % W, t->col ? col_acc + lane : NULL};
+            const int64_t ld[2] = {ld_row, ld_col};
+            const bool above[2] = {c[l] > row_eps[i], t->col && c[l] > col_eps[lane]};
+            for (int side = 0; side < 2; side++) {
+                if (!above[side]) continue;
+                acc[side][HEX_S_HARD_A * ld[side]] += e[l] * weight[l];
+                acc[side][HEX_S_HARD_B * ld[side]] += weight[l];
+                acc[side][HEX_S_HARD_N * ld[side]] += 1;
+                acc[side][HEX_S_HARD_C * ld[side]] += c[l];
+            }
+        }
+    }
 }
 
 /* What global_sums left out of row i. */
@@ -152,15 +203,20 @@ static bool LOCAL(mixed_sums)(const LOCAL(panel) *t, int64_t i, T *row_acc, int6
 /* The common case: one exponential for both sides, and most vectors hold global negatives only. */
 static bool LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
     const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
-    int32_t mixed[HEX_TILE_ROWS];
+    LOCAL(mark) mark[HEX_TILE_ROWS + 1];   /* the one past the last is written, too */
+    int32_t where[LOCAL(PLACES)];
     bool any_hard = false;
     for (int64_t p = 0; p * P < tile->cols; p++) {
         const LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
         T *acc = sides->col ? col_acc + p * P : NULL;
-        int64_t count = t.col ? LOCAL(global_sums)(&t, true, row_acc, acc, mixed)
-                              : LOCAL(global_sums)(&t, false, row_acc, acc, mixed);
-        for (int64_t m = 0; m < count; m++)
-            any_hard |= LOCAL(mixed_sums)(&t, mixed[m], row_acc, ld_row, acc, ld_col);
+        int64_t marked = t.col ? LOCAL(global_sums)(&t, true, row_acc, acc, mark)
+                               : LOCAL(global_sums)(&t, false, row_acc, acc, mark);
+        int places = 0;
+        for (int64_t m = 0; m < marked; m++)
+            if (!LOCAL(collect)(&t, mark[m], where, &places))
+                any_hard |= LOCAL(mixed_sums)(&t, mark[m].row, row_acc, ld_row, acc, ld_col);
+        if (places > 0) LOCAL(hard_sums)(&t, where, places, row_acc, ld_row, acc, ld_col);
+        any_hard |= places > 0;
     }
     return any_hard;
 }
@@ -251,127 +307,6 @@ static void KERNEL(own)(const hex_tile *tile, const hex_sides *sides, double *ro
             if (tile->codes[at] > 0) LOCAL(own_side)(s, sides->row_log_neg[i], row + i, sides->ld);
             if (col && tile->col_codes[at] > 0) LOCAL(own_side)(s, sides->col_log_neg[j], col + j, sides->ld);
         }
-}
-
-/* dObjective/ds of one side. Where a class's weights are zero its exponential is masked, so 0 * inf cannot arise. */
-INLINE V LOCAL(side_coefficients)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
-                                  const bool is_row, const hex_code *codes) {
-#define PARAM(which) LOCAL(param)(params, ld, which, i, is_row)
-    LOCAL(classes) k = LOCAL(classify)(c, PARAM(HEX_P_EPS), codes);
-    V e = shared ? *shared : LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_G));
-    V s = LOCAL(keep)(e * PARAM(HEX_P_GG), k.global);
-    if (LOCAL(any)(k.hard)) {
-        V x = c * inv_tau - PARAM(HEX_P_SHIFT_H);
-        if (!shared) e = LOCAL(exp_nonpositive)(x);
-        V hard = LOCAL(hardness)(x, e, beta);
-        s += LOCAL(keep)(hard * (e * PARAM(HEX_P_H1) - PARAM(HEX_P_H2)), k.hard);
-    }
-    if (codes && LOCAL(any)(k.positive)) {
-        if (!shared) e = LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_P));
-        else e = *shared;
-        V gap = c * inv_tau - PARAM(HEX_P_OWN), zero = LOCAL(splat)(0);   /* share = e^s / (e^s + Neg) */
-        V t = LOCAL(exp_nonpositive)(LOCAL(pick)((VI)(gap > zero), -gap, gap));
-        V share = LOCAL(pick)((VI)(gap > zero), LOCAL(splat)(1), t) / (t + 1);
-        s += LOCAL(keep)(PARAM(HEX_P_PA) + PARAM(HEX_P_PB) * e + PARAM(HEX_P_PO) * share, k.positive);
-    }
-    return s;
-#undef PARAM
-}
-
-/* Both sides' coefficients of one vector. */
-INLINE V LOCAL(both_coefficients)(V c, const V *shared, V inv_tau, T beta, const T *row, const T *col, int64_t ld, int64_t i,
-                                  int64_t j, const hex_code *codes, const hex_code *col_codes) {
-    V s = LOCAL(side_coefficients)(c, shared, inv_tau, beta, row, ld, i, true, codes);
-    if (col) s += LOCAL(side_coefficients)(c, shared, inv_tau, beta, col, ld, j, false, col_codes);
-    return s;
-}
-
-/* Coefficients as if every element were a global negative of both sides; returns the number of rows listed in `mixed`. */
-INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both, T *out, int32_t *mixed) {
-    const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, *row_gg = t->row + HEX_P_GG * t->ld;
-    const uint8_t *special = t->special;
-    const V inv_tau = t->inv_tau, shift = t->shift;
-    const int64_t rows = t->rows;
-    int64_t count = 0;
-    V col_eps[NV], col_gg[NV];
-    for (int v = 0; both && v < NV; v++) {
-        col_eps[v] = LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W);
-        col_gg[v] = LOCAL(load)(t->col + HEX_P_GG * t->ld + v * W);
-    }
-    for (int64_t i = 0; i < rows; i++) {
-        VI hard = {0};
-        const V eps = LOCAL(splat)(row_eps[i]), gg = LOCAL(splat)(row_gg[i]);
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; v++) {
-            V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp_bounded)(c * inv_tau - shift);
-            hard |= (VI)(c > eps);
-            if (both) hard |= (VI)(c > col_eps[v]);
-            if (both) e *= gg + col_gg[v];
-            else e *= gg;
-            LOCAL(store)(out + i * P + v * W, e);
-        }
-        mixed[count] = (int32_t)i;
-        count += LOCAL(any)(hard) | (special && special[i]);
-    }
-    return count;
-}
-
-static void LOCAL(mixed_coefficients)(const LOCAL(panel) *t, int64_t i, T *out) {
-    const bool special = t->special && t->special[i];
-    for (int v = 0; v < NV; v++) {
-        int64_t at = i * P + v * W;
-        const V c = LOCAL(load)(t->values + at);
-        VI above = (VI)(c > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]));
-        if (t->col) above |= (VI)(c > LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W));
-        if (!special && !LOCAL(any)(above)) continue;
-        const V e = LOCAL(exp_bounded)(c * t->inv_tau - t->shift);
-        LOCAL(store)(out + at, LOCAL(both_coefficients)(c, &e, t->inv_tau, t->beta, t->row, t->col, t->ld, i, v * W,
-                                                        special ? t->codes + at : NULL, special ? t->col_codes + at : NULL));
-    }
-}
-
-/* The common case, as in sums_shared. */
-static void LOCAL(coefficients_shared)(const hex_tile *tile, const hex_sides *sides, T *out) {
-    int32_t mixed[HEX_TILE_ROWS];
-    for (int64_t p = 0; p * P < tile->cols; p++, out += tile->stride) {
-        const LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
-        int64_t count = t.col ? LOCAL(global_coefficients)(&t, true, out, mixed)
-                              : LOCAL(global_coefficients)(&t, false, out, mixed);
-        for (int64_t m = 0; m < count; m++) LOCAL(mixed_coefficients)(&t, mixed[m], out);
-    }
-}
-
-static void LOCAL(coefficients_separate)(const hex_tile *tile, const hex_sides *sides, T *out) {
-    const T *values = tile->values, *row = sides->row, *col = sides->col;
-    const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
-    const int64_t ld = sides->ld, rows = tile->rows, cols = (tile->cols + P - 1) / P * P, stride = tile->stride;
-    const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
-    for (int64_t j = 0; j < cols; j += W)
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t at = j / P * stride + i * P + j % P;
-            V c = LOCAL(load)(values + at);
-            LOCAL(store)(out + at, LOCAL(both_coefficients)(c, NULL, inv_tau, (T)sides->beta, row, col, ld, i, j,
-                                                            codes ? codes + at : NULL, codes ? col_codes + at : NULL));
-        }
-}
-
-static void KERNEL(coefficients)(const hex_tile *tile, const hex_sides *sides, void *out) {
-    const int64_t padded_rows = (tile->rows + P - 1) / P * P;
-    for (int64_t p = 0; p * P < tile->cols; p++)
-        memset((T *)out + p * tile->stride + tile->rows * P, 0, sizeof(T) * (size_t)((padded_rows - tile->rows) * P));
-    (sides->shared_shift ? LOCAL(coefficients_shared) : LOCAL(coefficients_separate))(tile, sides, out);
-}
-
-static double KERNEL(weighted_sum)(const hex_tile *tile, const void *weights_) {
-    const T *values = tile->values, *weights = weights_;
-    double sum = 0;
-    for (int64_t p = 0; p * P < tile->cols; p++) {
-        V partial = {0};
-        for (int64_t at = p * tile->stride; at < p * tile->stride + tile->rows * P; at += W)
-            partial += LOCAL(load)(weights + at) * LOCAL(load)(values + at);
-        sum += LOCAL(total)(partial);
-    }
-    return sum;
 }
 
 static void KERNEL(exponential)(const void *x, int64_t count, void *out) {

@@ -95,6 +95,8 @@ typedef struct {
     /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels. */
     void (*product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a, int64_t a_stride, const void *b,
                     int64_t b_stride, void *c, int64_t c_stride, bool accumulate);
+    /* C[p][i][P] of a square: blocks of P x P with rows past the columns get the block mirrored at the diagonal. */
+    void (*mirror)(int64_t panels, void *c, int64_t c_stride);
     /* Offers each member (code < 0, or all) of the tile times sign to the selections of its rows and columns. */
     void (*select)(const hex_tile *tile, double sign, const hex_selection *row, const hex_selection *col);
     /* Starts the bounds of a tile's rows, not yet offered anything, at a guess. */

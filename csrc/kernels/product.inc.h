@@ -1,4 +1,4 @@
-/* product: the one matrix product of the project. Shapes in kernels.h. */
+/* product: the one matrix product of the project; mirror: what it need not do twice. Shapes in kernels.h. */
 
 /* mr rows by HEX_PANELS panels of the output stay in registers over all of k. */
 INLINE void LOCAL(product_block)(const int mr, const int panels, int64_t k_panels, const T *a, int64_t a_stride,
@@ -80,4 +80,11 @@ static void KERNEL(product)(int64_t m, int64_t n_panels, int64_t k_panels, const
             LOCAL(product_strip)(m, 1, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride, c_stride,
                                  accumulate);
     }
+}
+
+static void KERNEL(mirror)(int64_t panels, void *c_, int64_t c_stride) {
+    T *c = c_;
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t r = p + 1; r < panels; r++)
+            LOCAL(transpose_panel)(c + r * c_stride + p * P * P, c + p * c_stride + r * P * P, P, false);
 }

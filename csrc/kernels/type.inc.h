@@ -5,6 +5,7 @@
 #include "pack.inc.h"
 #include "select.inc.h"
 #include "contrast.inc.h"
+#include "coefficients.inc.h"
 #include "digest.inc.h"
 
 #undef HEX_ROWS_CASE
@@ -18,6 +19,7 @@ const hex_kernels KERNEL(hex_kernels) = {
     .pack = KERNEL(pack),
     .unpack = KERNEL(unpack),
     .product = KERNEL(product),
+    .mirror = KERNEL(mirror),
     .select = KERNEL(select),
     .select_guess = KERNEL(select_guess),
     .select_finish = KERNEL(select_finish),

@@ -70,6 +70,24 @@ void test_product(const hex_kernels *k) {
     poisoned_product(k);
 }
 
+/* Blocks below the diagonal get those above, and nothing else is written. */
+void test_mirror(const hex_kernels *k) {
+    const int64_t p = k->panel;
+    for (int64_t panels = 1; panels <= 4; panels++) {
+        const int64_t rows = panels * p, stride = rows * p + 2 * p;
+        void *c = room(k, panels * stride, 0);
+        for (int64_t i = 0; i < panels * stride; i++) put(k, c, i, (double)i);
+        k->mirror(panels, c, stride);
+        for (int64_t i = 0; i < panels * stride; i++) {
+            int64_t col = i / stride * p + i % p, row = i % stride / p;
+            bool below = row < rows && row / p > col / p;
+            double expected = below ? (double)(row / p * stride + col * p + row % p) : (double)i;
+            CHECK(get(k, c, i) == expected, "(%lld, %lld): %g, not %g", (long long)row, (long long)col, get(k, c, i), expected);
+        }
+        free(c);
+    }
+}
+
 /* Distance to the truth in units in the last place of T at the truth. */
 static double ulps(const hex_kernels *k, double found, long double truth) {
     int exponent;
@@ -164,7 +182,7 @@ static const struct {
     const char *name;
     test *run;
 } tests[] = {
-    {"product", test_product}, {"exponential", test_exponential}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
+    {"product", test_product}, {"mirror", test_mirror}, {"exponential", test_exponential}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},

@@ -1,0 +1,114 @@
+"""Where a step's time goes: every phase of the core, in milliseconds, GFLOP/s and share of the core's FMA peak.
+
+    python benchmarks/phases.py                            # the five shapes, one thread and two
+    python benchmarks/phases.py --rows 2048 --columns 128 --threads 1 --loss infonce --data clustered
+
+The peak is what one core reaches that does nothing but multiply and add in registers, measured here and now. GFLOP/s
+are those of one thread. "outside" is the rest of the step: Python, torch's autograd and dispatch. Shares are of the
+step's time times its threads. Prints Markdown; needs a C compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bench.py
+
+import acceptance  # noqa: E402
+import records  # noqa: E402
+import torch  # noqa: E402
+from cases import DTYPES, KINDS, Case, Inputs  # noqa: E402
+from variants import VARIANTS  # noqa: E402
+
+from hexssl.profiling import Profile  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tools"))
+
+import kernels  # noqa: E402
+
+VECTOR_BYTES = {"avx2": 32, "avx512": 64, "neon": 16, "scalar": 16}  # scalar: of the architecture's floor
+
+
+def peak(tier: str, dtype: str) -> float:
+    """GFLOP/s of one core."""
+    compiler = kernels.compiler_for(platform.machine(), platform.machine())
+    if compiler is None:
+        raise SystemExit("no C compiler: cc is not installed")
+    flags = {Path(source).stem: isa for source, isa in kernels.setup_table("TIERS")[platform.machine()].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "fma_peak"
+        kernels.run([compiler, *kernels.setup_table("FLAGS"), *flags.get(tier, []), f"-DBYTES={VECTOR_BYTES[tier]}",
+                     HERE / "fma_peak.c", "-o", program])
+        found = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+    return float(found[dtype == "float64"])
+
+
+def profile(variant: str, case: Case, threads: int, seconds: float) -> tuple[Profile, float, int]:
+    """The phases of many steps, the seconds these took, and how many there were."""
+    torch.set_num_threads(threads)
+    inputs = Inputs(case)
+    step = VARIANTS[variant].make(inputs)
+    for share in (0.2, 1.0):  # the first to get warm
+        taken, steps, end = 0.0, 0, time.perf_counter() + seconds * share
+        with Profile() as found:
+            while time.perf_counter() < end or steps < 3:
+                inputs.nudge()
+                begin = time.perf_counter()
+                step()
+                taken += time.perf_counter() - begin
+                steps += 1
+    return found, taken, steps
+
+
+def table(variant: str, case: Case, threads: int, seconds: float, limit: float) -> str:
+    found, taken, steps = profile(variant, case, threads, seconds)
+    call, phases = found.phases["call"].seconds, [phase for phase in found.phases.values() if phase.name != "call"]
+    work, outside = sum(phase.seconds for phase in phases), taken - call
+    whole = call * threads + outside
+    operations = sum(phase.operations for phase in phases) / steps * 1e-9
+
+    def line(name: str, calls: str, seconds: float, speed: str = " | ") -> str:
+        return f"| {name} | {calls} | {seconds / steps * 1e3:.3f} | {seconds / whole:.1%} | {speed} |"
+
+    lines = [f"### {VARIANTS[variant].title}, {case}, {threads} thread{'s' * (threads > 1)}", "",
+             f"{taken / steps * 1e3:.2f} ms a step (mean of {steps}), {call / steps * 1e3:.2f} ms of it in the core.",
+             f"Its products are {operations:.3f} GFLOP, which at the peak of {limit:.0f} GFLOP/s a core would take "
+             f"{operations / limit / threads * 1e3:.2f} ms.", "",
+             "| phase | calls | ms, all threads | share | GFLOP/s | of the peak |", "|---|---:|---:|---:|---:|---:|"]
+    for phase in phases:
+        speed = f"{phase.gflops:.1f} | {phase.gflops / limit:.0%}" if phase.operations > 0 else " | "
+        lines.append(line(phase.name, f"{phase.calls / steps:.0f}", phase.seconds, speed))
+    lines += [line("the core's rest, waiting threads", "", call * threads - work), line("outside", "", outside), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, help="this shape in place of the five")
+    parser.add_argument("--columns", type=int, default=128)
+    parser.add_argument("--threads", type=int, nargs="+", default=list(acceptance.default_threads()))
+    parser.add_argument("--loss", choices=("hex", "hex-fixed", "infonce"), default="hex")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--data", choices=KINDS, default="random")
+    parser.add_argument("--seconds", type=float, default=3, help="for one table, about")
+    given = parser.parse_args()
+    machine = records.machine()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), "", sep="\n")
+    limit = peak(machine["tier"], given.dtype)
+    shapes = acceptance.SHAPES if given.rows is None else (Case(given.rows, given.columns),)
+    for threads in given.threads:
+        for shape in shapes:
+            case = Case(shape.rows, shape.columns, given.dtype, given.data)
+            print(table(given.loss, case, threads, given.seconds, limit), flush=True)
+
+
+if __name__ == "__main__":
+    main()
