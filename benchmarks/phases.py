@@ -99,15 +99,20 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--data", choices=KINDS, default="random")
     parser.add_argument("--seconds", type=float, default=3, help="for one table, about")
+    parser.add_argument("--output", type=Path, help="also write it to this file")
     given = parser.parse_args()
     machine = records.machine()
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), "", sep="\n")
+    parts = [", ".join(f"{name} {value}" for name, value in machine.items()) + "\n"]
+    print(parts[0], flush=True)
     limit = peak(machine["tier"], given.dtype)
     shapes = acceptance.SHAPES if given.rows is None else (Case(given.rows, given.columns),)
     for threads in given.threads:
         for shape in shapes:
             case = Case(shape.rows, shape.columns, given.dtype, given.data)
-            print(table(given.loss, case, threads, given.seconds, limit), flush=True)
+            parts.append(table(given.loss, case, threads, given.seconds, limit))
+            print(parts[-1], flush=True)
+    if given.output:
+        given.output.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_migration(migration: dict[str, Any]) -> None:
 
 
 def test_linked_files_exist() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/migration.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/migration.md", "docs/performance.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"

@@ -1,0 +1,79 @@
+"""Puts what was measured into the documents, between their marks.
+
+    python benchmarks/bench.py --preset acceptance && python benchmarks/bench.py --preset drop-ins
+    python benchmarks/phases.py --output benchmarks/results/phases.md
+    python benchmarks/tables.py
+
+Reads benchmarks/results; writes README.md and docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import records
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+HEADLINES = {  # of acceptance.csv
+    "HEX adaptive / 2 GEMM": "HEX, adaptive threshold, forward + backward",
+    "HEX fixed / 2 GEMM": "HEX, fixed threshold, forward + backward",
+    "InfoNCE / 2 GEMM": "InfoNCE, forward + backward",
+    "InfoNCE forward / 1 GEMM": "InfoNCE, forward alone, against the one product `z @ z.T`",
+}
+
+
+def markdown(rows: list[list[str]], left: int) -> str:
+    """A table whose first `left` columns are words."""
+    head, *body = rows
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def machine(lines: list[dict[str, str]]) -> str:
+    first = lines[0]
+    return (f"{first['cpu']}, {first['cores']} cores, {first['tier']} kernels, torch {first['torch']}, "
+            f"Python {first['python']}, {first['date']}")
+
+
+def headlines(lines: list[dict[str, str]]) -> str:
+    """Ratios by shape, one thread / all of them."""
+    measured = {(line["what"], line["case"], int(line["threads"])): line["measured"] for line in lines}
+    cases = list(dict.fromkeys(case for what, case, _ in measured if what in HEADLINES))
+    threads = sorted({count for what, _, count in measured if what in HEADLINES})
+    rows = [["", *(case.split()[0].replace("x", " × ") for case in cases)]]
+    rows += [[title, *(" / ".join(measured[what, case, count] for count in threads) for case in cases)]
+             for what, title in HEADLINES.items()]
+    return f"{markdown(rows, 1)}\n\nThreads: {' / '.join(map(str, threads))}. {machine(lines)}."
+
+
+def promises(lines: list[dict[str, str]]) -> str:
+    """Every line, with what was required and whether it was reached."""
+    names = ["what", "case", "threads", "required", "aim", "measured", "quartiles", "verdict"]
+    passed = sum(not line["verdict"].startswith("FAIL") for line in lines)
+    rows = [names, *([line[name] for name in names] for line in lines)]
+    return f"{passed} of {len(lines)} lines pass. {machine(lines)}.\n\n{markdown(rows, 2)}"
+
+
+def fill(path: Path, parts: dict[str, str]) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in parts.items():
+        pattern = rf"(<!-- {name}\b[^>]*-->\n).*?(<!-- /{name} -->)"
+        text, found = re.subn(pattern, lambda match, new=content: f"{match[1]}{new}\n{match[2]}", text, flags=re.DOTALL)
+        if found != 1:
+            raise LookupError(f"{path.name} has {found} places marked {name}")
+    path.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    acceptance, drop_ins = (records.read(RESULTS / f"{name}.csv") for name in ("acceptance", "drop-ins"))
+    fill(ROOT / "README.md", {"speed": headlines(acceptance)})
+    fill(ROOT / "docs" / "performance.md", {
+        "acceptance": promises(acceptance), "drop-ins": promises(drop_ins),
+        "phases": (RESULTS / "phases.md").read_text(encoding="utf-8").strip()})
+
+
+if __name__ == "__main__":
+    main()
