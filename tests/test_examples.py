@@ -1,4 +1,4 @@
-"""The examples: data, augmentations, and that a resumed run is the uninterrupted one."""
+"""The examples: data, augmentations, training, and that a resumed run is the uninterrupted one."""
 
 import gzip
 import sys
@@ -12,9 +12,11 @@ for package in ("sklearn", "tqdm", "matplotlib"):
     pytest.importorskip(package)
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import cli  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
 import simclr  # noqa: E402
+import training  # noqa: E402
 from augment import Augment  # noqa: E402
 from figure import draw  # noqa: E402
 
@@ -119,7 +121,7 @@ def test_flip_and_erase(digits: data.Images) -> None:
 
 
 def run_options(loss: str, *more: str) -> list[str]:
-    return ["--loss", loss, "--epochs", "2", "--batch-size", "32", "--train-rows", "96", *more]
+    return ["--loss", loss, "--data", "digits", "--epochs", "2", "--batch-size", "32", "--train-rows", "96", *more]
 
 
 @pytest.mark.parametrize(
@@ -134,14 +136,14 @@ def run_options(loss: str, *more: str) -> list[str]:
 def test_a_resumed_run_is_the_uninterrupted_one(options: list[str], tmp_path: Path) -> None:
     images = data.load("digits", train_rows=96)
     whole = simclr.start(simclr.parse(options), images)
-    simclr.train_epoch(whole, images)
-    simclr.save(whole, tmp_path / "first.pt")
-    simclr.train_epoch(whole, images)
+    training.train_epoch(whole, images)
+    training.save(whole, tmp_path / "first.pt")
+    training.train_epoch(whole, images)
 
     torch.rand(5)  # the generator is elsewhere when another process resumes
     resumed = simclr.start(simclr.parse(options), images)
-    simclr.resume(resumed, tmp_path / "first.pt")
-    simclr.train_epoch(resumed, images)
+    training.resume(resumed, tmp_path / "first.pt")
+    training.train_epoch(resumed, images)
 
     assert resumed.epoch == whole.epoch == 2
     for name, part in whole.stateful().items():
@@ -170,16 +172,16 @@ def assert_same(ours: object, theirs: object, where: str) -> None:
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     images = data.load("digits", train_rows=96)
-    simclr.save(simclr.start(simclr.parse(run_options("hex")), images), tmp_path / "hex.pt")
+    training.save(simclr.start(simclr.parse(run_options("hex")), images), tmp_path / "hex.pt")
     other = simclr.start(simclr.parse(run_options("hex", "--beta", "2")), images)
     with pytest.raises(ValueError, match=r"beta was 1\.0, now 2\.0"):
-        simclr.resume(other, tmp_path / "hex.pt")
+        training.resume(other, tmp_path / "hex.pt")
 
 
 def test_training_reports_what_the_loss_saw() -> None:
     images = data.load("digits", train_rows=96)
     run = simclr.start(simclr.parse(run_options("hex", "--warmup", "0")), images)
-    record = simclr.train_epoch(run, images)
+    record = training.train_epoch(run, images)
     assert 0 < record["loss_ms"] < record["step_ms"]
     assert -1 <= record["threshold"] <= 1 and 0 <= record["hierarchical"] <= 1
     assert run.history == [record]
@@ -213,7 +215,8 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
                {"epoch": 2, "knn": 0.6, "threshold": 0.8, "hierarchical": 0.1}]
     plain = [{"epoch": 1, "knn": 0.5}, {"epoch": 2, "knn": 0.6}]
     parts = {"same class": torch.tensor([0.9, 0.8]), "same superclass": torch.tensor([0.3]), "other": torch.zeros(3)}
-    losses = simclr.LOSSES
+    losses = cli.LOSSES
     histories = {loss: plain if loss == "infonce" else history for loss in losses}
     draw(histories, 0.4, dict.fromkeys(losses, parts), "title", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
