@@ -1,5 +1,6 @@
 """The examples: data, augmentations, training and what comes of it, resuming, and one loss in place of another."""
 
+import argparse
 import gzip
 import importlib
 import sys
@@ -19,12 +20,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cli  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import moco  # noqa: E402
 import peer_formulas  # noqa: E402
 import simclr  # noqa: E402
 import swapping  # noqa: E402
 import training  # noqa: E402
 from augment import Augment  # noqa: E402
 from figure import draw  # noqa: E402
+
+from hexssl import CrossHEXLoss  # noqa: E402
 
 STILL = Augment(scale=(1, 1), shift=0, degrees=0, shear=0, contrast=0, brightness=0, noise=0, erase=0)
 
@@ -130,24 +134,30 @@ def run_options(loss: str, *more: str) -> list[str]:
     return ["--loss", loss, "--data", "digits", "--epochs", "2", "--batch-size", "32", "--train-rows", "96", *more]
 
 
+def start_moco(options: argparse.Namespace, images: data.Images) -> training.Run:
+    return training.start(options, images, moco.MoCo, CrossHEXLoss(**cli.hex_arguments(options)))
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("start", "options"),
     [
-        run_options("infonce"),
-        run_options("hex", "--warmup", "0", "--momentum", "0.9", "--monotone"),
-        run_options("hex", "--threshold", "0.5"),
-        run_options("hex-released", "--warmup", "0"),
+        (simclr.start, run_options("infonce")),
+        (simclr.start, run_options("hex", "--warmup", "0", "--momentum", "0.9", "--monotone")),
+        (simclr.start, run_options("hex", "--threshold", "0.5")),
+        (simclr.start, run_options("hex-released", "--warmup", "0")),
+        (start_moco, run_options("hex", "--warmup", "0")),  # with a queue
     ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(options: list[str], tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(start: Callable[..., training.Run], options: list[str],
+                                                tmp_path: Path) -> None:
     images = data.load("digits", train_rows=96)
-    whole = simclr.start(simclr.parse(options), images)
+    whole = start(simclr.parse(options), images)
     training.train_epoch(whole, images)
     training.save(whole, tmp_path / "first.pt")
     training.train_epoch(whole, images)
 
     torch.rand(5)  # the generator is elsewhere when another process resumes
-    resumed = simclr.start(simclr.parse(options), images)
+    resumed = start(simclr.parse(options), images)
     training.resume(resumed, tmp_path / "first.pt")
     training.train_epoch(resumed, images)
 
