@@ -15,39 +15,36 @@ from pathlib import Path
 # OpenMP when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import cli  # noqa: E402
 import simclr  # noqa: E402
 import torch  # noqa: E402
+import training  # noqa: E402
 from data import Images, load  # noqa: E402
 from evaluate import ROWS, cosines_by_relation, embed, knn_accuracy, linear_accuracy  # noqa: E402
 from figure import NAMES, draw  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-EPOCHS = {"digits": 20, "fashion-mnist": 8}
-TRAIN_ROWS = {"digits": None, "fashion-mnist": 6000}
 
-
-def train(loss: str, options: argparse.Namespace, images: Images) -> simclr.Run:
-    """Train one variant with the functions of simclr.py, k-NN accuracy after every epoch."""
-    # The paper's warm-up of 10 epochs is for runs of 100 to 1000: here it would leave InfoNCE alone. A fifth instead.
-    arguments = ["--loss", loss, "--data", options.data, "--epochs", str(options.epochs), "--seed", str(options.seed),
-                 "--warmup", str(max(options.epochs // 5 - 1, 0))]  # epochs 0 to warmup, both included
+def train(loss: str, options: argparse.Namespace, images: Images) -> training.Run:
+    """Train one variant as simclr.py does, k-NN accuracy after every epoch."""
+    arguments = ["--loss", loss, "--data", options.data, "--epochs", str(options.epochs), "--seed", str(options.seed)]
     run = simclr.start(simclr.parse(arguments), images)
     with tqdm(total=options.epochs, desc=f"{NAMES[loss]:<12}", unit="epoch") as progress:
         while run.epoch < options.epochs:
-            record = simclr.train_epoch(run, images)
-            record["knn"] = knn_accuracy(run.encoder, images)
+            record = training.train_epoch(run, images)
+            record["knn"] = knn_accuracy(run.model.encoder, images)
             progress.set_postfix_str(f"loss {record['loss']:.3f}, k-NN {record['knn']:.1%}")
             progress.update()
     return run
 
 
-def table(runs: dict[str, simclr.Run], untrained: simclr.Run, images: Images) -> tuple[str, dict[str, float]]:
+def table(runs: dict[str, training.Run], untrained: training.Run, images: Images) -> tuple[str, dict[str, float]]:
     """A Markdown table of all variants, and their k-NN accuracies."""
     lines = [
         "| loss | final value | k-NN | linear | in the loss | per step | share |",
         "|---|---:|---:|---:|---:|---:|---:|",
-        f"| untrained encoder | | {knn_accuracy(untrained.encoder, images):.1%} "
-        f"| {linear_accuracy(untrained.encoder, images):.1%} | | | |",
+        f"| untrained encoder | | {knn_accuracy(untrained.model.encoder, images):.1%} "
+        f"| {linear_accuracy(untrained.model.encoder, images):.1%} | | | |",
     ]
     accuracies = {}
     for loss, run in runs.items():
@@ -55,8 +52,9 @@ def table(runs: dict[str, simclr.Run], untrained: simclr.Run, images: Images) ->
         accuracies[loss] = last["knn"]
         settled = run.history[len(run.history) // 2 :]  # past the warm-up, which is cheaper
         in_loss, per_step = (statistics.median(record[key] for record in settled) for key in ("loss_ms", "step_ms"))
+        linear = linear_accuracy(run.model.encoder, images)
         lines.append(
-            f"| {NAMES[loss]} | {last['loss']:.3f} | {last['knn']:.1%} | {linear_accuracy(run.encoder, images):.1%} "
+            f"| {NAMES[loss]} | {last['loss']:.3f} | {last['knn']:.1%} | {linear:.1%} "
             f"| {in_loss:.1f} ms | {per_step:.1f} ms | {in_loss / per_step:.1%} |"
         )
     return "\n".join(lines), accuracies
@@ -76,7 +74,7 @@ def machine() -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", choices=tuple(EPOCHS), default="digits")
+    add("--data", choices=tuple(cli.EPOCHS), default="digits")
     add("--data-dir", help="directory with Fashion-MNIST's four .gz files")
     add("--epochs", type=int, help="default: 20 on digits, 8 on Fashion-MNIST")
     add("--seed", type=int, default=0)
@@ -84,7 +82,7 @@ def parse() -> argparse.Namespace:
     add("--check", action="store_true", help="fail unless every variant beats the untrained encoder's k-NN")
     options = parser.parse_args()
     if options.epochs is None:
-        options.epochs = EPOCHS[options.data]
+        options.epochs = cli.EPOCHS[options.data]
     if options.epochs < 1:
         parser.error("--epochs must be at least 1")
     return options
@@ -92,10 +90,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    images = load(options.data, options.data_dir, TRAIN_ROWS[options.data])
+    images = load(options.data, options.data_dir, cli.TRAIN_ROWS[options.data])
     untrained = simclr.start(simclr.parse(["--data", options.data, "--seed", str(options.seed)]), images)
-    baseline = knn_accuracy(untrained.encoder, images)
-    runs = {loss: train(loss, options, images) for loss in simclr.LOSSES}
+    baseline = knn_accuracy(untrained.model.encoder, images)
+    runs = {loss: train(loss, options, images) for loss in cli.LOSSES}
 
     summary, accuracies = table(runs, untrained, images)
     command = f"python examples/demo.py --data {options.data} --epochs {options.epochs} --seed {options.seed}"
@@ -105,7 +103,7 @@ def main() -> None:
 
     pictures = images.test[: min(ROWS, 1000)]
     cosines = {
-        loss: cosines_by_relation(embed(torch.nn.Sequential(run.encoder, run.projector), pictures), images)
+        loss: cosines_by_relation(embed(torch.nn.Sequential(run.model.encoder, run.model.projector), pictures), images)
         for loss, run in runs.items()
     }
     title = f"{images.name}, {len(images.train):,} pictures, {options.epochs} epochs, seed {options.seed}"
