@@ -17,7 +17,7 @@ typedef struct {
     char *params;               /* T[HEX_PARAMS][mp] */
     char *row_grad;             /* T[mb][Dp/P][block_m][P] */
     char *col_grad;             /* T[nb][block_n/P][Dp][P] */
-    double *tile_sc;            /* [tasks] sum of S c */
+    double *block_sc;           /* [mb or nb] sum of S c */
     double *paired, *paired_s;  /* [mp] cosine and coefficient of the paired positive */
     double *extra;              /* [mp][d] the paired positive's part of a gradient */
 } backward;
@@ -50,6 +50,17 @@ static void fill_scale(const hex_run *run, const backward *b, const double *grad
     }
 }
 
+/* Where the forward pass left exponentials that are this pass's, too. */
+static void accept_exponentials(hex_run *run, const backward *b) {
+    const double beta = b->s->beta, *first = b->row_state;
+    if (!b->shared || (beta != 0 && beta != 1)) return;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        const double *state = b->row_state + i * HEX_ROW_STATE;
+        if (state[HEX_R_EPS] != first[HEX_R_EPS] || state[HEX_R_PO] != 0) return;
+    }
+    hex_run_accept(run, &(hex_form){true, b->inv_tau, first[HEX_R_SHIFT_G], first[HEX_R_EPS]});
+}
+
 static void backward_tile(hex_worker *worker, int64_t t, void *context) {
     backward *b = context;
     hex_run *run = worker->run;
@@ -60,13 +71,13 @@ static void backward_tile(hex_worker *worker, int64_t t, void *context) {
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
     const char *row = b->params + task->i * g->block_m * size, *col = b->params + task->j * g->block_n * size;
     hex_sides sides = {.inv_tau = b->inv_tau, .beta = b->s->beta, .shared_shift = b->shared, .row = row,
-                       .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch};
+                       .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch,
+                       .exponentials = run->tiles_ready && run->form.exponentials ? (void *)tile.values : NULL};
     int64_t start = hex_profile_start();
     run->k->coefficients(&tile, &sides, worker->out);
-    /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient, and S c counts twice. */
-    if (b->out->temperature) b->tile_sc[t] = run->k->weighted_sum(&tile, worker->out) * (diagonal ? 0.5 : 1);
     hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
     start = hex_profile_start();
+    /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient. */
     int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
     if (b->rows)
         run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
@@ -144,10 +155,41 @@ static void paired_block(hex_worker *worker, int64_t i, void *context) {
     }
 }
 
-/* dObjective/dtau = -sum C s / tau, plus the terms that hold tau by themselves. */
-static double temperature_gradient(const hex_run *run, const backward *b) {
+/* Sum of S c over a block's tiles: of its packed rows times their gradient, sum over j of S_ij (a_i . k_j). */
+static double block_product(const hex_run *run, const void *rows, const void *gradient, int64_t count, int64_t cols,
+                            int64_t stride) {
+    hex_tile tile = {.values = rows, .stride = stride, .rows = count, .cols = cols};
+    return run->k->weighted_sum(&tile, gradient);
+}
+
+static void anchors_product(hex_worker *worker, int64_t i, void *context) {
+    const backward *b = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    const int64_t block = g->block_m;
+    b->block_sc[i] = block_product(run, hex_block(run, run->a.k_major, block, i), hex_block(run, b->row_grad, block, i),
+                                   hex_block_rows(g->m, block, i), g->dp, block * g->k->panel);
+    if (b->cols && g->symmetric && has_columns(run, i))
+        b->block_sc[i] += block_product(run, hex_block(run, run->a.r_major, block, i), hex_block(run, b->col_grad, block, i),
+                                        g->dp, hex_block_rows(g->m, block, i), g->dp * g->k->panel);
+}
+
+static void keys_product(hex_worker *worker, int64_t j, void *context) {
+    const backward *b = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    b->block_sc[j] = block_product(run, hex_block(run, run->key.r_major, g->block_n, j),
+                                   hex_block(run, b->col_grad, g->block_n, j), g->dp, hex_block_rows(g->n, g->block_n, j),
+                                   g->dp * g->k->panel);
+}
+
+/* dObjective/dtau = -sum C s / tau, plus the terms that hold tau by themselves. In a symmetric problem the gradient
+ * counts both sides' coefficients of each cosine twice. */
+static double temperature_gradient(hex_run *run, const backward *b) {
     double sc = 0, direct = 0;
-    for (int64_t t = 0; t < run->g.tasks; t++) sc += b->tile_sc[t];
+    int64_t blocks = b->rows ? run->g.mb : run->g.nb;
+    hex_each_block(run, blocks, b->rows ? anchors_product : keys_product, (void *)b);
+    for (int64_t i = 0; i < blocks; i++) sc += run->g.symmetric ? b->block_sc[i] / 2 : b->block_sc[i];
     for (int64_t i = 0; i < run->g.m; i++) {
         if (b->paired) sc += b->paired_s[i] * b->paired[i];
         if (b->scale[i] != 0) direct += b->scale[i] * b->row_state[i * HEX_ROW_STATE + HEX_R_DTAU];
@@ -175,7 +217,7 @@ static int64_t place(const hex_problem *p, const hex_geometry *g, char *base, ba
     b->scale = (double *)at, at += row;
     b->row = (double *)at, at += row;
     b->params = at, at += HEX_PARAMS * g->mp * size;
-    b->tile_sc = (double *)at, at += hex_round_up(g->tasks * (int64_t)sizeof(double), HEX_PANEL_BYTES);
+    b->block_sc = (double *)at, at += hex_round_up((g->mb + g->nb) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     if (p->paired.data) {
         b->paired = (double *)at, at += row;
         b->paired_s = (double *)at, at += row;
@@ -193,6 +235,7 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     hex_geometry_of(problem, &g);
     backward b = {.s = s, .row_state = row_state, .out = gradients};
     b.rows = gradients->anchors != NULL;
+    if (gradients->temperature && !gradients->keys) b.rows = true;   /* its gradient comes from theirs */
     b.cols = g.symmetric ? b.rows : gradients->keys != NULL;
     int64_t extra = place(problem, &g, NULL, &b);
     hex_run run;
@@ -206,14 +249,16 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     int64_t rows_start = hex_profile_start();
     fill_scale(&run, &b, grad);
     fill_params(&run, &b);
+    accept_exponentials(&run, &b);
     hex_profile_stop(HEX_PHASE_ROWS, rows_start, 0);
     if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &b);
-    if (b.rows || b.cols || gradients->temperature) hex_each_task(&run, backward_tile, &b);
+    if (b.rows || b.cols) hex_each_task(&run, backward_tile, &b);
+    if (gradients->temperature) *gradients->temperature = temperature_gradient(&run, &b);
     bool poisoned = spread_nan(&run, &b);
     if (gradients->anchors) hex_each_block(&run, g.mb, finish_anchors, &b);
     if (gradients->keys) hex_each_block(&run, g.nb, finish_keys, &b);
     if (gradients->paired) hex_each_block(&run, g.mb, finish_paired, &b);
-    if (gradients->temperature) *gradients->temperature = poisoned ? NAN : temperature_gradient(&run, &b);
+    if (gradients->temperature && poisoned) *gradients->temperature = NAN;
     if (poisoned) run.token = 0;   /* the kept norms were overwritten */
     hex_run_close(&run, false);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);

@@ -108,6 +108,12 @@ typedef struct {
     double largest;            /* largest norm of a finite row */
 } hex_rows;
 
+/* What kept tiles hold: cosines, or e^(s - shift) as hex_sides.exponentials says, of these. */
+typedef struct {
+    bool exponentials;
+    double inv_tau, shift, threshold;
+} hex_form;
+
 typedef struct hex_run hex_run;
 struct hex_run {
     const hex_problem *problem;
@@ -118,8 +124,9 @@ struct hex_run {
     hex_classes classes;
     hex_task *task;
     void *tiles;               /* NULL: not kept */
-    bool tiles_ready;
-    uint64_t *ready;           /* in the kept memory: the token its tiles were finished under */
+    bool tiles_ready;          /* they hold run->form */
+    hex_form form;
+    struct hex_kept *header;   /* of the kept memory */
     uint64_t token;
     int workers;
     char *extra;               /* the caller's extra bytes, 64-byte aligned, uninitialised */
@@ -138,6 +145,8 @@ typedef struct {
 /* want_tiles: remember cosine tiles if they fit the budget; keep: the next step may want what this one leaves. */
 hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, bool keep,
                         int64_t extra_bytes);
+/* After opening: tiles kept as these exponentials serve, too (run->form says which there are). */
+void hex_run_accept(hex_run *run, const hex_form *form);
 /* Returns what is kept: a token, or 0. */
 int64_t hex_run_close(hex_run *run, bool keep);
 

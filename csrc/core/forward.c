@@ -8,6 +8,7 @@ typedef struct {
     const hex_settings *s;
     double inv_tau;
     bool shared;                /* one shift for all anchors and classes */
+    bool exponentials;          /* left in the tiles by the last pass, for the backward */
     double shift;
     char *params;               /* T[HEX_PARAMS][mp] */
     char *maxima;               /* T[HEX_MAXIMA][mp]; not shared only */
@@ -41,6 +42,7 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
     bool both = g->symmetric && i != j;
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
     hex_sides sides = sides_of(worker, c, t, both);
+    if (pass == SUMS && c->exponentials) sides.exponentials = (void *)tile.values;   /* run->tiles, which are not const */
     int64_t start = hex_profile_start();
     if (pass == MAXIMA)
         run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
@@ -224,6 +226,13 @@ static int64_t place(const hex_geometry *g, char *base, contrast *c, double **co
     return at - base;
 }
 
+/* A backward that finds e^(s - shift) in the tiles needs no exponential of its own. */
+static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
+    const hex_settings *s = c->s;
+    return c->shared && s->threshold_count <= 1 && (s->beta == 0 || s->beta == 1) && run->tiles && run->token != 0 &&
+           !any_needs_own(run, c);
+}
+
 /* The threshold from the tiles that the contrast will use. */
 static double adaptive_threshold(hex_run *run, const hex_measurement *what, char *memory) {
     double *row_stats = (double *)memory;
@@ -258,7 +267,12 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     choose_shift(&run, &c);
     fill_thresholds(&run, &c);
     fill_shifts(&run, &c);
+    c.exponentials = keep && may_leave_exponentials(&run, &c);
     pass_over(&run, sums_tile, &c);
+    if (c.exponentials) {
+        double shift = run.k->widen(param(&run, &c, HEX_P_SHIFT_G, 0), 0);   /* as the kernels know it */
+        run.form = (hex_form){true, c.inv_tau, shift, hex_row_threshold(s, 0)};
+    }
     if (any_needs_own(&run, &c)) {
         hex_each_block(&run, g.mb, negatives_block, &c);
         pass_over(&run, own_tile, &c);

@@ -20,11 +20,17 @@ static void place_rows(char **at, const hex_geometry *g, int64_t padded, bool bo
     rows->norms = (double *)carve(at, padded * (int64_t)sizeof(double));
 }
 
+/* At the start of the kept memory: the token its tiles were finished under, or 0, and what they hold. */
+struct hex_kept {
+    uint64_t ready;
+    hex_form form;
+};
+
 /* Two passes over one layout: with base NULL only the size matters. */
 static int64_t place_kept(hex_run *run, char *base, bool tiles) {
     const hex_geometry *g = &run->g;
     char *at = base;
-    run->ready = (uint64_t *)carve(&at, HEX_PANEL_BYTES);
+    run->header = (struct hex_kept *)carve(&at, sizeof *run->header);
     place_rows(&at, g, g->mp, true, &run->a);
     if (g->symmetric)
         run->key = run->a;
@@ -208,11 +214,11 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
     place_kept(run, hex_slab_memory(run->kept), tiles);
     place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
     if (!hit) {
-        *run->ready = 0;
+        run->header->ready = 0;
         pack_rows(run, &problem->anchors, g->block_m, &run->a);
         if (!g->symmetric) pack_rows(run, &problem->keys, g->block_n, &run->key);
     }
-    run->tiles_ready = tiles && run->token != 0 && *run->ready == run->token;
+    run->tiles_ready = tiles && run->token != 0 && run->header->ready == run->token && !run->header->form.exponentials;
     survey_rows(g->m, &run->a);
     if (g->symmetric)
         run->key = run->a;
@@ -233,9 +239,18 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
     return HEX_OK;
 }
 
+void hex_run_accept(hex_run *run, const hex_form *form) {
+    const struct hex_kept *kept = run->header;
+    if (run->tiles_ready || !run->tiles || run->token == 0 || kept->ready != run->token) return;
+    if (kept->form.inv_tau != form->inv_tau || kept->form.shift != form->shift || kept->form.threshold != form->threshold)
+        return;
+    run->form = kept->form;
+    run->tiles_ready = true;
+}
+
 int64_t hex_run_close(hex_run *run, bool keep) {
     keep = keep && run->token != 0 && hex_workspace_budget() > 0;
-    if (run->tiles) *run->ready = run->tiles_ready ? run->token : 0;
+    if (run->tiles) *run->header = (struct hex_kept){run->tiles_ready ? run->token : 0, run->form};
     hex_slab_put(run->scratch, 0, false);
     hex_slab_put(run->kept, run->token, keep);
     return keep ? (int64_t)run->token : 0;

@@ -1,10 +1,11 @@
 /* coefficients, weighted_sum: the elementwise work of the backward pass, in the vocabulary of contrast.inc.h. */
 
-/* dObjective/ds of one side. Where a class's weights are zero its exponential is masked, so 0 * inf cannot arise. */
-INLINE V LOCAL(side_coefficients)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
+/* dObjective/ds of one side. Where a class's weights are zero its exponential is masked, so 0 * inf cannot arise. Of
+ * exponentials kept, c is unknown: beta is 0 or 1 then and PO is 0, so that it is not looked at. */
+INLINE V LOCAL(side_coefficients)(V c, VI above, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
                                   const bool is_row, const hex_code *codes) {
 #define PARAM(which) LOCAL(param)(params, ld, which, i, is_row)
-    LOCAL(classes) k = LOCAL(classify)(c, PARAM(HEX_P_EPS), codes);
+    LOCAL(classes) k = LOCAL(classify)(above, codes);
     V e = shared ? *shared : LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_G));
     V s = LOCAL(keep)(e * PARAM(HEX_P_GG), k.global);
     if (LOCAL(any)(k.hard)) {
@@ -25,16 +26,10 @@ INLINE V LOCAL(side_coefficients)(V c, const V *shared, V inv_tau, T beta, const
 #undef PARAM
 }
 
-/* Both sides' coefficients of one vector. */
-INLINE V LOCAL(both_coefficients)(V c, const V *shared, V inv_tau, T beta, const T *row, const T *col, int64_t ld, int64_t i,
-                                  int64_t j, const hex_code *codes, const hex_code *col_codes) {
-    V s = LOCAL(side_coefficients)(c, shared, inv_tau, beta, row, ld, i, true, codes);
-    if (col) s += LOCAL(side_coefficients)(c, shared, inv_tau, beta, col, ld, j, false, col_codes);
-    return s;
-}
-
-/* Coefficients as if every element were a global negative of both sides; returns the number of rows marked. */
-INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both, T *out, LOCAL(mark) *mark) {
+/* Coefficients as if every element were a global negative of both sides; returns the number of rows marked. kept: the
+ * values are exponentials. */
+INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, T *out,
+                                          LOCAL(mark) *mark) {
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, *row_gg = t->row + HEX_P_GG * t->ld;
     const uint8_t *special = t->special;
     const V inv_tau = t->inv_tau, shift = t->shift;
@@ -50,13 +45,14 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
         const V eps = LOCAL(splat)(row_eps[i]), gg = LOCAL(splat)(row_gg[i]);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
-            V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp_bounded)(c * inv_tau - shift);
-            VI above = (VI)(c > eps);
-            if (both) above |= (VI)(c > col_eps[v]);
+            const V value = LOCAL(load)(values + i * P + v * W);
+            VI above = kept ? (VI)(value < 0) : (VI)(value > eps);
+            V e = value, weight = gg;
+            if (!kept) e = LOCAL(exp_bounded)(value * inv_tau - shift);
+            if (both && !kept) above |= (VI)(value > col_eps[v]);
+            if (both) weight += col_gg[v];
             hard |= LOCAL(bits)(above) << (v * W);
-            if (both) e *= gg + col_gg[v];
-            else e *= gg;
-            LOCAL(store)(out + i * P + v * W, e);
+            LOCAL(store)(out + i * P + v * W, e * weight);
         }
         mark[count] = (LOCAL(mark)){(uint16_t)i, (uint16_t)hard};
         count += (hard != 0) | (special && special[i]);
@@ -64,51 +60,100 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
     return count;
 }
 
-static void LOCAL(hard_coefficients)(const LOCAL(panel) *t, int32_t *where, int count, T *out) {
-    T c[W] __attribute__((aligned(HEX_VECTOR_BYTES))), e[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
-    T weight[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
-    for (int l = 0; l < W; l++) where[count + l] = where[0];
-    for (int from = 0; from < count; from += W) {
-        LOCAL(gather_hard)(t, where + from, c, e, weight);
-        for (int l = 0; l < W && from + l < count; l++) {
-            T sum = 0;
-            for (int side = 0; side < (t->col ? 2 : 1); side++) {
-                const T *of = side ? t->col + where[from + l] % P : t->row + where[from + l] / P;
-                const int64_t ld = t->ld;
-                sum += c[l] > of[HEX_P_EPS * ld] ? weight[l] * (e[l] * of[HEX_P_H1 * ld] - of[HEX_P_H2 * ld])
-                                                 : e[l] * of[HEX_P_GG * ld];
+/* The parameters of negatives. */
+enum { LOCAL(Q_EPS), LOCAL(Q_GG), LOCAL(Q_H1), LOCAL(Q_H2), LOCAL(QS) };
+static const int LOCAL(negative_params)[LOCAL(QS)] = {HEX_P_EPS, HEX_P_GG, HEX_P_H1, HEX_P_H2};
+
+/* Of negatives of either kind, one side. From kept exponentials `hard` is their sign, so that both forms of a tile give
+ * the same bits: no sum is contracted with a product that a mask might have dropped. */
+INLINE V LOCAL(negative_side)(V value, V e, V weight, const bool kept, const V *of) {
+    VI hard = kept ? (VI)(value < 0) : (VI)(value > of[LOCAL(Q_EPS)]);
+    return LOCAL(pick)(hard, weight * (e * of[LOCAL(Q_H1)] - of[LOCAL(Q_H2)]), e * of[LOCAL(Q_GG)]);
+}
+
+INLINE V LOCAL(negatives)(const LOCAL(panel) *t, V value, const bool kept, const V *row, const V *col) {
+    const V x = value * t->inv_tau - t->shift;
+    const V e = kept ? LOCAL(magnitude)(value) : LOCAL(exp_bounded)(x), weight = LOCAL(hardness)(x, e, t->beta);
+    V s = LOCAL(negative_side)(value, e, weight, kept, row);
+    if (col) s += LOCAL(negative_side)(value, e, weight, kept, col);
+    return s;
+}
+
+/* Single elements. */
+INLINE void LOCAL(hard_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, const LOCAL(marked) *m,
+                                     T *out) {
+    for (int from = 0; from < m->places; from += W) {
+        const int32_t *place = m->place + from;
+        T value[W] __attribute__((aligned(HEX_VECTOR_BYTES))), of[2][LOCAL(QS)][W] __attribute__((aligned(HEX_VECTOR_BYTES)));
+        for (int l = 0; l < W; l++) {
+            value[l] = t->values[place[l]];
+            for (int q = 0; q < LOCAL(QS); q++) {
+                const int64_t at = LOCAL(negative_params)[q] * t->ld;
+                of[0][q][l] = t->row[at + place[l] / P];
+                if (both) of[1][q][l] = t->col[at + place[l] % P];
             }
-            out[where[from + l]] = sum;
+        }
+        V row[LOCAL(QS)], col[LOCAL(QS)];
+        for (int q = 0; q < LOCAL(QS); q++) {
+            row[q] = LOCAL(load)(of[0][q]);
+            if (both) col[q] = LOCAL(load)(of[1][q]);
+        }
+        const V s = LOCAL(negatives)(t, LOCAL(load)(value), kept, row, both ? col : NULL);
+        for (int l = 0; l < W; l++) out[place[l]] = s[l];   /* those that fill the vector up are the first place again */
+    }
+}
+
+/* Rows with many hierarchical negatives and nothing but negatives. */
+INLINE void LOCAL(dense_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, const LOCAL(marked) *m,
+                                      T *out) {
+    V col[NV][LOCAL(QS)];
+    for (int v = 0; both && v < NV; v++)
+        for (int q = 0; q < LOCAL(QS); q++)
+            col[v][q] = LOCAL(load)(t->col + LOCAL(negative_params)[q] * t->ld + v * W);
+    for (int at = 0; at < m->denses; at++) {
+        const int64_t i = m->dense[at];
+        V row[LOCAL(QS)];
+        for (int q = 0; q < LOCAL(QS); q++) row[q] = LOCAL(splat)(t->row[LOCAL(negative_params)[q] * t->ld + i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V value = LOCAL(load)(t->values + i * P + v * W);
+            LOCAL(store)(out + i * P + v * W, LOCAL(negatives)(t, value, kept, row, both ? col[v] : NULL));
         }
     }
 }
 
-static void LOCAL(mixed_coefficients)(const LOCAL(panel) *t, int64_t i, T *out) {
-    const bool special = t->special && t->special[i];
+/* Row i, which holds more than negatives. */
+static void LOCAL(special_coefficients)(const LOCAL(panel) *t, const bool kept, int64_t i, T *out) {
     for (int v = 0; v < NV; v++) {
         int64_t at = i * P + v * W;
-        const V c = LOCAL(load)(t->values + at);
-        VI above = (VI)(c > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]));
-        if (t->col) above |= (VI)(c > LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W));
-        if (!special && !LOCAL(any)(above)) continue;
-        const V e = LOCAL(exp_bounded)(c * t->inv_tau - t->shift);
-        LOCAL(store)(out + at, LOCAL(both_coefficients)(c, &e, t->inv_tau, t->beta, t->row, t->col, t->ld, i, v * W,
-                                                        special ? t->codes + at : NULL, special ? t->col_codes + at : NULL));
+        const V value = LOCAL(load)(t->values + at), c = kept ? LOCAL(splat)(0) : value;
+        const V e = kept ? LOCAL(magnitude)(value) : LOCAL(exp_bounded)(value * t->inv_tau - t->shift);
+        VI above = kept ? (VI)(value < 0) : (VI)(value > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]));
+        V s = LOCAL(side_coefficients)(c, above, &e, t->inv_tau, t->beta, t->row, t->ld, i, true, t->codes + at);
+        if (t->col) {
+            if (!kept) above = (VI)(value > LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W));
+            s += LOCAL(side_coefficients)(c, above, &e, t->inv_tau, t->beta, t->col, t->ld, v * W, false, t->col_codes + at);
+        }
+        LOCAL(store)(out + at, s);
     }
+}
+
+INLINE void LOCAL(panel_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, LOCAL(marked) *m, T *out) {
+    LOCAL(sort_marks)(t, LOCAL(global_coefficients)(t, both, kept, out, m->mark), m);
+    for (int at = 0; at < m->specials; at++) LOCAL(special_coefficients)(t, kept, m->special[at], out);
+    if (m->denses > 0) LOCAL(dense_coefficients)(t, both, kept, m, out);
+    if (m->places > 0) LOCAL(hard_coefficients)(t, both, kept, m, out);
 }
 
 /* The common case, as in sums_shared. */
 static void LOCAL(coefficients_shared)(const hex_tile *tile, const hex_sides *sides, T *out) {
-    LOCAL(mark) mark[HEX_TILE_ROWS + 1];
-    int32_t where[LOCAL(PLACES)];
+    LOCAL(marked) m;
     for (int64_t p = 0; p * P < tile->cols; p++, out += tile->stride) {
         const LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
-        int64_t marked = t.col ? LOCAL(global_coefficients)(&t, true, out, mark)
-                               : LOCAL(global_coefficients)(&t, false, out, mark);
-        int places = 0;
-        for (int64_t m = 0; m < marked; m++)
-            if (!LOCAL(collect)(&t, mark[m], where, &places)) LOCAL(mixed_coefficients)(&t, mark[m].row, out);
-        if (places > 0) LOCAL(hard_coefficients)(&t, where, places, out);
+        if (sides->exponentials)
+            t.col ? LOCAL(panel_coefficients)(&t, true, true, &m, out) : LOCAL(panel_coefficients)(&t, false, true, &m, out);
+        else
+            t.col ? LOCAL(panel_coefficients)(&t, true, false, &m, out) : LOCAL(panel_coefficients)(&t, false, false, &m, out);
     }
 }
 
@@ -121,8 +166,14 @@ static void LOCAL(coefficients_separate)(const hex_tile *tile, const hex_sides *
         for (int64_t i = 0; i < rows; i++) {
             int64_t at = j / P * stride + i * P + j % P;
             V c = LOCAL(load)(values + at);
-            LOCAL(store)(out + at, LOCAL(both_coefficients)(c, NULL, inv_tau, (T)sides->beta, row, col, ld, i, j,
-                                                            codes ? codes + at : NULL, codes ? col_codes + at : NULL));
+            VI above = (VI)(c > LOCAL(splat)(row[HEX_P_EPS * ld + i]));
+            V s = LOCAL(side_coefficients)(c, above, NULL, inv_tau, (T)sides->beta, row, ld, i, true, codes ? codes + at : NULL);
+            if (col) {
+                above = (VI)(c > LOCAL(load)(col + HEX_P_EPS * ld + j));
+                s += LOCAL(side_coefficients)(c, above, NULL, inv_tau, (T)sides->beta, col, ld, j, false,
+                                              codes ? col_codes + at : NULL);
+            }
+            LOCAL(store)(out + at, s);
         }
 }
 

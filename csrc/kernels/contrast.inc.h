@@ -12,9 +12,9 @@ typedef struct {
     VI global, hard, positive, other;
 } LOCAL(classes);
 
-INLINE LOCAL(classes) LOCAL(classify)(V c, V eps, const hex_code *codes) {
+INLINE LOCAL(classes) LOCAL(classify)(VI above, const hex_code *codes) {
     VI all = ~(VI){0}, code = codes ? LOCAL(codes)(codes) : all;
-    VI negative = code < 0, above = (VI)(c > eps);
+    VI negative = code < 0;
     return (LOCAL(classes)){negative & ~above, negative & above, code > 0, ~negative};
 }
 
@@ -40,7 +40,7 @@ INLINE void LOCAL(add_hard)(V c, V x, V e, VI hard, T beta, T *acc, int64_t ld_a
  * shifts are the same. Returns whether there were hierarchical negatives. */
 INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
                              const bool is_row, const hex_code *codes, T *acc, int64_t ld_acc) {
-    LOCAL(classes) k = LOCAL(classify)(c, LOCAL(param)(params, ld, HEX_P_EPS, i, is_row), codes);
+    LOCAL(classes) k = LOCAL(classify)((VI)(c > LOCAL(param)(params, ld, HEX_P_EPS, i, is_row)), codes);
     V e_global = shared ? *shared
                         : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_G, i, is_row));
     LOCAL(add_to)(acc + HEX_S_GLOBAL * ld_acc, LOCAL(keep)(e_global, k.global));
@@ -66,6 +66,7 @@ typedef struct {
     const T *values, *row, *col;   /* of the panel; parameters of the tile's rows and of the panel's columns (or NULL) */
     const hex_code *codes, *col_codes;
     const uint8_t *special;
+    T *kept;                       /* exponentials, negative where hierarchical, or NULL */
     int64_t rows, ld;
     V inv_tau, shift;
     T beta;
@@ -76,6 +77,7 @@ INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides
     int64_t at = p * tile->stride;
     return (LOCAL(panel)){
         .values = (const T *)tile->values + at, .row = row, .col = col ? col + p * P : NULL,
+        .kept = sides->exponentials ? (T *)sides->exponentials + at : NULL,
         .codes = tile->codes ? tile->codes + at : NULL, .col_codes = tile->codes ? tile->col_codes + at : NULL,
         .special = tile->codes ? tile->special + at / P : NULL, .rows = tile->rows, .ld = sides->ld,
         .inv_tau = LOCAL(splat)((T)sides->inv_tau), .shift = LOCAL(splat)(row[HEX_P_SHIFT_G * sides->ld]),
@@ -90,15 +92,29 @@ typedef struct {
 /* A row with more of them than this is done in vectors, one with fewer element by element. */
 enum { LOCAL(FEW) = 3 };
 
-/* Puts the places of the hierarchical negatives of rows that have few at the end of `where`; false for other rows. */
-INLINE bool LOCAL(collect)(const LOCAL(panel) *t, LOCAL(mark) m, int32_t *where, int *count) {
-    if ((t->special && t->special[m.row]) || __builtin_popcount(m.hard) > LOCAL(FEW)) return false;
-    for (unsigned bits = m.hard; bits; bits &= bits - 1) where[(*count)++] = m.row * P + __builtin_ctz(bits);
-    return true;
-}
+/* Marked rows by what they need: places of few hierarchical negatives, filled up to whole vectors; rows with many; rows
+ * that hold more than negatives. The mark past the last is written, too. */
+typedef struct {
+    LOCAL(mark) mark[HEX_TILE_ROWS + 1];
+    int32_t place[LOCAL(FEW) * HEX_TILE_ROWS + P];
+    uint16_t dense[HEX_TILE_ROWS], special[HEX_TILE_ROWS];
+    int places, denses, specials;
+} LOCAL(marked);
 
-/* Room for the places of a panel, filled up to whole vectors. */
-enum { LOCAL(PLACES) = LOCAL(FEW) * HEX_TILE_ROWS + P };
+INLINE void LOCAL(sort_marks)(const LOCAL(panel) *t, int64_t count, LOCAL(marked) *to) {
+    to->places = to->denses = to->specials = 0;
+    for (int64_t m = 0; m < count; m++) {
+        const LOCAL(mark) mark = to->mark[m];
+        if (t->special && t->special[mark.row])
+            to->special[to->specials++] = mark.row;
+        else if (__builtin_popcount(mark.hard) > LOCAL(FEW))
+            to->dense[to->denses++] = mark.row;
+        else
+            for (unsigned bits = mark.hard; bits; bits &= bits - 1)
+                to->place[to->places++] = mark.row * P + __builtin_ctz(bits);
+    }
+    for (int l = 0; l < W && to->places > 0; l++) to->place[to->places + l] = to->place[0];
+}
 
 /* c, e^(s - shift) and the hardness weight of W collected elements. */
 INLINE void LOCAL(gather_hard)(const LOCAL(panel) *t, const int32_t *where, T *c, T *e, T *weight) {
@@ -108,11 +124,17 @@ INLINE void LOCAL(gather_hard)(const LOCAL(panel) *t, const int32_t *where, T *c
     LOCAL(store)(weight, LOCAL(hardness)(x, y, t->beta));
 }
 
+/* e^(s - shift) with the sign that says hierarchical. */
+INLINE V LOCAL(signed_by)(V e, VI above) { return (V)((VI)e | (above & (VI)LOCAL(splat)((T)-0.0))); }
+INLINE V LOCAL(magnitude)(V e) { return (V)((VI)e & ~(VI)LOCAL(splat)((T)-0.0)); }
+
 /* Sums of the global negatives; returns the number of rows marked. Those of special[] are left out entirely, the others
- * only lack their hierarchical negatives. */
-INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row_acc, T *col_acc, LOCAL(mark) *mark) {
+ * only lack their hierarchical negatives. keep: fills t->kept, of other than special rows. */
+INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const bool keep, T *row_acc, T *col_acc,
+                                  LOCAL(mark) *mark) {
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld;
     const uint8_t *special = t->special;
+    T *kept = t->kept;
     const V inv_tau = t->inv_tau, shift = t->shift;
     const int64_t rows = t->rows;
     int64_t count = 0;
@@ -132,14 +154,14 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
             V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp_bounded)(c * inv_tau - shift);
-            VI above = (VI)(c > eps);
+            VI above = (VI)(c > eps), above_col = above;
             sum += LOCAL(keep)(e, ~above);
             if (both) {
-                VI above_col = (VI)(c > col_eps[v]);
+                if (!keep) above_col = (VI)(c > col_eps[v]);   /* kept: one threshold for all */
                 col_global[v] += LOCAL(keep)(e, ~above_col);
-                above |= above_col;
             }
-            hard |= LOCAL(bits)(above) << (v * W);
+            if (keep) LOCAL(store)(kept + i * P + v * W, LOCAL(signed_by)(e, above));
+            hard |= LOCAL(bits)(above | above_col) << (v * W);
         }
         LOCAL(add_to)(row_acc + i * W, sum);
         mark[count] = (LOCAL(mark)){(uint16_t)i, (uint16_t)hard};
@@ -149,17 +171,16 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, T *row
     return count;
 }
 
-/* What global_sums left out of elements collected. */
-static void LOCAL(hard_sums)(const LOCAL(panel) *t, int32_t *where, int count, T *row_acc, int64_t ld_row, T *col_acc,
+/* What global_sums left out of single elements. */
+static void LOCAL(hard_sums)(const LOCAL(panel) *t, const LOCAL(marked) *m, T *row_acc, int64_t ld_row, T *col_acc,
                              int64_t ld_col) {
     T c[W] __attribute__((aligned(HEX_VECTOR_BYTES))), e[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
     T weight[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
     const T *row_eps = t->row + HEX_P_EPS * t->ld, *col_eps = t->col ? t->col + HEX_P_EPS * t->ld : NULL;
-    for (int l = 0; l < W; l++) where[count + l] = where[0];
-    for (int from = 0; from < count; from += W) {
-        LOCAL(gather_hard)(t, where + from, c, e, weight);
-        for (int l = 0; l < W && from + l < count; l++) {
-            const int i = where[from + l] / P, lane = where[from + l] % P;
+    for (int from = 0; from < m->places; from += W) {
+        LOCAL(gather_hard)(t, m->place + from, c, e, weight);
+        for (int l = 0; l < W && from + l < m->places; l++) {
+            const int i = m->place[from + l] / P, lane = m->place[from + l] % P;
             T *acc[2] = {row_acc + i * W + lane % W, t->col ? col_acc + lane : NULL};
             const int64_t ld[2] = {ld_row, ld_col};
             const bool above[2] = {c[l] > row_eps[i], t->col && c[l] > col_eps[lane]};
@@ -174,49 +195,87 @@ static void LOCAL(hard_sums)(const LOCAL(panel) *t, int32_t *where, int count, T
     }
 }
 
-/* What global_sums left out of row i. */
-static bool LOCAL(mixed_sums)(const LOCAL(panel) *t, int64_t i, T *row_acc, int64_t ld_row, T *col_acc, int64_t ld_col) {
-    const bool special = t->special && t->special[i];
+enum { LOCAL(HARD_SUMS) = HEX_S_HARD_C - HEX_S_HARD_A + 1 };
+
+INLINE void LOCAL(add_dense)(V c, V e, V weight, VI above, V *acc) {
+    acc[0] += LOCAL(keep)(e * weight, above);
+    acc[1] += LOCAL(keep)(weight, above);
+    acc[HEX_S_HARD_N - HEX_S_HARD_A] += LOCAL(keep)(LOCAL(splat)(1), above);
+    acc[HEX_S_HARD_C - HEX_S_HARD_A] += LOCAL(keep)(c, above);
+}
+
+/* What global_sums left out of rows with many hierarchical negatives. */
+INLINE void LOCAL(dense_sums)(const LOCAL(panel) *t, const bool both, const bool keep, const LOCAL(marked) *m, T *row_acc,
+                              int64_t ld_row, T *col_acc, int64_t ld_col) {
+    const V inv_tau = t->inv_tau, shift = t->shift;
+    V col[NV][LOCAL(HARD_SUMS)], col_eps[NV];
+    memset(col, 0, sizeof col);
+    for (int v = 0; both && v < NV; v++) col_eps[v] = LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W);
+    for (int at = 0; at < m->denses; at++) {
+        const int64_t i = m->dense[at];
+        const V eps = LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]);
+        V row[LOCAL(HARD_SUMS)] = {{0}};
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V c = LOCAL(load)(t->values + i * P + v * W), x = c * inv_tau - shift;
+            const V e = keep ? LOCAL(magnitude)(LOCAL(load)(t->kept + i * P + v * W)) : LOCAL(exp_bounded)(x);
+            const V weight = LOCAL(hardness)(x, e, t->beta);
+            const VI above = (VI)(c > eps);
+            LOCAL(add_dense)(c, e, weight, above, row);
+            if (both) LOCAL(add_dense)(c, e, weight, keep ? above : (VI)(c > col_eps[v]), col[v]);
+        }
+        for (int q = 0; q < LOCAL(HARD_SUMS); q++) LOCAL(add_to)(row_acc + (HEX_S_HARD_A + q) * ld_row + i * W, row[q]);
+    }
+    for (int v = 0; both && v < NV; v++)
+        for (int q = 0; q < LOCAL(HARD_SUMS); q++) LOCAL(add_to)(col_acc + (HEX_S_HARD_A + q) * ld_col + v * W, col[v][q]);
+}
+
+/* All of row i, which holds more than negatives. */
+static bool LOCAL(special_sums)(const LOCAL(panel) *t, int64_t i, T *row_acc, int64_t ld_row, T *col_acc, int64_t ld_col) {
     bool any_hard = false;
     for (int v = 0; v < NV; v++) {
         int64_t at = i * P + v * W;
-        const V c = LOCAL(load)(t->values + at), x = c * t->inv_tau - t->shift;
-        VI above = (VI)(c > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i])), above_col = {0};
-        if (t->col) above_col = (VI)(c > LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W));
-        if (!special && !LOCAL(any)(above | above_col)) continue;
-        const V e = LOCAL(exp_bounded)(x);
-        if (special) {
-            any_hard |= LOCAL(side_sums)(c, &e, t->inv_tau, t->beta, t->row, t->ld, i, true, t->codes + at, row_acc + i * W,
-                                         ld_row);
-            if (t->col)
-                any_hard |= LOCAL(side_sums)(c, &e, t->inv_tau, t->beta, t->col, t->ld, v * W, false, t->col_codes + at,
-                                             col_acc + v * W, ld_col);
-            continue;
-        }
-        any_hard = true;
-        LOCAL(add_hard)(c, x, e, above, t->beta, row_acc + i * W, ld_row);
-        if (t->col) LOCAL(add_hard)(c, x, e, above_col, t->beta, col_acc + v * W, ld_col);
+        const V c = LOCAL(load)(t->values + at), e = LOCAL(exp_bounded)(c * t->inv_tau - t->shift);
+        any_hard |= LOCAL(side_sums)(c, &e, t->inv_tau, t->beta, t->row, t->ld, i, true, t->codes + at, row_acc + i * W,
+                                     ld_row);
+        if (t->col)
+            any_hard |= LOCAL(side_sums)(c, &e, t->inv_tau, t->beta, t->col, t->ld, v * W, false, t->col_codes + at,
+                                         col_acc + v * W, ld_col);
+        if (t->kept)
+            LOCAL(store)(t->kept + at, LOCAL(signed_by)(e, (VI)(c > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]))));
     }
     return any_hard;
+}
+
+INLINE bool LOCAL(panel_sums)(const LOCAL(panel) *t, const bool both, const bool keep, LOCAL(marked) *m, T *row_acc,
+                              int64_t ld_row, T *col_acc, int64_t ld_col) {
+    bool any_hard = false;
+    LOCAL(sort_marks)(t, LOCAL(global_sums)(t, both, keep, row_acc, col_acc, m->mark), m);
+    for (int at = 0; at < m->specials; at++)
+        any_hard |= LOCAL(special_sums)(t, m->special[at], row_acc, ld_row, col_acc, ld_col);
+    if (m->denses > 0) LOCAL(dense_sums)(t, both, keep, m, row_acc, ld_row, col_acc, ld_col);
+    if (m->places > 0) LOCAL(hard_sums)(t, m, row_acc, ld_row, col_acc, ld_col);
+    return any_hard || m->denses > 0 || m->places > 0;
 }
 
 /* The common case: one exponential for both sides, and most vectors hold global negatives only. */
 static bool LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, T *row_acc, T *col_acc) {
     const int64_t ld_row = tile->rows * W, ld_col = (tile->cols + P - 1) / P * P;
-    LOCAL(mark) mark[HEX_TILE_ROWS + 1];   /* the one past the last is written, too */
-    int32_t where[LOCAL(PLACES)];
+    T cosines[HEX_TILE_ROWS * P] __attribute__((aligned(HEX_PANEL_BYTES)));   /* what is kept may replace the tile's */
+    LOCAL(marked) m;
     bool any_hard = false;
     for (int64_t p = 0; p * P < tile->cols; p++) {
-        const LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
+        LOCAL(panel) t = LOCAL(panel_of)(tile, sides, p);
         T *acc = sides->col ? col_acc + p * P : NULL;
-        int64_t marked = t.col ? LOCAL(global_sums)(&t, true, row_acc, acc, mark)
-                               : LOCAL(global_sums)(&t, false, row_acc, acc, mark);
-        int places = 0;
-        for (int64_t m = 0; m < marked; m++)
-            if (!LOCAL(collect)(&t, mark[m], where, &places))
-                any_hard |= LOCAL(mixed_sums)(&t, mark[m].row, row_acc, ld_row, acc, ld_col);
-        if (places > 0) LOCAL(hard_sums)(&t, where, places, row_acc, ld_row, acc, ld_col);
-        any_hard |= places > 0;
+        if (t.kept) {
+            memcpy(cosines, t.values, sizeof(T) * (size_t)(tile->rows * P));
+            t.values = cosines;
+            any_hard |= t.col ? LOCAL(panel_sums)(&t, true, true, &m, row_acc, ld_row, acc, ld_col)
+                              : LOCAL(panel_sums)(&t, false, true, &m, row_acc, ld_row, acc, ld_col);
+        } else {
+            any_hard |= t.col ? LOCAL(panel_sums)(&t, true, false, &m, row_acc, ld_row, acc, ld_col)
+                              : LOCAL(panel_sums)(&t, false, false, &m, row_acc, ld_row, acc, ld_col);
+        }
     }
     return any_hard;
 }
@@ -257,7 +316,7 @@ static void KERNEL(sums)(const hex_tile *tile, const hex_sides *sides, double *r
 INLINE V LOCAL(larger)(V a, V b) { return LOCAL(pick)((VI)(b > a) | (VI)(b != b), b, a); }
 
 INLINE void LOCAL(side_maxima)(V c, V eps, const hex_code *codes, V *best) {
-    LOCAL(classes) k = LOCAL(classify)(c, eps, codes);
+    LOCAL(classes) k = LOCAL(classify)((VI)(c > eps), codes);
     const V none = LOCAL(splat)((T)-INFINITY);
     best[HEX_M_GLOBAL] = LOCAL(larger)(best[HEX_M_GLOBAL], LOCAL(pick)(k.global, c, none));
     best[HEX_M_HARD] = LOCAL(larger)(best[HEX_M_HARD], LOCAL(pick)(k.hard, c, none));

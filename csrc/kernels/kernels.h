@@ -73,6 +73,9 @@ typedef struct {
     int64_t ld;
     const double *row_log_neg, *col_log_neg; /* own only */
     void *scratch;             /* T[hex_scratch_elements] */
+    void *exponentials;        /* sums: T, laid out as the tile and perhaps its values, filled with e^(s - shift), negative where
+                                * hierarchical; coefficients: the tile's values are those. NULL: neither. Needs a shared shift
+                                * and one threshold; coefficients from them beta 0 or 1 and PO = 0 */
 } hex_sides;
 
 typedef struct {

@@ -116,10 +116,10 @@ static void LOCAL(tighten_all)(const hex_selection *s, int64_t rows) {
 }
 
 /* Keeps value at the end of list i if it lies above the bound; the list has room for one more either way. */
-INLINE void LOCAL(offer)(const hex_selection *s, int64_t i, T value) {
-    int32_t count = s->count[i];
-    ((T *)s->values)[i * s->capacity + count] = value;
-    s->count[i] = count + (value > ((const T *)s->bound)[i]);
+INLINE void LOCAL(offer)(const hex_selection s, int64_t i, T value) {
+    int32_t count = s.count[i];
+    ((T *)s.values)[i * s.capacity + count] = value;
+    s.count[i] = count + (value > ((const T *)s.bound)[i]);
 }
 
 /* Elements of one panel that a word of bits covers: some rows, a bit per lane. */
@@ -141,24 +141,29 @@ INLINE uint64_t LOCAL(word_of)(const T *values, int rows, V sign, const T *row_b
 }
 
 static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selection *row, const hex_selection *col) {
-    const T *values = tile->values;
     const V sign = LOCAL(splat)((T)sign_);
+    const bool both = col != NULL;
     LOCAL(tighten_all)(row, tile->rows);
-    if (col) LOCAL(tighten_all)(col, tile->cols);
-    for (int64_t p = 0; p * P < tile->cols; p++) {
+    if (both) LOCAL(tighten_all)(col, tile->cols);
+    /* copies, which stores into lists cannot change */
+    const hex_tile t = *tile;
+    const hex_selection of_row = *row, of_col = both ? *col : of_row;
+    for (int64_t p = 0; p * P < t.cols; p++) {
+        const T *values = (const T *)t.values + p * t.stride;
+        const hex_code *codes = t.codes ? t.codes + p * t.stride : NULL, *col_codes = codes ? t.col_codes + p * t.stride : NULL;
         V bound[NV];
         for (int v = 0; v < NV; v++)
-            bound[v] = col ? LOCAL(load)((const T *)col->bound + p * P + v * W) : LOCAL(splat)((T)INFINITY);
-        for (int64_t i = 0; i < tile->rows; i += HEX_WORD_ROWS) {
-            const T *first = values + p * tile->stride + i * P, *row_bound = (const T *)row->bound + i;
-            int left = tile->rows - i < HEX_WORD_ROWS ? (int)(tile->rows - i) : HEX_WORD_ROWS;
+            bound[v] = both ? LOCAL(load)((const T *)of_col.bound + p * P + v * W) : LOCAL(splat)((T)INFINITY);
+        for (int64_t i = 0; i < t.rows; i += HEX_WORD_ROWS) {
+            const T *first = values + i * P, *row_bound = (const T *)of_row.bound + i;
+            int left = t.rows - i < HEX_WORD_ROWS ? (int)(t.rows - i) : HEX_WORD_ROWS;
             uint64_t word = left == HEX_WORD_ROWS ? LOCAL(word_of)(first, HEX_WORD_ROWS, sign, row_bound, bound)
                                                   : LOCAL(word_of)(first, left, sign, row_bound, bound);
             for (; word; word &= word - 1) {
-                int64_t bit = __builtin_ctzll(word), r = i + bit / P, at = p * tile->stride + i * P + bit;
+                int64_t bit = __builtin_ctzll(word), r = i + bit / P, at = i * P + bit;
                 T value = values[at] * (T)sign_;
-                if (!tile->codes || tile->codes[at] < 0) LOCAL(offer)(row, r, value);
-                if (col && (!tile->codes || tile->col_codes[at] < 0)) LOCAL(offer)(col, p * P + bit % P, value);
+                if (!codes || codes[at] < 0) LOCAL(offer)(of_row, r, value);
+                if (both && (!codes || col_codes[at] < 0)) LOCAL(offer)(of_col, p * P + bit % P, value);
             }
         }
     }

@@ -16,6 +16,7 @@ typedef struct {
     int codes;               /* 0: all negatives; 1: the same classes for both sides; 2: an asymmetric relation */
     bool both, shared;
     double inv_tau, beta;
+    bool one_threshold;      /* as where exponentials are kept */
 } setting;
 
 typedef enum { GLOBAL, HARD, POSITIVE, OTHER } class;
@@ -94,6 +95,10 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
     for (int64_t i = 0; i < ld; i++) {
         put(k, q.row, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);
         put(k, q.col, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);
+    }
+    for (int64_t i = 0; s->one_threshold && i < ld; i++) {
+        put(k, q.row, HEX_P_EPS * ld + i, get(k, q.row, HEX_P_EPS * ld));
+        put(k, q.col, HEX_P_EPS * ld + i, get(k, q.row, HEX_P_EPS * ld));
     }
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++) {
@@ -287,5 +292,45 @@ void test_coefficients(const hex_kernels *k) {
         double most = sum_size * (exponential_error(k, &q) + (double)(q.rows * panels) * epsilon(k));
         CHECK(fabs(total - sum) <= most, "sum S c: %g, not %g", total, sum);
         free(out), free_problem(&q);
+    }
+}
+
+/* The same sums when exponentials are kept in the tile's own place, and from those the same coefficients. */
+void test_kept_exponentials(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    for (int n = 0; n < count; n++) {
+        if (!s[n].shared || (s[n].beta != 0 && s[n].beta != 1)) continue;
+        s[n].one_threshold = true;
+        problem q = make_problem(k, s + n);
+        for (int64_t i = 0; i < q.ld; i++) put(k, q.row, HEX_P_PO * q.ld + i, 0), put(k, q.col, HEX_P_PO * q.ld + i, 0);
+        const int64_t size = HEX_SUMS * q.ld, elements = round_up(q.cols, k->panel) / k->panel * q.tile.stride;
+        double *found[] = {doubles(size, 0), doubles(size, 0)}, *kept[] = {doubles(size, 0), doubles(size, 0)};
+        void *out = room(k, elements, 5), *again = room(k, elements, 7), *cosines = room(k, elements, 0);
+        memcpy(cosines, q.values, (size_t)(elements * k->size));
+        k->sums(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
+        k->coefficients(&q.tile, &q.sides, out);
+        q.sides.exponentials = q.values;
+        k->sums(&q.tile, &q.sides, kept[0], s[n].both ? kept[1] : NULL);
+        for (int64_t i = 0; i < size; i++)
+            for (int side = 0; side < 2; side++) {
+                double off = fabs(kept[side][i] - found[side][i]);   /* the terms are the same, their order is not */
+                CHECK(off <= (double)(q.rows + q.cols) * epsilon(k) * (fabs(found[side][i]) + (double)(q.rows + q.cols)),
+                      "sum %lld of side %d: %g, not %g", (long long)(i / q.ld), side, kept[side][i], found[side][i]);
+            }
+        for (int64_t i = 0; i < q.rows; i++)
+            for (int64_t j = 0; j < q.cols; j++) {
+                int64_t at = position(k, &q, i, j);
+                bool above = get(k, cosines, at) > get(k, q.row, HEX_P_EPS * q.ld);
+                double x = get(k, cosines, at) * q.sides.inv_tau - parameter(k, &q, HEX_P_SHIFT_G, 0, true);
+                double e = (above ? -1 : 1) * exp(x), seen = get(k, q.values, at);
+                CHECK(fabs(seen - e) <= exponential_error(k, &q) * fabs(e), "kept (%lld, %lld): %g, not %g", (long long)i,
+                      (long long)j, seen, e);
+            }
+        k->coefficients(&q.tile, &q.sides, again);
+        CHECK(memcmp(out, again, (size_t)(elements * k->size)) == 0, "coefficients from exponentials differ (beta %g)",
+              s[n].beta);
+        for (int side = 0; side < 2; side++) free(found[side]), free(kept[side]);
+        free(out), free(again), free(cosines), free_problem(&q);
     }
 }

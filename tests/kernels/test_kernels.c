@@ -186,6 +186,7 @@ static const struct {
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
+    {"kept_exponentials", test_kept_exponentials},
 };
 
 static const hex_kernels *const tables[] = {
