@@ -37,6 +37,7 @@ def make_parser(description: str | None, losses: tuple[str, ...] = LOSSES, **def
     add("--resume", type=Path, help="checkpoint to continue from")
     add = parser.add_argument_group("HEX").add_argument
     add("--quantile", type=float, default=0.99, help="adaptive threshold: mean over rows of this quantile")
+    add("--rows", choices=("all", "negatives"), default="all", help="which cosines of a row the quantile is of")
     add("--warmup", type=int, help="epochs 0 to this one have no adaptive threshold; default: a fifth of the epochs")
     add("--momentum", type=float, help="average the adaptive threshold over steps, in [0, 1)")
     add("--monotone", action="store_true", help="never let the adaptive threshold rise")
@@ -77,7 +78,7 @@ def hex_arguments(options: argparse.Namespace) -> dict[str, Any]:
         threshold: nn.Module = FixedThreshold(options.threshold)
     else:
         threshold = AdaptiveThreshold(
-            options.quantile, warmup=options.warmup, momentum=options.momentum, monotone=options.monotone
+            options.quantile, options.rows, warmup=options.warmup, momentum=options.momentum, monotone=options.monotone
         )
     if options.loss == "hex-released":
         return {"threshold": threshold, "formulation": "released"}

@@ -26,7 +26,9 @@ class SupCon(TwoViews):
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
-    options = cli.parse(cli.make_parser(__doc__), arguments)
+    parser = cli.make_parser(__doc__)
+    parser.set_defaults(rows="negatives")  # of all cosines of a row, the largest hundredth are those of its class
+    options = cli.parse(parser, arguments)
     images = load(options.data, options.data_dir, options.train_rows)
     if options.swap:
         return swap(options, images, SupCon, {

@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     raise ImportError(f"hexssl's compiled core is not in {__path__[0]}: if that is the source tree, build it in place "
                       "with `pip install -e .`, or start Python in another folder to use the installed package"
                       ) from error
-from hexssl import thresholds  # noqa: E402
+from hexssl import arrays, thresholds, workspace  # noqa: E402
 from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
 from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402
 from hexssl.profiling import from_environment as _profile_from_environment  # noqa: E402
@@ -33,7 +33,8 @@ from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
 
 _profile_from_environment()
+workspace.check_environment()
 
 __version__ = "0.1.0"
 __all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "RowStats",
-           "hex_loss", "info_nce", "similarity_stats", "thresholds"]
+           "arrays", "hex_loss", "info_nce", "similarity_stats", "thresholds", "workspace"]

@@ -39,7 +39,7 @@ def report() -> str:
         "tiers": ", ".join(f"{tier['name']} ({state(tier['compiled'], tier['supported'])})" for tier in found["tiers"]),
         "untried": "; ".join(f"{name}: {words}" for name, words in NEVER_ON_SILICON.items()),
         "threads": f"{found['threads']} (torch.set_num_threads)",
-        "workspace": f"{_C.workspace_budget() / 2**20:.0f} MiB (HEXSSL_WORKSPACE_MB="
+        "workspace": f"{_C.workspace_budget() / 2**20:g} MiB (HEXSSL_WORKSPACE_MB="
                      f"{os.environ.get('HEXSSL_WORKSPACE_MB', 'not set')})",
     }
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())

@@ -98,6 +98,7 @@ _NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
 def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
                  self_offset: Any, views: int = 2) -> Problem:
     """Validate, and fill in the default groups: `views` stacked views where the keys are the anchors."""
+    anchors, keys, paired = validation.autocast(anchors, keys, paired)
     validation.partners(anchors, keys, paired)
     groups, key_groups, relation, offset = validation.relations(
         anchors, keys, paired, groups, key_groups, relation, self_offset, views)

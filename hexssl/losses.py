@@ -16,16 +16,24 @@ _VIEWS = "two or more views of shape (B, D), or one stacked tensor (rows, D) wit
 
 def _stack(views: tuple[Any, ...], groups: Any) -> Problem:
     """Views one below the other; row i of every view is the same sample."""
-    if len(views) == 0 or (len(views) == 1 and groups is None):
+    if len(views) == 0 or (len(views) == 1 and isinstance(views[0], Tensor) and groups is None):
         raise ValueError(f"views: got {len(views)} tensor(s) and no groups; accepted: {_VIEWS}")
+    if len(views) == 1 and isinstance(views[0], (list, tuple)):
+        raise TypeError(f"views: got a {type(views[0]).__name__} of {len(views[0])}; accepted: {_VIEWS}, each an "
+                        "argument of its own: criterion(*views)")
     if len(views) == 1:
         return make_problem(views[0], None, None, groups, None, None, None)
+    views = validation.autocast(*views)
     first = validation.embeddings("views[0]", views[0])
     for index, view in enumerate(views):
         validation.embeddings(f"views[{index}]", view)
         if view.shape != first.shape or view.dtype != first.dtype or view.device != first.device:
             raise ValueError(f"views[{index}]: got {validation.describe(view)}; accepted: the shape, dtype and device "
                              f"of views[0], {validation.describe(first)}")
+    if isinstance(groups, Tensor) and groups.dim() == 1 and groups.shape[0] not in (
+            first.shape[0], first.shape[0] * len(views)):
+        raise ValueError(f"groups: got {validation.describe(groups)}; accepted: one integer per sample, "
+                         f"({first.shape[0]},), or per row of all views, ({first.shape[0] * len(views)},)")
     if isinstance(groups, Tensor) and groups.dim() == 1 and groups.shape[0] == first.shape[0]:
         groups = groups.repeat(len(views))  # one label per sample, for each of its views
     return make_problem(torch.cat(views), None, None, groups, None, None, None, len(views))
@@ -90,7 +98,7 @@ class _Loss(nn.Module):
 
 
 def _brief(value: Any) -> str:
-    return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return f"{value.dim()}-d {type(value).__name__.lower()}" if isinstance(value, Tensor) else repr(value)
 
 
 class HEXLoss(_Loss):
@@ -218,6 +226,7 @@ class CrossHEXLoss(_Loss):
         -------
         0-d tensor, or (M,) with reduction="none"
         """
+        anchors, keys, queue = validation.autocast(anchors, keys, queue)
         validation.embeddings("anchors", anchors)
         validation.embeddings("keys", keys)
         if queue is not None:

@@ -90,6 +90,11 @@ class Threshold(nn.Module):
         self.epoch = None if epoch < 0 else epoch
         self._follow_epoch()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A checkpoint from before this loss was used knows no epoch: nothing is missing then."""
+        state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Threshold:
         # Follow the module to another device, but not to a narrower dtype.
         for name, buffer in self._buffers.items():
@@ -133,7 +138,8 @@ class AdaptiveThreshold(Threshold):
         Quantile "nearest" of each row: its element ``round_half_even(quantile * (n - 1))`` in ascending order.
     rows : "all" or "negatives"
         Which cosines of a row count. "all", as the authors do, includes the anchor itself and its positives; with
-        "negatives" anchors without a negative are left out.
+        "negatives" anchors without a negative are left out. With "all", a quantile of 0.99 is that of a positive in batches of up to 75
+        pairs, or with labels: no negative lies above it.
     warmup : int >= 0
         With ``warmup > 0``, epochs ``0 .. warmup`` (counted from 0, the last included, as in the authors' code) have no
         adaptive threshold, and `set_epoch` must be called. 0: no warm-up.

@@ -97,8 +97,9 @@ def temperature(value: Any, device: torch.device | None = None) -> float | Tenso
 
 def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:
     """A number that is not NaN, or a floating-point tensor of shape () or (rows,)."""
-    accepted = ("'adaptive', None, a number, an object of hexssl.thresholds, or a floating-point tensor of shape () or "
-                "(anchors,) on the embeddings' device")
+    accepted = ("'adaptive', None, a number, a threshold of hexssl.thresholds (a schedule goes into FixedThreshold), "
+                "or a floating-point tensor of shape () or (anchors,) on the embeddings' "
+                "device")
     if isinstance(value, str):
         _wrong_value("threshold", value, accepted)
     if not isinstance(value, Tensor):
@@ -154,6 +155,21 @@ def embeddings(name: str, value: Any) -> Tensor:
     if value.dim() != 2 or value.shape[0] == 0 or value.shape[1] == 0:
         _wrong_value(name, value, accepted)
     return value
+
+
+def autocast(*values: Any) -> tuple[Any, ...]:
+    """In the widest of their dtypes where autocast is on, as torch's own functions take mixed ones; else as given."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if all(tensor.dtype == tensors[0].dtype for tensor in tensors):
+        return values
+    device, widest = tensors[0].device, tensors[0].dtype
+    if any(tensor.dtype not in FLOATING or tensor.device != device for tensor in tensors):
+        return values
+    if not (torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
+        return values
+    for tensor in tensors[1:]:
+        widest = torch.promote_types(widest, tensor.dtype)
+    return tuple(value.to(widest) if isinstance(value, Tensor) else value for value in values)
 
 
 def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> None:

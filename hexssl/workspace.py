@@ -1,13 +1,14 @@
 """Memory that the compiled core keeps between the steps of a loss, and what it decides because of it.
 
-The steps *measure*, *contrast* and backward need the same cosines. Those of all tiles are kept from one step to the
-next while they fit the budget, and multiplied anew in each step otherwise: one matrix product in place of up to three,
-for memory in place of none. The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB
-and a quarter of the machine's memory; `set_budget` overrides both. 0 keeps nothing.
+The steps *measure*, *contrast* and backward need the same cosines. Those of all tiles, or their exponentials, are kept
+from one step to the next while they fit the budget, and multiplied anew in each step otherwise: one matrix product in
+place of up to three, for memory in place of none. The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set,
+else the smaller of 4 GiB and a quarter of the machine's memory; `set_budget` overrides both. 0 keeps nothing.
 """
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -99,3 +100,14 @@ def budget() -> int:
 def release() -> None:
     """Give back what is kept and not in use. The next step takes the time to get it again."""
     _C.release_workspace()
+
+
+def check_environment() -> None:
+    """Refuse a ``HEXSSL_WORKSPACE_MB`` that the core would not understand."""
+    given = os.environ.get("HEXSSL_WORKSPACE_MB", "")
+    try:
+        understood = given == "" or 0 <= float(given) < 1e12
+    except ValueError:
+        understood = False
+    if not understood:
+        raise ImportError(f"HEXSSL_WORKSPACE_MB: got {given!r}; accepted: a number of MiB >= 0")

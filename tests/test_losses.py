@@ -56,6 +56,24 @@ def test_labels_for_samples_or_for_all_rows():
     assert not torch.equal(HEXLoss()(first, second), expected)
 
 
+def test_views_that_are_no_views():
+    first, second = embeddings(2)
+    with pytest.raises(TypeError, match=r"views: got a list of 2; .*criterion\(\*views\)"):
+        HEXLoss()([first, second])
+    with pytest.raises(ValueError, match=r"groups: got .*\(5,\).*per sample, \(6,\), or per row of all views, \(12,\)"):
+        HEXLoss()(first, second, groups=torch.zeros(5, dtype=torch.int64))
+
+
+def test_checkpoint_from_before_the_loss_was_swapped():
+    """An epoch that it does not know stays what it is; what the threshold has learnt must be there."""
+    criterion = HEXLoss()
+    criterion.set_epoch(3)
+    criterion.load_state_dict(InfoNCELoss().state_dict())
+    assert criterion.threshold.epoch == 3
+    with pytest.raises(RuntimeError, match="threshold.average"):
+        HEXLoss(threshold=AdaptiveThreshold(momentum=0.9)).load_state_dict(InfoNCELoss().state_dict())
+
+
 def test_info_nce_module():
     first, second = embeddings(2)
     loss = InfoNCELoss(temperature=0.3, reduction="none", denominator="negatives")

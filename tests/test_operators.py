@@ -103,8 +103,13 @@ def test_autocast():
         first.retain_grad()
         loss = HEXLoss()(first, second)
         exact = HEXLoss()(first.double(), second.double())
-        with pytest.raises(ValueError, match=r"queue: got .*float32.*accepted: the anchors' torch.bfloat16"):
-            CrossHEXLoss()(first, second, rows(9)[:, :3])
+        queue = rows(9)[:, :3]
+        mixed, one_way = CrossHEXLoss()(first, second, queue), hex_loss(first, queue, paired=second.float())
+        assert torch.equal(mixed, CrossHEXLoss()(first.float(), second.float(), queue)) and torch.equal(mixed, one_way)
+        with pytest.raises(TypeError, match=r"queue: got .*int64"):
+            CrossHEXLoss()(first, second, queue.long())
+    with pytest.raises(ValueError, match=r"queue: got .*float32.*accepted: the anchors' torch.bfloat16"):
+        CrossHEXLoss()(first, second, queue)
     loss.backward()
     assert first.dtype == first.grad.dtype == torch.bfloat16 and loss.dtype == torch.float32
     assert encoder.weight.grad.dtype == torch.float32 and encoder.weight.grad.isfinite().all()

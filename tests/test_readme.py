@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hexssl import compat, info_nce
+from hexssl.thresholds import AdaptiveThreshold
 
 ROOT = Path(__file__).parents[1]
 README, MIGRATION = ROOT / "README.md", ROOT / "docs" / "migration.md"
@@ -67,7 +68,7 @@ def loss_of(expression: str, imported: str, samples: int = 48) -> Tensor:
                      for shape in ((samples, 16), (samples, 16), (16, 99)))
     indexes = torch.arange(samples).repeat(2)
     names = {"z": torch.cat([z1, z2]), "indexes": indexes, "queue": queue, "query": z1, "key": z2, "positive_key": z2,
-             "nn": z1, "p": z2}
+             "nn": z1, "p": z2, "AdaptiveThreshold": AdaptiveThreshold}
     exec(imported, names)
     result = eval(expression, names)
     if isinstance(result, Tensor):
@@ -81,13 +82,13 @@ def loss_of(expression: str, imported: str, samples: int = 48) -> Tensor:
 def test_argument_turns_hex_on(row: re.Match[str] | None) -> None:
     assert row is not None, "a row of the table does not look like the others"
     imported, _, name, code = row.groups()
-    if 'threshold="adaptive"' in code:
-        on, off = code, code.replace('"adaptive"', "None")
-        default = code.replace('threshold="adaptive"', "")
+    if "threshold=" in code:
+        on, off = code, re.sub(r'"adaptive"|AdaptiveThreshold\(.*?\)', "None", code)
+        default = off.replace("threshold=None", "")
         assert torch.equal(loss_of(off, imported), loss_of(default, imported))
     else:  # the published functions, whose default for tau_plus is none of the paper's form
         off = f"{name}(z, indexes, tau_plus=0.1)"
-        on = f"{name}(z, indexes, tau_plus=0.1, {code})"
+        on = f"{name}(z, indexes, {code})"
     assert 1e-6 < abs(loss_of(on, imported) - loss_of(off, imported)) < torch.inf
 
 

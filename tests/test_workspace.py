@@ -104,3 +104,9 @@ def test_profile_from_the_environment():
     assert run_with(HEXSSL_PROFILE="0").stderr == ""
     wrong = run_with(HEXSSL_PROFILE="yes")
     assert wrong.returncode != 0 and "HEXSSL_PROFILE: got 'yes'; accepted: 1 or 0" in wrong.stderr
+
+
+@pytest.mark.parametrize("value", ["lots", "-1", "nan"])
+def test_environment_that_is_no_budget(value):
+    wrong = run_with(HEXSSL_WORKSPACE_MB=value)
+    assert wrong.returncode != 0 and f"HEXSSL_WORKSPACE_MB: got '{value}'; accepted: a number of MiB" in wrong.stderr

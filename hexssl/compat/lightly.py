@@ -153,6 +153,7 @@ class _TwoViews(DropIn):
         self.gather_distributed = gather_distributed
 
     def _two_views(self, out0: Tensor, out1: Tensor, labels: Tensor | None = None, **settings: Any) -> Tensor:
+        out0, out1 = validation.autocast(out0, out1)
         validation.embeddings("out0", out0)
         validation.partner("out1", out1, out0, one_each=True)
         rows = torch.cat((out0, out1))
