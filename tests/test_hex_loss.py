@@ -366,6 +366,29 @@ def test_info_nce_is_hex_without_a_threshold() -> None:
     assert torch.equal(info_nce(z), hex_loss(z, threshold=None))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("second", [
+    {"temperature": 0.2}, {"threshold": 0.3}, {"threshold": None}, {"beta": 0.0}, {"beta": 0.5}, {"tau_plus": 0.3},
+    {"threshold": torch.linspace(-1, 1, 130)}, {"denominator": "own", "positives": "mean"}, {"formulation": "released"},
+], ids=str)
+def test_losses_of_the_same_embeddings_do_not_share_what_they_keep(second: dict[str, Any], dtype: torch.dtype) -> None:
+    """Forward may leave cosines or exponentials of one temperature and threshold; another loss must not take them."""
+    groups = torch.arange(130) % 40
+    x = torch.randn(130, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    before, alone = workspace.budget(), []
+    settings = [{"threshold": 0.1}, {"threshold": 0.1, **second}]
+    try:
+        workspace.set_budget(0)
+        alone += [torch.autograd.grad(hex_loss(x, groups=groups, **each), x)[0] for each in settings]
+        workspace.set_budget(before)
+        for order in ((0, 1), (1, 0)):
+            losses = [hex_loss(x, groups=groups, **settings[index]) for index in order]
+            for loss, index in zip(losses, order, strict=True):
+                assert torch.equal(torch.autograd.grad(loss, x)[0], alone[index])
+    finally:
+        workspace.set_budget(before)
+
+
 def test_backward_twice_and_in_any_order() -> None:
     """What forward keeps for backward is found again, or made again, whatever came in between."""
     x, y = (torch.randn(130, 8, requires_grad=True) for _ in range(2))
