@@ -83,7 +83,8 @@ void hex_release_workspace(void); /* give back what is kept and not in use */
 typedef struct {
     int64_t anchor_rows, key_rows;   /* of a tile of cosines */
     int64_t tiles, tile_bytes;       /* of all of them; a symmetric problem has those on and above the diagonal */
-    bool kept;                       /* from step to step, else multiplied anew in each */
+    int64_t kept_bytes;              /* the tiles and the packed rows, which one step leaves to the next */
+    bool kept;                       /* they fit the budget; else tiles are multiplied anew in each step */
     int64_t cache;                   /* second-level cache that was found; 0: the system does not say */
 } hex_plan;
 void hex_plan_of(const hex_problem *problem, hex_plan *plan);

@@ -33,7 +33,7 @@ from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
 
 _profile_from_environment()
-workspace.check_environment()
+workspace.from_environment()
 
 __version__ = "0.1.0"
 __all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "RowStats",

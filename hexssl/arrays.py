@@ -148,6 +148,8 @@ def _ids(name: str, value: ArrayLike, rows: int) -> Array:
         _refuse(TypeError, name, array, f"a ({rows},) array of integers")
     if array.shape != (rows,):
         _refuse(ValueError, name, array, f"a ({rows},) array of integers")
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        _refuse(ValueError, name, array, "integers below 2**63")
     return array.astype(np.int64)
 
 

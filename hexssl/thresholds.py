@@ -138,8 +138,8 @@ class AdaptiveThreshold(Threshold):
         Quantile "nearest" of each row: its element ``round_half_even(quantile * (n - 1))`` in ascending order.
     rows : "all" or "negatives"
         Which cosines of a row count. "all", as the authors do, includes the anchor itself and its positives: 0.99 of
-        them is a positive's in batches of up to 75 pairs, or with labels, and no negative lies above it. With
-        "negatives" anchors without a negative are left out.
+        them is a positive's in batches of up to 75 pairs, or with labels, and few negatives or none lie above it.
+        With "negatives" anchors without a negative are left out.
     warmup : int >= 0
         With ``warmup > 0``, epochs ``0 .. warmup`` (counted from 0, the last included, as in the authors' code) have no
         adaptive threshold, and `set_epoch` must be called. 0: no warm-up.

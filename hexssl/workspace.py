@@ -19,6 +19,8 @@ __all__ = ["Plan", "budget", "plan", "release", "set_budget"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # hex_dtype of csrc/hex.h
 
+_MOST = 2**31 - 1  # of hex_check
+
 
 class Plan(NamedTuple):
     """How a problem is computed.
@@ -26,13 +28,15 @@ class Plan(NamedTuple):
     tile : rows of anchors and of keys in a tile of cosines
     tiles : how many there are; where the keys are the anchors, those on and above the diagonal
     tile_bytes : of all of them
-    kept : from step to step; False: every step multiplies its own
+    kept_bytes : the tiles and the packed embeddings, which one step leaves to the next
+    kept : these fit the budget; False: every step multiplies its own tiles
     cache : bytes of second-level cache that were found, which bound the tile; 0 where the system does not say
     """
 
     tile: tuple[int, int]
     tiles: int
     tile_bytes: int
+    kept_bytes: int
     kept: bool
     cache: int
 
@@ -62,10 +66,13 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
     rows = validation.integer("rows", rows, 1, "an int >= 1")
     columns = validation.integer("columns", columns, 1, "an int >= 1")
     keys = 0 if keys is None else validation.integer("keys", keys, 1, "None or an int >= 1")
+    for name, value in (("rows", rows), ("columns", columns), ("keys", keys)):
+        if value > _MOST:
+            raise ValueError(f"{name}: got {value}; accepted: an int up to {_MOST}, the most that a loss takes")
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: got {dtype!r}; accepted: {', '.join(map(str, _DTYPES))}")
-    anchor_rows, key_rows, tiles, size, kept, cache = _C.plan(rows, keys, columns, _DTYPES[dtype])
-    return Plan((anchor_rows, key_rows), tiles, size, kept, cache)
+    anchor_rows, key_rows, tiles, size, left, kept, cache = _C.plan(rows, keys, columns, _DTYPES[dtype])
+    return Plan((anchor_rows, key_rows), tiles, size, left, kept, cache)
 
 
 def set_budget(size: int) -> None:
@@ -102,12 +109,15 @@ def release() -> None:
     _C.release_workspace()
 
 
-def check_environment() -> None:
-    """Refuse a ``HEXSSL_WORKSPACE_MB`` that the core would not understand."""
+def from_environment() -> None:
+    """Do what ``HEXSSL_WORKSPACE_MB`` says, where it is set."""
     given = os.environ.get("HEXSSL_WORKSPACE_MB", "")
+    if given == "":
+        return
     try:
-        understood = given == "" or 0 <= float(given) < 1e12
+        size = float(given)
     except ValueError:
-        understood = False
-    if not understood:
+        size = -1
+    if not 0 <= size < 1e12:
         raise ImportError(f"HEXSSL_WORKSPACE_MB: got {given!r}; accepted: a number of MiB >= 0")
+    set_budget(int(size * 2**20))

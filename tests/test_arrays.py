@@ -245,3 +245,11 @@ def test_row_of_zeros() -> None:
     result = arrays.hex_loss(z)
     assert np.isfinite(result.loss) and result.gradients is not None
     assert np.isfinite(result.gradients.anchors).all()
+
+
+def test_ids_that_int64_cannot_hold():
+    """They would wrap around to ids that others have."""
+    with pytest.raises(ValueError, match=r"groups: got .*uint64.*below 2\*\*63"):
+        arrays.hex_loss(np.eye(2, 3), np.eye(2, 3), groups=np.array([2**64 - 1, 1], np.uint64), key_groups=[-1, 1])
+    loss = arrays.hex_loss(np.eye(2, 3), np.eye(2, 3), groups=np.array([3, 1], np.uint64), key_groups=[3, 1]).loss
+    assert loss == arrays.hex_loss(np.eye(2, 3), np.eye(2, 3), groups=[3, 1], key_groups=[3, 1]).loss

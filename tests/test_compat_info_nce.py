@@ -148,3 +148,22 @@ def test_hex_of_own_negatives(make, reduction, settings):
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
         call()
+
+
+def test_negatives_of_ones_own_keep_the_rules():
+    """Statistics of the batch, NaN for what is no temperature, one dtype."""
+    query, key, negatives = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 5, 3)
+    criterion = InfoNCE(negative_mode="paired")
+    criterion(query, key, negatives)
+    cosines = torch.cosine_similarity(query[:, None], negatives, dim=2)
+    # float32 cosines
+    torch.testing.assert_close(criterion.stats.negative_similarity, cosines.mean().double(), rtol=0, atol=1e-6)
+    assert criterion.stats.threshold == torch.inf and criterion.stats.skipped_anchors == 0
+    for wrong in (-1.0, 0.0, torch.nan):
+        assert InfoNCE(torch.tensor(wrong), negative_mode="paired")(query, key, negatives).isnan()
+    with pytest.raises(ValueError, match="positive_key: got .*float64"):
+        criterion(query, key.double(), negatives)
+    with pytest.raises(ValueError, match="negative_keys: got"):
+        criterion(query, key, negatives[:, :0])
+    with pytest.raises(TypeError, match="query: got .*int64"):
+        criterion(query.long(), key.long(), negatives.long())

@@ -314,3 +314,12 @@ def test_no_warnings():
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
         call()
+
+
+def test_decoupled_loss_that_is_zero_by_chance_keeps_its_weight():
+    """The positive's logit and the negatives' log-sum may be equal."""
+    out0, out1 = torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[1.0, 0], [-1, 0]])
+    loss = lightly.DCLLoss(0.1, weight_fn=lambda a, b: torch.full((len(a),), 0.5))
+    plain = lightly.DCLLoss(0.1)(out0.double(), out1.double())
+    positives = ((out0 * out1).sum(1) / 0.1).mean()  # each weighed half, which adds half of it
+    torch.testing.assert_close(loss(out0, out1), (plain + 0.5 * positives).float(), rtol=1e-6, atol=1e-6)

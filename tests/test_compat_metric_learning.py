@@ -317,3 +317,11 @@ def test_real_wrappers_train(name, wrapper):
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
         call()
+
+
+@pytest.mark.parametrize("loss", [NTXentLoss, SupConLoss])
+def test_nan_without_pairs_is_nan(loss):
+    rows = torch.randn(8, 3)
+    assert loss()(rows, torch.arange(8)) == 0
+    rows[2, 1] = torch.nan
+    assert loss()(rows, torch.arange(8)).isnan()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
-from hexssl import hex_loss, workspace
+from hexssl import hex_loss, similarity_stats, workspace
 from hexssl.profiling import Profile
 
 
@@ -48,9 +49,14 @@ def test_plan():
 
 
 def test_budget_decides_what_is_kept():
-    needed = workspace.plan(300, 40).tile_bytes
+    plan = workspace.plan(300, 40)
+    needed = plan.kept_bytes
+    assert needed >= plan.tile_bytes + 2 * 300 * 40 * 4  # packed in two orders
     workspace.set_budget(needed)
     assert workspace.plan(300, 40).kept and workspace.budget() == needed
+    with Profile() as profile:
+        step()
+    assert profile.phases["scores"].operations == products(300, 40)
     workspace.set_budget(needed - 1)
     assert not workspace.plan(300, 40).kept
 
@@ -104,6 +110,33 @@ def test_profile_from_the_environment():
     assert run_with(HEXSSL_PROFILE="0").stderr == ""
     wrong = run_with(HEXSSL_PROFILE="yes")
     assert wrong.returncode != 0 and "HEXSSL_PROFILE: got 'yes'; accepted: 1 or 0" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["rows", "columns", "keys"])
+def test_plan_of_more_than_a_loss_takes(name):
+    with pytest.raises(ValueError, match=f"{name}: got 2147483648; accepted: .* 2147483647"):
+        workspace.plan(**{"rows": 3, "columns": 2, name: 2**31})
+
+
+def test_budget_that_changes_during_calls():
+    """What a call has set aside must not depend on a budget that another thread has changed meanwhile."""
+    before, done = workspace.budget(), threading.Event()
+    x = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    expected = similarity_stats(x, quantile=0.5).quantile
+
+    def toggle():
+        while not done.is_set():
+            workspace.set_budget(0)
+            workspace.set_budget(1 << 34)
+
+    other = threading.Thread(target=toggle)
+    other.start()
+    try:
+        assert all(torch.equal(similarity_stats(x, quantile=0.5).quantile, expected) for _ in range(40))
+    finally:
+        done.set()
+        other.join()
+        workspace.set_budget(before)
 
 
 @pytest.mark.parametrize("value", ["lots", "-1", "nan"])

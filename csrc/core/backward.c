@@ -27,13 +27,17 @@ static void fill_params(hex_run *run, backward *b) {
                                          HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
     int64_t mp = run->g.mp, size = run->k->size;
     double *value = b->row;
-    b->shared = true;
+    double lowest = INFINITY, unused;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        double eps = b->row_state[i * HEX_ROW_STATE + HEX_R_EPS];
+        lowest = eps < lowest ? eps : lowest;
+    }
+    b->shared = hex_one_shift(run, b->s->beta, b->inv_tau, lowest, &unused);
     for (int q = 0; q < HEX_PARAMS; q++) {
-        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO, shift = q >= HEX_P_SHIFT_G && q <= HEX_P_SHIFT_P;
+        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO;
         for (int64_t i = 0; i < run->g.m; i++) {
             value[i] = b->row_state[i * HEX_ROW_STATE + from[q]];
             if (scaled) value[i] *= b->scale[i];
-            if (shift && !(value[i] == b->row_state[HEX_R_SHIFT_G])) b->shared = false;
         }
         for (int64_t i = run->g.m; i < mp; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
         run->k->narrow(value, mp, b->params + q * mp * size);
@@ -243,9 +247,7 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     if (status != HEX_OK) return status;
     if (!problem->paired.data) b.paired = NULL;
     place(problem, &g, run.extra, &b);
-    b.inv_tau = s->temperature > 0 ? 1 / s->temperature : NAN;
-    run.k->narrow(&b.inv_tau, 1, b.params);
-    b.inv_tau = run.k->widen(b.params, 0);
+    b.inv_tau = hex_inverse(run.k, s->temperature);
     int64_t rows_start = hex_profile_start();
     fill_scale(&run, &b, grad);
     fill_params(&run, &b);

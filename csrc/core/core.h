@@ -33,6 +33,8 @@ typedef struct {
 
 void hex_geometry_of(const hex_problem *problem, hex_geometry *g);
 int64_t hex_tile_bytes(const hex_geometry *g);
+/* Of what a step leaves to the next: packed rows, and tiles where so. run.c */
+int64_t hex_kept_bytes(const hex_geometry *g, bool tiles);
 /* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order, and neighbours in the
  * list share no block, so threads seldom wait. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
@@ -45,6 +47,7 @@ hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit);
 /* keep: hold the contents under token; otherwise the slab may be reused at once. */
 void hex_slab_put(hex_slab *slab, uint64_t token, bool keep);
 char *hex_slab_memory(hex_slab *slab);
+int64_t hex_slab_bytes(int64_t bytes);   /* what a slab of so many takes */
 
 /* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */
 
@@ -184,11 +187,19 @@ typedef struct {
     double quantile;
     bool negatives_only;
     int want;
+    int64_t capacity, lists;   /* of lists of candidates: decided once, since budget and threads may change meanwhile */
+    bool by_block;
 } hex_measurement;
 
-/* Row statistics in memory of hex_measure_bytes; returns the mean quantile. */
-int64_t hex_measure_bytes(const hex_geometry *g, const hex_measurement *what);
+/* Fills in the lists; returns the bytes that hex_measure_rows needs. */
+int64_t hex_measure_plan(const hex_geometry *g, hex_measurement *what);
+/* Row statistics; returns the mean quantile. */
 double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory, double *row_stats);
+
+/* The sum of an anchor's members, from its moments. */
+static inline double hex_moment_sum(const double *moment, int64_t ld) {
+    return moment[HEX_MO_SUM * ld] + moment[HEX_MO_COUNT * ld] * moment[HEX_MO_PIVOT * ld];
+}
 
 /* row_loss.c: from an anchor's sums to its loss and its backward weights, in double and in logarithms. */
 
@@ -207,6 +218,13 @@ typedef struct {
     double log_neg;                     /* log Neg_i, -inf without negatives */
     bool floor;                         /* the floor of the local term is active */
 } hex_row;
+
+/* 1 / temperature as the kernels use it, so that all terms agree: in T, finite; NaN for what is no temperature. */
+double hex_inverse(const hex_kernels *k, double temperature);
+/* One exponential e^(s - shift) serves every class of both sides of a tile when nothing it is used in can leave the number
+ * format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum. lowest: of the thresholds.
+ * Forward and backward decide alike. */
+bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *shift);
 
 /* Several positives with a denominator each: needs the sums of hex_kernels.own before hex_row_loss. */
 bool hex_row_needs_own(const hex_settings *s, const hex_row *row);

@@ -17,6 +17,8 @@ typedef struct {
     double *log_neg;            /* [mp] */
     double *paired;             /* [mp] cosine of the paired positive */
     double *losses;             /* [mp] */
+    double *moment;             /* [HEX_MOMENTS][mp] of the negatives, where they are few */
+    bool few_negatives;         /* less than FEW of all pairs */
     double *row_state;
 } contrast;
 
@@ -33,7 +35,7 @@ static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t t
                        .col_log_neg = both ? c->log_neg + j : NULL, .scratch = worker->scratch};
 }
 
-enum pass { MAXIMA, SUMS, OWN };
+enum pass { MAXIMA, SUMS, OWN, MOMENTS };
 
 static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass pass) {
     hex_run *run = worker->run;
@@ -46,6 +48,8 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
     int64_t start = hex_profile_start();
     if (pass == MAXIMA)
         run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
+    else if (pass == MOMENTS)
+        run->k->moments(&tile, c->moment + i, both ? c->moment + j : NULL, g->mp);
     else if (pass == SUMS)
         run->k->sums(&tile, &sides, c->sums + i, both ? c->sums + j : NULL);
     else
@@ -55,6 +59,7 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
 
 static void maxima_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MAXIMA); }
 static void sums_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, SUMS); }
+static void moments_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MOMENTS); }
 static void own_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, OWN); }
 
 static void pass_over(hex_run *run, hex_task_body body, contrast *c) {
@@ -70,17 +75,11 @@ static void paired_block(hex_worker *worker, int64_t b, void *context) {
                      hex_block_rows(run->g.m, block, b), block, run->g.d, c->paired + b * block);
 }
 
-/* One exponential e^(s - bound) serves every class of both sides of a tile when nothing it is used in can leave the
- * number format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum. */
 static void choose_shift(const hex_run *run, contrast *c) {
-    double keys = run->key.largest > run->paired.largest ? run->key.largest : run->paired.largest;
-    double bound = run->problem->normalize ? 1 : run->a.largest * keys, lowest = INFINITY;
+    double lowest = INFINITY;
     int64_t count = c->s->threshold_count;
     for (int64_t i = 0; i < count; i++) lowest = c->s->threshold[i] < lowest ? c->s->threshold[i] : lowest;
-    double hard = lowest > -bound ? bound - lowest : 2 * bound;
-    hard = hard > 0 ? hard : 0;
-    c->shared = (2 * bound + c->s->beta * hard) * c->inv_tau <= (double)run->k->limit;
-    c->shift = c->shared ? bound * c->inv_tau : 0;
+    c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->shift);
 }
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
@@ -122,7 +121,7 @@ static hex_row row_of(const hex_run *run, const contrast *c, int64_t i) {
 static bool poisoned(const hex_run *run, const contrast *c, int64_t i) {
     bool paired = run->problem->paired.data && !isfinite(run->paired.norms[i]);
     double eps = hex_row_threshold(c->s, i);
-    return !run->key.finite || !isfinite(run->a.norms[i]) || paired || !(c->inv_tau > 0) ||
+    return !run->key.finite || !isfinite(run->a.norms[i]) || paired || c->inv_tau != c->inv_tau ||
            (eps != eps && run->classes.negatives[i] > 0);
 }
 
@@ -203,7 +202,11 @@ static void batch_statistics(const hex_run *run, const contrast *c, double *colu
         total[HEX_S_POS_C] += paired ? c->paired[i] : 0;
         eps += i == 0 || c->s->threshold_count > 1 ? hex_row_threshold(c->s, i) : 0;
     }
-    double others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C];
+    double others = 0;
+    if (c->few_negatives)
+        for (int64_t i = 0; i < m; i++) others += hex_moment_sum(c->moment + i, mp);
+    else
+        others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C];
     out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)m : eps;
     out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
     out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * finite;
@@ -222,8 +225,21 @@ static int64_t place(const hex_geometry *g, char *base, contrast *c, double **co
     c->log_neg = (double *)at, at += row;
     c->paired = (double *)at, at += row;
     c->losses = (double *)at, at += row;
+    c->moment = (double *)at, at += HEX_MOMENTS * row;
     *column = (double *)at, at += hex_round_up(2 * g->d * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     return at - base;
+}
+
+/* All cosines less those of others, summed in T, would leave little but rounding errors of few negatives. */
+static const double FEW = 1.0 / 16;
+
+static void measure_few_negatives(hex_run *run, contrast *c) {
+    double negatives = 0;
+    for (int64_t i = 0; i < run->g.m; i++) negatives += run->classes.negatives[i];
+    c->few_negatives = negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
+    if (!c->few_negatives) return;
+    memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.mp) * sizeof(double));
+    pass_over(run, moments_tile, c);
 }
 
 /* A backward that finds e^(s - shift) in the tiles needs no exponential of its own. */
@@ -246,11 +262,11 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     int64_t start = hex_profile_start();
     hex_geometry_of(problem, &g);
     hex_settings decided = *settings, *s = &decided;
-    hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE};
+    hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     contrast c = {.s = s, .row_state = row_state};
     double *column, threshold;
     int64_t own = place(&g, NULL, &c, &column), extra = own;
-    if (s->adaptive) extra += g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_bytes(&g, &what);
+    if (s->adaptive) extra += g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&g, &what);
     hex_run run;
     hex_status status = hex_run_open(&run, problem, *token, keep || s->adaptive, keep, extra);
     if (status != HEX_OK) return status;
@@ -260,13 +276,12 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
         s->threshold = &threshold, s->threshold_count = 1;
     }
     memset(c.sums, 0, (size_t)((HEX_SUMS + 2) * g.mp) * sizeof(double));   /* and own, which follows */
-    c.inv_tau = s->temperature > 0 ? 1 / s->temperature : NAN;
-    run.k->narrow(&c.inv_tau, 1, c.params);
-    c.inv_tau = run.k->widen(c.params, 0);   /* the number that the kernels use, so that all terms agree */
+    c.inv_tau = hex_inverse(run.k, s->temperature);
     if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &c);
     choose_shift(&run, &c);
     fill_thresholds(&run, &c);
     fill_shifts(&run, &c);
+    measure_few_negatives(&run, &c);
     c.exponentials = keep && may_leave_exponentials(&run, &c);
     pass_over(&run, sums_tile, &c);
     if (c.exponentials) {

@@ -133,10 +133,10 @@ static void finish_moments(const hex_run *run, const measure *me, double *stats)
         int64_t ld = run->g.mp;
         double count = m[HEX_MO_COUNT * ld], *out = stats + i * HEX_ROW_STATS;
         if (count == 0) continue;
-        double mean = m[HEX_MO_SUM * ld] / count, variance = m[HEX_MO_SQUARES * ld] / count - mean * mean;
+        double mean = m[HEX_MO_SUM * ld] / count, variance = m[HEX_MO_SQUARES * ld] / count - mean * mean;   /* less the pivot */
         out[HEX_STAT_MIN] = m[HEX_MO_MIN * ld];
         out[HEX_STAT_MAX] = m[HEX_MO_MAX * ld];
-        out[HEX_STAT_MEAN] = mean;
+        out[HEX_STAT_MEAN] = m[HEX_MO_PIVOT * ld] + mean;
         out[HEX_STAT_VARIANCE] = variance < 0 ? 0 : variance;   /* rounding; NaN passes */
     }
 }
@@ -208,31 +208,24 @@ static double finish(const hex_run *run, const measure *me) {
     return counted ? sum / (double)counted : NAN;
 }
 
-/* capacity, by_block and the number of lists */
-static int64_t plan_lists(const hex_geometry *g, const hex_measurement *what, measure *me) {
+int64_t hex_measure_plan(const hex_geometry *g, hex_measurement *what) {
     int64_t most = hex_workspace_budget() / LISTS_SHARE;
-    me->quantile = what->want & HEX_WANT_QUANTILE;
-    me->moments = what->want & HEX_WANT_MOMENTS;
-    me->capacity = me->quantile ? capacity_of(what->quantile, g) : 0;
-    me->by_block = g->mp * me->capacity * g->k->size > (most > LISTS_BYTES ? most : LISTS_BYTES);
-    return me->by_block ? hex_threads() * g->block_m : g->mp;
-}
-
-int64_t hex_measure_bytes(const hex_geometry *g, const hex_measurement *what) {
-    measure me;
-    int64_t lists = plan_lists(g, what, &me);
-    return extra_bytes(g, me.capacity, lists, me.moments);
+    what->capacity = what->want & HEX_WANT_QUANTILE ? capacity_of(what->quantile, g) : 0;
+    what->by_block = g->mp * what->capacity * g->k->size > (most > LISTS_BYTES ? most : LISTS_BYTES);
+    what->lists = what->by_block ? hex_threads() * g->block_m : g->mp;
+    return extra_bytes(g, what->capacity, what->lists, what->want & HEX_WANT_MOMENTS);
 }
 
 double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory, double *row_stats) {
     const hex_geometry *g = &run->g;
-    measure me = {.view = what->negatives_only ? HEX_VIEW_NEGATIVES : HEX_VIEW_ALL, .row_stats = row_stats};
-    int64_t lists = plan_lists(g, what, &me);
+    measure me = {.view = what->negatives_only ? HEX_VIEW_NEGATIVES : HEX_VIEW_ALL, .row_stats = row_stats,
+                  .quantile = what->want & HEX_WANT_QUANTILE, .moments = what->want & HEX_WANT_MOMENTS,
+                  .capacity = what->capacity, .by_block = what->by_block};
     int workers = run->workers;
-    if (me.by_block && run->workers * g->block_m > lists) run->workers = (int)(lists / g->block_m);
+    if (me.by_block && run->workers * g->block_m > what->lists) run->workers = (int)(what->lists / g->block_m);
     /* a second pass is cheap only over tiles that are kept */
     if (run->tiles && me.view == HEX_VIEW_ALL) me.deviations = guess_of(what->quantile, g->n, g->block_n);
-    place(g, &me, memory, lists);
+    place(g, &me, memory, what->lists);
     for (int64_t i = 0; i < g->m * HEX_ROW_STATS; i++) row_stats[i] = NAN;
     run_passes(run, &me, what->quantile);
     run->workers = workers;
@@ -244,9 +237,10 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
     hex_geometry g;
     int64_t start = hex_profile_start();
     hex_geometry_of(problem, &g);
-    hex_measurement what = {quantile, negatives_only, want};
+    hex_measurement what = {quantile, negatives_only, want, 0, 0, false};
+    int64_t extra = hex_measure_plan(&g, &what);
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, 0, keep, keep, hex_measure_bytes(&g, &what));
+    hex_status status = hex_run_open(&run, problem, 0, keep, keep, extra);
     if (status != HEX_OK) return status;
     *mean_quantile = hex_measure_rows(&run, &what, run.extra, row_stats);
     *token = hex_run_close(&run, keep);

@@ -51,7 +51,8 @@ int64_t hex_tile_bytes(const hex_geometry *g) { return g->tasks * g->block_m * g
 void hex_plan_of(const hex_problem *problem, hex_plan *plan) {
     hex_geometry g;
     hex_geometry_of(problem, &g);
-    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), hex_tile_bytes(&g) <= hex_workspace_budget(),
+    int64_t kept = hex_kept_bytes(&g, true);
+    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), kept, kept <= hex_workspace_budget(),
                        second_level_cache()};
 }
 

@@ -2,6 +2,7 @@
  *
  * Every sum is relative to its class's shift: pos = e^shift_p S_pos and so on. Shifts of different classes may lie further apart
  * than exp can express, so values are combined relative to the largest. */
+#include <float.h>
 #include <math.h>
 
 #include "core.h"
@@ -10,6 +11,24 @@ static double log_add(double a, double b) {   /* log(e^a + e^b) */
     double high = a > b ? a : b, gap = a > b ? b - a : a - b;
     if (high == -INFINITY) return a + b;      /* both are -inf, or one is NaN */
     return high + log1p(exp(gap));
+}
+
+double hex_inverse(const hex_kernels *k, double temperature) {
+    const double most = (k->size == 4 ? (double)FLT_MAX : DBL_MAX) / 4;   /* cosines may exceed 1 by rounding */
+    double inverse = 1 / temperature;
+    if (!(temperature > 0)) return NAN;
+    if (inverse > most) return most;
+    return k->size == 4 ? (double)(float)inverse : inverse;
+}
+
+bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *shift) {
+    double keys = run->key.largest > run->paired.largest ? run->key.largest : run->paired.largest;
+    double bound = run->problem->normalize ? 1 : run->a.largest * keys;
+    double hard = lowest > -bound ? bound - lowest : 2 * bound;
+    hard = hard > 0 ? hard : 0;
+    bool one = (2 * bound + beta * hard) * inv_tau <= (double)run->k->limit;
+    *shift = one ? bound * inv_tau : 0;
+    return one;
 }
 
 static double softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
@@ -93,7 +112,7 @@ static double weighted_loss(const hex_settings *s, const hex_row *row, double *s
         log_weight = -log_z;
         loss = log_z - mean_s;
         state[HEX_R_PA] = -1 / count;
-        state[HEX_R_PB] = exp(row->shift_p - log_z);
+        state[HEX_R_PB] = 1 / (row->sums[HEX_S_POS] * (1 + exp(log_neg - log_pos)));   /* e^shift_p / Z */
     }
     if (log_neg == -INFINITY) return loss;   /* nothing depends on Neg */
     state[HEX_R_GG] = exp(log_weight + row->shift_g);

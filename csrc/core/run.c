@@ -40,6 +40,11 @@ static int64_t place_kept(hex_run *run, char *base, bool tiles) {
     return at - base;
 }
 
+int64_t hex_kept_bytes(const hex_geometry *g, bool tiles) {
+    hex_run run = {.g = *g, .k = g->k};
+    return hex_slab_bytes(place_kept(&run, NULL, tiles));
+}
+
 static int64_t worker_bytes(const hex_geometry *g) {
     int64_t tile = hex_round_up(g->block_m * g->block_n * g->k->size, HEX_PANEL_BYTES);
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
@@ -188,7 +193,8 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
     hex_geometry *g = &run->g;
     if (run->workers > g->tasks) run->workers = (int)g->tasks;
     int64_t budget = hex_workspace_budget();
-    bool tiles = want_tiles && hex_tile_bytes(g) + extra_bytes <= budget, hit, unused;
+    int64_t most = hex_kept_bytes(g, true);
+    bool tiles = want_tiles && most <= budget, hit, unused;
     int64_t start = hex_profile_start();
     run->token = token || (keep && budget > 0) ? hex_fingerprint(problem, g) : 0;
     hex_profile_stop(HEX_PHASE_PACK, start, 0);
@@ -196,7 +202,7 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
 
     /* What an earlier step kept has tiles or not by its own choice; look for the larger form first. */
     run->kept = NULL;
-    if (known && !tiles && hex_tile_bytes(g) <= budget) {
+    if (known && !tiles && most <= budget) {
         run->kept = hex_slab_take(run->token, place_kept(run, NULL, true), &hit);
         if (run->kept && !hit) hex_slab_put(run->kept, 0, false);
         if (hit)

@@ -87,11 +87,15 @@ static void let_go_of_oldest_held(void) {
     if (held > HELD_MOST) oldest->state = FREE;
 }
 
+static bool is_huge(int64_t bytes) { return bytes >= 2 * HUGE_PAGE; }
+
+int64_t hex_slab_bytes(int64_t bytes) { return hex_round_up(bytes, is_huge(bytes) ? HUGE_PAGE : SLAB_ALIGNMENT); }
+
 static bool allocate(hex_slab *slab, int64_t bytes) {
-    bool huge = bytes >= 2 * HUGE_PAGE;
+    bool huge = is_huge(bytes);
     int64_t alignment = huge ? HUGE_PAGE : SLAB_ALIGNMENT;
     void *memory = NULL;
-    bytes = hex_round_up(bytes, alignment);
+    bytes = hex_slab_bytes(bytes);
     if (posix_memalign(&memory, (size_t)alignment, (size_t)bytes) != 0) return false;
 #ifdef MADV_HUGEPAGE
     if (huge) madvise(memory, (size_t)bytes, MADV_HUGEPAGE);   /* advice only: failure changes nothing but speed */

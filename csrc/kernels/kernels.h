@@ -61,8 +61,9 @@ enum {
 /* Largest cosine per class, T[3][ld], -inf where the class is empty. */
 enum { HEX_M_GLOBAL, HEX_M_HARD, HEX_M_POS, HEX_MAXIMA };
 
-/* Row moments, double[HEX_MOMENTS][ld]. */
-enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MOMENTS };
+/* Row moments, double[HEX_MOMENTS][ld]. SUM and SQUARES are of the members less PIVOT, the first of them: rows whose members
+ * are nearly equal keep their variance. */
+enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_PIVOT, HEX_MOMENTS };
 
 /* Both sides of a tile: the anchors of its rows and, in a symmetric problem, those of its columns (col == NULL: none).
  * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */

@@ -209,8 +209,10 @@ static double KERNEL(select_finish)(const hex_selection *s, int64_t i) {
 static inline void LOCAL(moment)(double *m, int64_t ld, double c) {
     m[HEX_MO_MIN * ld] = c < m[HEX_MO_MIN * ld] ? c : m[HEX_MO_MIN * ld];
     m[HEX_MO_MAX * ld] = c > m[HEX_MO_MAX * ld] ? c : m[HEX_MO_MAX * ld];
-    m[HEX_MO_SUM * ld] += c;
-    m[HEX_MO_SQUARES * ld] += c * c;
+    if (m[HEX_MO_COUNT * ld] == 0) m[HEX_MO_PIVOT * ld] = c;
+    double off = c - m[HEX_MO_PIVOT * ld];
+    m[HEX_MO_SUM * ld] += off;
+    m[HEX_MO_SQUARES * ld] += off * off;
     m[HEX_MO_COUNT * ld] += 1;
 }
 

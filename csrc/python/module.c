@@ -70,8 +70,9 @@ static PyObject *plan(PyObject *module, PyObject *arguments) {
         problem.keys = (hex_matrix){&problem, keys, columns, columns, 1};
     hex_plan found;
     hex_plan_of(&problem, &found);
-    return Py_BuildValue("LLLLNL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
-                         (long long)found.tile_bytes, PyBool_FromLong(found.kept), (long long)found.cache);
+    return Py_BuildValue("LLLLLNL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
+                         (long long)found.tile_bytes, (long long)found.kept_bytes, PyBool_FromLong(found.kept),
+                         (long long)found.cache);
 }
 
 static PyObject *profile(PyObject *module, PyObject *on) {

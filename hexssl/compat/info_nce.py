@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from hexssl import validation
 from hexssl.compat._drop_in import DropIn, named
 from hexssl.functional import Problem, evaluate, make_problem, make_settings, measure
 from hexssl.thresholds import QUANTILE, Threshold
@@ -79,13 +80,24 @@ class InfoNCE(DropIn):
 
     def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
         """Negatives (N, M, D): the queries share no key, there are N * M similarities whoever computes them."""
+        query, positive_key, negative_keys = validation.autocast(query, positive_key, negative_keys)
+        validation.embeddings("query", query)
+        validation.partner("positive_key", positive_key, query, one_each=True)
+        validation.partner("negative_keys", negative_keys.flatten(0, 1), query)
+        temperature = validation.temperature(self.temperature, query.device)
+        if isinstance(temperature, Tensor):  # its value is not read: NaN where it is none
+            temperature = torch.where(temperature > 0, temperature, torch.nan)
         if query.dtype in (torch.float16, torch.bfloat16):
             query, positive_key, negative_keys = query.float(), positive_key.float(), negative_keys.float()
         query, positive_key = normalize(query, dim=1), normalize(positive_key, dim=1)
         # Dividing the products by the lengths spares a normalised copy of the negatives.
         lengths = torch.linalg.vector_norm(negative_keys, dim=2).clamp(min=1e-12)
         negatives = torch.einsum("nd,nmd->nm", query, negative_keys) / lengths
-        logits = torch.cat(((query * positive_key).sum(1, keepdim=True), negatives), 1) / self.temperature
+        positives = (query * positive_key).sum(1, keepdim=True)
+        seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=torch.float64)  # HEXStats
+        seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
+        self._seen = (seen,)
+        logits = torch.cat((positives, negatives), 1) / temperature
         return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
 
     def _one_by_one(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:

@@ -298,8 +298,10 @@ class DCLLoss(_TwoViews):
         # The positive stands alone in the loss: weighting it adds (1 - weight) times its logit.
         weights = torch.cat((self.weight_fn(out0, out1), self.weight_fn(out1, out0)))
         positives = ((out0 * out1).sum(1) / self.temperature).repeat(2)
-        losses = torch.where(losses == 0, 0, losses + (1 - weights) * positives)  # 0: left out
-        return losses.sum() / (losses.numel() - self._seen[0][-1]).clamp(min=1).to(losses.dtype)
+        skipped = self._seen[0][-1]
+        left_out = (losses == 0) & (skipped > 0)  # a loss may be 0 by chance
+        losses = torch.where(left_out, 0, losses + (1 - weights) * positives)
+        return losses.sum() / (losses.numel() - skipped).clamp(min=1).to(losses.dtype)
 
 
 class DCLWLoss(DCLLoss):

@@ -120,7 +120,7 @@ class _PairLoss(DropIn):
         """
         total = positives.sum()
         some = (total > 0) & (negatives > 0) & ((total > 1) | (negatives > 1))
-        return torch.where(some, self._average(losses, positives), 0)
+        return torch.where(some, self._average(losses, positives), 0 * losses.detach().sum())  # NaN stays NaN
 
 
 def _check_labels(name: str, labels: Tensor | None, rows: Tensor) -> None:

@@ -171,12 +171,20 @@ void test_select_nan(const hex_kernels *k) {
     free_pool(&row), free_pool(&col);
 }
 
+/* About zero, so that nothing here knows of the kernel's pivot. */
 static void add_moment(double *m, int64_t ld, double c) {
     m[HEX_MO_MIN * ld] = fmin(m[HEX_MO_MIN * ld], c);
     m[HEX_MO_MAX * ld] = fmax(m[HEX_MO_MAX * ld], c);
     m[HEX_MO_SUM * ld] += c;
     m[HEX_MO_SQUARES * ld] += c * c;
     m[HEX_MO_COUNT * ld] += 1;
+}
+
+static void to_zero(double *m, int64_t ld) {
+    const double count = m[HEX_MO_COUNT * ld], pivot = m[HEX_MO_PIVOT * ld], sum = m[HEX_MO_SUM * ld];
+    m[HEX_MO_SQUARES * ld] += 2 * pivot * sum + count * pivot * pivot;
+    m[HEX_MO_SUM * ld] += count * pivot;
+    m[HEX_MO_PIVOT * ld] = 0;
 }
 
 static double *start_moments(int64_t ld) {
@@ -200,6 +208,7 @@ static void one_moments(const hex_kernels *k, int codes, bool both) {
             }
         free_tile(&t);
     }
+    for (int64_t i = 0; i < ld; i++) to_zero(row + i, ld), to_zero(col + i, ld);
     for (int64_t i = 0; i < HEX_MOMENTS * ld; i++) {
         /* sums of at most 2 MOST_COLS numbers up to 1, in double, in any order */
         bool same_row = row[i] == true_row[i] || fabs(row[i] - true_row[i]) <= 4e-14 * MOST_COLS;
