@@ -37,6 +37,13 @@ class HEXStats(NamedTuple):
     hierarchical_fraction : share of the negatives that lie above the threshold
     positive_similarity, negative_similarity, hierarchical_similarity : mean cosines
     skipped_anchors : anchors left out of the loss
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hexssl import arrays
+    >>> arrays.hex_loss(np.eye(4), threshold=0.5).stats.positive_similarity
+    0.0
     """
 
     threshold: float
@@ -52,6 +59,14 @@ class Gradients(NamedTuple):
 
     keys : None where the keys are the anchors, whose gradient then holds both sides
     paired : None where none was given
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hexssl import arrays
+    >>> gradients = arrays.hex_loss(np.eye(4)).gradients
+    >>> gradients.anchors.shape, gradients.keys is None
+    ((4, 4), True)
     """
 
     anchors: Array
@@ -65,6 +80,14 @@ class HEXResult(NamedTuple):
 
     loss : float64, a scalar or, with reduction="none", (M,)
     gradients : None unless wanted
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hexssl import arrays
+    >>> loss, gradients, stats = arrays.info_nce(np.eye(4))
+    >>> round(float(loss), 4)  # log 3
+    1.0986
     """
 
     loss: Any
@@ -76,6 +99,13 @@ class RowStats(NamedTuple):
     """Statistics of every anchor's cosines, (M,) float64 each; NaN where an anchor has none to count.
 
     The variance is the population's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hexssl import arrays
+    >>> arrays.similarity_stats(np.eye(4)).mean.tolist()
+    [0.25, 0.25, 0.25, 0.25]
     """
 
     min: Floats

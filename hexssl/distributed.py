@@ -9,12 +9,26 @@ from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of ranks; 1 where ``torch.distributed`` is not initialised."""
+    """Number of ranks; 1 where ``torch.distributed`` is not initialised.
+
+    Examples
+    --------
+    >>> from hexssl.distributed import world_size
+    >>> world_size()
+    1
+    """
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process among `world_size`."""
+    """This process among `world_size`, from 0.
+
+    Examples
+    --------
+    >>> from hexssl.distributed import rank
+    >>> rank()
+    0
+    """
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 

@@ -22,6 +22,14 @@ class HEXStats(NamedTuple):
     hierarchical_fraction : share of the negatives that lie above the threshold
     positive_similarity, negative_similarity, hierarchical_similarity : mean cosines
     skipped_anchors : anchors left out of the loss
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import hex_loss
+    >>> _, stats = hex_loss(torch.eye(4), threshold=0.5, return_stats=True)
+    >>> stats.threshold.item(), stats.hierarchical_fraction.item(), stats.positive_similarity.item()
+    (0.5, 0.0, 0.0)
     """
 
     threshold: Tensor
@@ -36,6 +44,14 @@ class RowStats(NamedTuple):
     """Statistics of every anchor's cosines, (M,) float64 each; NaN where an anchor has none to count.
 
     The variance is the population's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import similarity_stats
+    >>> rows = similarity_stats(torch.eye(4))
+    >>> rows.max.tolist(), rows.mean.tolist()
+    ([1.0, 1.0, 1.0, 1.0], [0.25, 0.25, 0.25, 0.25])
     """
 
     min: Tensor

@@ -28,7 +28,17 @@ Pair: TypeAlias = tuple[Tensor, Tensor] | Tensor  # one tensor for each of two v
 
 
 class Terms(NamedTuple):
-    """The two terms of a batch before they are weighted: detached 0-d tensors."""
+    """The two terms of a batch before they are weighted: detached 0-d tensors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import HEXRegularized
+    >>> criterion = HEXRegularized(lambda z1, z2: (z1 - z2).square().mean())
+    >>> loss = criterion(torch.eye(4), torch.eye(4))
+    >>> criterion.terms.base.item()
+    0.0
+    """
 
     hex: Tensor
     base: Tensor

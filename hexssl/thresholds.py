@@ -30,6 +30,14 @@ class Measurement(NamedTuple):
 
     quantile : float in [0, 1], or None when only min, max, mean, variance and count are needed
     rows : "all" or "negatives", which cosines of the row count
+
+    Examples
+    --------
+    >>> from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold
+    >>> AdaptiveThreshold(0.9).measures()
+    Measurement(quantile=0.9, rows='all')
+    >>> MeanStdThreshold(2).measures()
+    Measurement(quantile=None, rows='negatives')
     """
 
     quantile: float | None
@@ -42,6 +50,21 @@ class Threshold(nn.Module):
     The epoch is a plain int (in ``state_dict`` as an int64 tensor, -1 for none); what follows from it is worked out
     in `set_epoch`, so that nothing recompiles from epoch to epoch. Buffers are float64 whatever the module is cast to
     (float32 on devices without float64).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hexssl import HEXLoss
+    >>> from hexssl.thresholds import Measurement, Threshold
+    >>> class HighestNegative(Threshold):
+    ...     def measures(self):
+    ...         return Measurement(quantile=1.0, rows="negatives")
+    ...     def decide(self, row_stats, mean_quantile):
+    ...         return mean_quantile
+    >>> criterion = HEXLoss(threshold=HighestNegative())
+    >>> loss = criterion(torch.eye(4)[:2], torch.eye(4)[2:])
+    >>> criterion.stats.threshold.item()
+    0.0
     """
 
     def __init__(self) -> None:

@@ -100,12 +100,29 @@ def set_budget(size: int) -> None:
 
 
 def budget() -> int:
-    """The budget in bytes."""
+    """What may be kept, all in all.
+
+    Returns
+    -------
+    int, in bytes
+
+    Examples
+    --------
+    >>> from hexssl import workspace
+    >>> workspace.budget() >= 0
+    True
+    """
     return _C.workspace_budget()
 
 
 def release() -> None:
-    """Give back what is kept and not in use. The next step takes the time to get it again."""
+    """Give back what is kept and not in use. The next step takes the time to get it again.
+
+    Examples
+    --------
+    >>> from hexssl import workspace
+    >>> workspace.release()
+    """
     _C.release_workspace()
 
 

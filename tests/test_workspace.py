@@ -121,7 +121,7 @@ def test_plan_of_more_than_a_loss_takes(name):
 def test_budget_that_changes_during_calls():
     """What a call has set aside must not depend on a budget that another thread has changed meanwhile."""
     before, done = workspace.budget(), threading.Event()
-    x = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2400, 16, generator=torch.Generator().manual_seed(0))  # lists past what is set aside in any case
     expected = similarity_stats(x, quantile=0.5).quantile
 
     def toggle():
@@ -132,7 +132,7 @@ def test_budget_that_changes_during_calls():
     other = threading.Thread(target=toggle)
     other.start()
     try:
-        assert all(torch.equal(similarity_stats(x, quantile=0.5).quantile, expected) for _ in range(40))
+        assert all(torch.equal(similarity_stats(x, quantile=0.5).quantile, expected) for _ in range(25))
     finally:
         done.set()
         other.join()
