@@ -74,7 +74,7 @@ typedef void (*hex_parallel_for)(int64_t tasks, hex_body body, void *context);
 void hex_set_pool(hex_parallel_for pool, int (*threads)(void));
 
 /* Tiles and packed rows are kept between the steps of one loss while they fit this many bytes. Default:
- * HEXSSL_WORKSPACE_MB, else the smaller of 4 GiB and a quarter of the machine's memory. 0 keeps nothing. */
+ * the smaller of 4 GiB and a quarter of the machine's memory. 0 keeps nothing. */
 void hex_set_workspace_budget(int64_t bytes);
 int64_t hex_workspace_budget(void);
 void hex_release_workspace(void); /* give back what is kept and not in use */

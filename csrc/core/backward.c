@@ -159,32 +159,31 @@ static void paired_block(hex_worker *worker, int64_t i, void *context) {
     }
 }
 
-/* Sum of S c over a block's tiles: of its packed rows times their gradient, sum over j of S_ij (a_i . k_j). */
-static double block_product(const hex_run *run, const void *rows, const void *gradient, int64_t count, int64_t cols,
-                            int64_t stride) {
-    hex_tile tile = {.values = rows, .stride = stride, .rows = count, .cols = cols};
-    return run->k->weighted_sum(&tile, gradient);
+/* Sum of S c over the tiles of a block of anchors: its packed rows times their gradient, since the gradient of a_i is the sum
+ * over j of S_ij k_j. Likewise of keys. */
+static double rows_product(const hex_run *run, const backward *b, int64_t i) {
+    const hex_geometry *g = &run->g;
+    hex_tile rows = {.values = hex_block(run, run->a.k_major, g->block_m, i), .stride = g->block_m * g->k->panel,
+                     .rows = hex_block_rows(g->m, g->block_m, i), .cols = g->dp};
+    return run->k->weighted_sum(&rows, hex_block(run, b->row_grad, g->block_m, i));
+}
+
+static double cols_product(const hex_run *run, const backward *b, int64_t j) {
+    const hex_geometry *g = &run->g;
+    hex_tile cols = {.values = hex_block(run, run->key.r_major, g->block_n, j), .stride = g->dp * g->k->panel,
+                     .rows = g->dp, .cols = hex_block_rows(g->n, g->block_n, j)};
+    return run->k->weighted_sum(&cols, hex_block(run, b->col_grad, g->block_n, j));
 }
 
 static void anchors_product(hex_worker *worker, int64_t i, void *context) {
     const backward *b = context;
-    const hex_run *run = worker->run;
-    const hex_geometry *g = &run->g;
-    const int64_t block = g->block_m;
-    b->block_sc[i] = block_product(run, hex_block(run, run->a.k_major, block, i), hex_block(run, b->row_grad, block, i),
-                                   hex_block_rows(g->m, block, i), g->dp, block * g->k->panel);
-    if (b->cols && g->symmetric && has_columns(run, i))
-        b->block_sc[i] += block_product(run, hex_block(run, run->a.r_major, block, i), hex_block(run, b->col_grad, block, i),
-                                        g->dp, hex_block_rows(g->m, block, i), g->dp * g->k->panel);
+    b->block_sc[i] = rows_product(worker->run, b, i);
+    if (worker->run->g.symmetric && has_columns(worker->run, i)) b->block_sc[i] += cols_product(worker->run, b, i);
 }
 
 static void keys_product(hex_worker *worker, int64_t j, void *context) {
     const backward *b = context;
-    const hex_run *run = worker->run;
-    const hex_geometry *g = &run->g;
-    b->block_sc[j] = block_product(run, hex_block(run, run->key.r_major, g->block_n, j),
-                                   hex_block(run, b->col_grad, g->block_n, j), g->dp, hex_block_rows(g->n, g->block_n, j),
-                                   g->dp * g->k->panel);
+    b->block_sc[j] = cols_product(worker->run, b, j);
 }
 
 /* dObjective/dtau = -sum C s / tau, plus the terms that hold tau by themselves. In a symmetric problem the gradient

@@ -41,16 +41,9 @@ static void release(void) { atomic_flag_clear_explicit(&lock, memory_order_relea
 
 static int64_t budget_locked(void) {
     if (budget >= 0) return budget;
-    const char *set = getenv("HEXSSL_WORKSPACE_MB");
-    char *end = NULL;
-    double megabytes = set && *set ? strtod(set, &end) : -1;
-    if (end && *end == '\0' && megabytes >= 0 && megabytes < 1e12) {
-        budget = (int64_t)(megabytes * 1048576);
-    } else {
-        int64_t quarter = (int64_t)sysconf(_SC_PHYS_PAGES) / 4 * (int64_t)sysconf(_SC_PAGESIZE);
-        int64_t most = (int64_t)4 << 30;
-        budget = quarter > 0 && quarter < most ? quarter : most;
-    }
+    int64_t quarter = (int64_t)sysconf(_SC_PHYS_PAGES) / 4 * (int64_t)sysconf(_SC_PAGESIZE);
+    int64_t most = (int64_t)4 << 30;
+    budget = quarter > 0 && quarter < most ? quarter : most;
     return budget;
 }
 

@@ -27,13 +27,19 @@ INLINE V LOCAL(hardness)(V x, V e, T beta) {
 
 INLINE void LOCAL(add_to)(T *acc, V v) { LOCAL(store)(acc, LOCAL(load)(acc) + v); }
 
-/* Adds the hierarchical negatives of one vector and side; the lanes outside are masked out, never multiplied by zero. */
-INLINE void LOCAL(add_hard)(V c, V x, V e, VI hard, T beta, T *acc, int64_t ld_acc) {
-    V weight = LOCAL(hardness)(x, e, beta);
-    LOCAL(add_to)(acc + HEX_S_HARD_A * ld_acc, LOCAL(keep)(e * weight, hard));
-    LOCAL(add_to)(acc + HEX_S_HARD_B * ld_acc, LOCAL(keep)(weight, hard));
-    LOCAL(add_to)(acc + HEX_S_HARD_N * ld_acc, LOCAL(keep)(LOCAL(splat)(1), hard));
-    LOCAL(add_to)(acc + HEX_S_HARD_C * ld_acc, LOCAL(keep)(c, hard));
+enum { LOCAL(HARD_SUMS) = HEX_S_HARD_C - HEX_S_HARD_A + 1 };
+
+/* Adds the hierarchical negatives of one vector and side to sums[HARD_SUMS]; the lanes outside are masked out, never
+ * multiplied by zero. */
+INLINE void LOCAL(add_hard)(V c, V e, V weight, VI hard, V *sums) {
+    sums[0] += LOCAL(keep)(e * weight, hard);
+    sums[HEX_S_HARD_B - HEX_S_HARD_A] += LOCAL(keep)(weight, hard);
+    sums[HEX_S_HARD_N - HEX_S_HARD_A] += LOCAL(keep)(LOCAL(splat)(1), hard);
+    sums[HEX_S_HARD_C - HEX_S_HARD_A] += LOCAL(keep)(c, hard);
+}
+
+INLINE void LOCAL(store_hard)(const V *sums, T *acc, int64_t ld_acc) {
+    for (int q = 0; q < LOCAL(HARD_SUMS); q++) LOCAL(add_to)(acc + (HEX_S_HARD_A + q) * ld_acc, sums[q]);
 }
 
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
@@ -47,7 +53,9 @@ INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
     const bool any_hard = LOCAL(any)(k.hard);
     if (any_hard) {
         V x = c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_H, i, is_row);
-        LOCAL(add_hard)(c, x, shared ? *shared : LOCAL(exp_nonpositive)(x), k.hard, beta, acc, ld_acc);
+        V e = shared ? *shared : LOCAL(exp_nonpositive)(x), sums[LOCAL(HARD_SUMS)] = {{0}};
+        LOCAL(add_hard)(c, e, LOCAL(hardness)(x, e, beta), k.hard, sums);
+        LOCAL(store_hard)(sums, acc, ld_acc);
     }
     if (!codes) return any_hard;
     LOCAL(add_to)(acc + HEX_S_OTHER_C * ld_acc, LOCAL(keep)(c, k.other));
@@ -195,15 +203,6 @@ static void LOCAL(hard_sums)(const LOCAL(panel) *t, const LOCAL(marked) *m, T *r
     }
 }
 
-enum { LOCAL(HARD_SUMS) = HEX_S_HARD_C - HEX_S_HARD_A + 1 };
-
-INLINE void LOCAL(add_dense)(V c, V e, V weight, VI above, V *acc) {
-    acc[0] += LOCAL(keep)(e * weight, above);
-    acc[1] += LOCAL(keep)(weight, above);
-    acc[HEX_S_HARD_N - HEX_S_HARD_A] += LOCAL(keep)(LOCAL(splat)(1), above);
-    acc[HEX_S_HARD_C - HEX_S_HARD_A] += LOCAL(keep)(c, above);
-}
-
 /* What global_sums left out of rows with many hierarchical negatives. */
 INLINE void LOCAL(dense_sums)(const LOCAL(panel) *t, const bool both, const bool keep, const LOCAL(marked) *m, T *row_acc,
                               int64_t ld_row, T *col_acc, int64_t ld_col) {
@@ -221,13 +220,12 @@ INLINE void LOCAL(dense_sums)(const LOCAL(panel) *t, const bool both, const bool
             const V e = keep ? LOCAL(magnitude)(LOCAL(load)(t->kept + i * P + v * W)) : LOCAL(exp_bounded)(x);
             const V weight = LOCAL(hardness)(x, e, t->beta);
             const VI above = (VI)(c > eps);
-            LOCAL(add_dense)(c, e, weight, above, row);
-            if (both) LOCAL(add_dense)(c, e, weight, keep ? above : (VI)(c > col_eps[v]), col[v]);
+            LOCAL(add_hard)(c, e, weight, above, row);
+            if (both) LOCAL(add_hard)(c, e, weight, keep ? above : (VI)(c > col_eps[v]), col[v]);
         }
-        for (int q = 0; q < LOCAL(HARD_SUMS); q++) LOCAL(add_to)(row_acc + (HEX_S_HARD_A + q) * ld_row + i * W, row[q]);
+        LOCAL(store_hard)(row, row_acc + i * W, ld_row);
     }
-    for (int v = 0; both && v < NV; v++)
-        for (int q = 0; q < LOCAL(HARD_SUMS); q++) LOCAL(add_to)(col_acc + (HEX_S_HARD_A + q) * ld_col + v * W, col[v][q]);
+    for (int v = 0; both && v < NV; v++) LOCAL(store_hard)(col[v], col_acc + v * W, ld_col);
 }
 
 /* All of row i, which holds more than negatives. */
