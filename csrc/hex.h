@@ -83,8 +83,8 @@ void hex_release_workspace(void); /* give back what is kept and not in use */
 typedef struct {
     int64_t anchor_rows, key_rows;   /* of a tile of cosines */
     int64_t tiles, tile_bytes;       /* of all of them; a symmetric problem has those on and above the diagonal */
-    int64_t kept_bytes;              /* the tiles and the packed rows, which one step leaves to the next */
-    bool kept;                       /* they fit the budget; else tiles are multiplied anew in each step */
+    int64_t kept_tiles;              /* how many fit the budget; the others are multiplied anew in each step */
+    int64_t kept_bytes;              /* the kept tiles and the packed rows, which one step leaves to the next */
     int64_t cache;                   /* second-level cache that was found; 0: the system does not say */
 } hex_plan;
 void hex_plan_of(const hex_problem *problem, hex_plan *plan);
@@ -122,9 +122,10 @@ enum { HEX_BATCH_THRESHOLD, HEX_BATCH_HIERARCHICAL_FRACTION, HEX_BATCH_POSITIVE_
 enum { HEX_ROW_STATE = 13 };
 
 /* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value. batch_stats: (HEX_BATCH_STATS,).
- * row_state: (M, HEX_ROW_STATE). keep as above, for the backward that follows. token: in, what an earlier step
- * kept (0: nothing); out, what is kept now. */
-hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, bool keep, double *losses,
+ * row_state: (M, HEX_ROW_STATE). needed: the gradients that a backward will be asked for, HEX_NEED_... together; 0: none
+ * comes, and nothing is kept. token: in, what an earlier step kept (0: nothing); out, what is kept now. */
+enum { HEX_NEED_ANCHORS = 1, HEX_NEED_KEYS = 2, HEX_NEED_PAIRED = 4, HEX_NEED_TEMPERATURE = 8, HEX_NEED_ALL = 15 };
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
                         double *batch_stats, double *row_state, int64_t *token);
 
 /* Contiguous, of the problem's dtype and the shape of what they are the gradient of; NULL: not wanted.

@@ -64,7 +64,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
                    relation: Tensor, threshold: Tensor, temperature: Tensor, token: Tensor, period: int,
                    self_offset: int, normalize: bool, beta: float, tau_plus: float, local_weight: float,
                    formulation: int, positives: int, denominator: int, reduction: int, adaptive: bool,
-                   quantile: float, negatives_only: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                   quantile: float, negatives_only: bool, needed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0]
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
@@ -108,10 +108,10 @@ class _Contrast(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive = others
+        groups, key_groups, relation, threshold, token, settings, adaptive, needed = others
         loss, batch_stats, row_state, token = _contrast(
             anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, True)
+            _present(threshold), temperature, token, *settings, *adaptive, needed)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
         ctx.settings = settings  # type: ignore[attr-defined]
@@ -162,16 +162,18 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
     `settings` are the operator's from `period` to `reduction`, `adaptive` those from `adaptive` to `negatives_only`.
     Nothing is kept for a backward that cannot come.
     """
-    if torch.is_grad_enabled() and (anchors.requires_grad or temperature.requires_grad
-                                    or (keys is not None and keys.requires_grad)
-                                    or (paired is not None and paired.requires_grad)):
+    needed = 0
+    if torch.is_grad_enabled():
+        needed = (anchors.requires_grad + 2 * (keys is not None and keys.requires_grad)
+                  + 4 * (paired is not None and paired.requires_grad) + 8 * temperature.requires_grad)
+    if needed:
         if torch.compiler.is_compiling():  # a Function may not be given the same tensor twice there
             keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
                                         for tensor in (keys, paired, key_groups))
         # one tuple: every argument of apply costs
         return _Contrast.apply(anchors, keys, paired, temperature,
-                               (groups, key_groups, relation, threshold, token, settings, adaptive))
+                               (groups, key_groups, relation, threshold, token, settings, adaptive, needed))
     if not torch.compiler.is_compiling():
         _refuse_tangents(anchors, keys, paired, temperature)
     return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
-                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, False)[:2]
+                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, 0)[:2]

@@ -28,16 +28,16 @@ class Plan(NamedTuple):
     tile : rows of anchors and of keys in a tile of cosines
     tiles : how many there are; where the keys are the anchors, those on and above the diagonal
     tile_bytes : of all of them
-    kept_bytes : the tiles and the packed embeddings, which one step leaves to the next
-    kept : these fit the budget; False: every step multiplies its own tiles
+    kept_tiles : how many of them fit the budget; every step multiplies the others anew
+    kept_bytes : of the kept tiles and the packed embeddings, which one step leaves to the next
     cache : bytes of second-level cache that were found, which bound the tile; 0 where the system does not say
     """
 
     tile: tuple[int, int]
     tiles: int
     tile_bytes: int
+    kept_tiles: int
     kept_bytes: int
-    kept: bool
     cache: int
 
 
@@ -71,8 +71,8 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
             raise ValueError(f"{name}: got {value}; accepted: an int up to {_MOST}, the most that a loss takes")
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: got {dtype!r}; accepted: {', '.join(map(str, _DTYPES))}")
-    anchor_rows, key_rows, tiles, size, left, kept, cache = _C.plan(rows, keys, columns, _DTYPES[dtype])
-    return Plan((anchor_rows, key_rows), tiles, size, left, kept, cache)
+    anchor_rows, key_rows, *rest = _C.plan(rows, keys, columns, _DTYPES[dtype])
+    return Plan((anchor_rows, key_rows), *rest)
 
 
 def set_budget(size: int) -> None:
@@ -92,8 +92,8 @@ def set_budget(size: int) -> None:
     >>> from hexssl import workspace
     >>> before = workspace.budget()
     >>> workspace.set_budget(0)
-    >>> workspace.plan(512, 128).kept
-    False
+    >>> workspace.plan(512, 128).kept_tiles
+    0
     >>> workspace.set_budget(before)
     """
     _C.set_workspace_budget(validation.integer("size", size, 0, "an int >= 0"))

@@ -37,14 +37,14 @@ CONTRAST: dict[str, Any] = {
     "threshold": torch.tensor(0.3, dtype=torch.float64), "temperature": torch.tensor(0.2),
     "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True, "beta": 1.0,
     "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0, "denominator": 0, "reduction": 1,
-    "adaptive": False, "quantile": 0.0, "negatives_only": False, "keep": False,
+    "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
 }
 
 
 def backward_arguments(**changes: Any) -> dict[str, Any]:
     forward = {**CONTRAST, **{name: value for name, value in changes.items() if name in CONTRAST}}
     loss, _, row_state, token = torch.ops.hexssl.contrast(*forward.values())
-    for name in ("threshold", "adaptive", "quantile", "negatives_only", "keep"):  # forward's alone
+    for name in ("threshold", "adaptive", "quantile", "negatives_only", "needed"):  # forward's alone
         del forward[name]
         changes.pop(name, None)
     needed = {f"need_{name}": forward[name].numel() > 0 for name in ("anchors", "keys", "paired", "temperature")}
@@ -260,7 +260,7 @@ def test_thread_counts_agree_bitwise(keep: bool, rows: int) -> None:
     def everything() -> list[Tensor]:
         measured = call("measure", MEASURE, **who, keep=keep)
         token = measured[2]
-        contrasted = call("contrast", CONTRAST, **who, token=token, keep=keep)
+        contrasted = call("contrast", CONTRAST, **who, token=token, needed=15 * keep)
         return [*measured[:2], *contrasted[:3], *call("contrast_backward", backward_arguments(**who))]
 
     try:
@@ -312,7 +312,7 @@ def test_workspace_budget() -> None:
     try:
         _C.set_workspace_budget(0)
         assert _C.workspace_budget() == 0
-        assert call("contrast", CONTRAST, keep=True)[3].item() == 0  # nothing may be kept
+        assert call("contrast", CONTRAST, needed=15)[3].item() == 0  # nothing may be kept
     finally:
         _C.set_workspace_budget(before)
     _C.release_workspace()

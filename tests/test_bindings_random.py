@@ -106,7 +106,7 @@ def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     temperature = ABSENT if draw.seldom(0.02) else temperature
     adaptive = (draw.seldom(0.9 if threshold.numel() == 0 else 0.02), draw.number(1), draw.seldom(0.5))
     settings = (*who, normalize, *(draw.number(0.9) for _ in range(3)), *(draw.choice(most) for most in (1, 1, 2, 2)))
-    contrasted = call("contrast", *tensors, threshold, temperature, draw.token(), *settings, *adaptive, keep)
+    contrasted = call("contrast", *tensors, threshold, temperature, draw.token(), *settings, *adaptive, draw.choice(15))
     if contrasted is None:
         return measured is not None, False, False
     loss, _, row_state, token = contrasted

@@ -53,12 +53,12 @@ def test_budget_decides_what_is_kept():
     needed = plan.kept_bytes
     assert needed >= plan.tile_bytes + 2 * 300 * 40 * 4  # packed in two orders
     workspace.set_budget(needed)
-    assert workspace.plan(300, 40).kept and workspace.budget() == needed
+    assert workspace.plan(300, 40).kept_tiles == plan.tiles and workspace.budget() == needed
     with Profile() as profile:
         step()
     assert profile.phases["scores"].operations == products(300, 40)
     workspace.set_budget(needed - 1)
-    assert not workspace.plan(300, 40).kept
+    assert workspace.plan(300, 40).kept_tiles == plan.tiles - 1
 
 
 @pytest.mark.parametrize(("megabytes", "passes"), [(64, 1), (0, 3)])

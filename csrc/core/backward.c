@@ -1,5 +1,6 @@
-/* backward.c: hex_contrast_backward. Each tile's coefficients dObjective/ds are formed once, in cache, and multiplied into
- * the gradient of its anchors (S k) and of its keys (S^T a); in a symmetric problem the two are halves of one gradient. */
+/* backward.c: hex_contrast_backward. The tiles' coefficients are multiplied into the gradients (gradient.c), unless forward left
+ * their sums. Where one loss comes of all anchors everything is of the sum of their losses, times `factor` in the end: no
+ * coefficient is made small by a number of anchors, and forward need not know the factor. */
 #include <math.h>
 #include <string.h>
 
@@ -9,89 +10,49 @@ typedef struct {
     const hex_settings *s;
     const double *row_state;
     const hex_gradients *out;
-    double inv_tau;
-    bool shared;
-    bool rows, cols;            /* gradient of the tile's anchors / keys wanted */
-    double *scale;              /* [mp] dObjective/dL_i */
+    hex_gradient gradient;
+    double *scale;              /* [mp] dObjective/dL_i but for the factor */
+    double factor;
     double *row;                /* [mp] scratch */
-    char *params;               /* T[HEX_PARAMS][mp] */
-    char *row_grad;             /* T[mb][Dp/P][block_m][P] */
-    char *col_grad;             /* T[nb][block_n/P][Dp][P] */
     double *block_sc;           /* [mb or nb] sum of S c */
     double *paired, *paired_s;  /* [mp] cosine and coefficient of the paired positive */
     double *extra;              /* [mp][d] the paired positive's part of a gradient */
 } backward;
 
 static void fill_params(hex_run *run, backward *b) {
-    static const int from[HEX_PARAMS] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
-                                         HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
-    int64_t mp = run->g.mp, size = run->k->size;
-    double *value = b->row;
     double lowest = INFINITY, unused;
     for (int64_t i = 0; i < run->g.m; i++) {
         double eps = b->row_state[i * HEX_ROW_STATE + HEX_R_EPS];
         lowest = eps < lowest ? eps : lowest;
     }
-    b->shared = hex_one_shift(run, b->s->beta, b->inv_tau, lowest, &unused);
-    for (int q = 0; q < HEX_PARAMS; q++) {
-        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO;
-        for (int64_t i = 0; i < run->g.m; i++) {
-            value[i] = b->row_state[i * HEX_ROW_STATE + from[q]];
-            if (scaled) value[i] *= b->scale[i];
-        }
-        for (int64_t i = run->g.m; i < mp; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
-        run->k->narrow(value, mp, b->params + q * mp * size);
-    }
+    b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &unused);
+    hex_gradient_params(run, &b->gradient, b->row_state, b->scale, 0, run->g.mp, b->row);
 }
 
-static void fill_scale(const hex_run *run, const backward *b, const double *grad) {
+static void fill_scale(const hex_run *run, backward *b, const double *grad) {
+    bool none = b->s->reduction == HEX_REDUCTION_NONE;
     double counted = 0;
-    for (int64_t i = 0; i < run->g.m; i++) counted += b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0;
     for (int64_t i = 0; i < run->g.m; i++) {
-        double g = grad[b->s->reduction == HEX_REDUCTION_NONE ? i : 0];
-        if (b->s->reduction == HEX_REDUCTION_MEAN) g = g / counted;
-        b->scale[i] = b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0 ? g : 0;
+        bool valid = b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0;
+        counted += valid;
+        b->scale[i] = !valid ? 0 : none ? grad[i] : 1;
     }
+    b->factor = none || counted == 0 ? 1 : b->s->reduction == HEX_REDUCTION_MEAN ? grad[0] / counted : grad[0];
 }
 
 /* Where the forward pass left exponentials that are this pass's, too. */
 static void accept_exponentials(hex_run *run, const backward *b) {
     const double beta = b->s->beta, *first = b->row_state;
-    if (!b->shared || (beta != 0 && beta != 1)) return;
+    if (!b->gradient.shared || (beta != 0 && beta != 1)) return;
     for (int64_t i = 0; i < run->g.m; i++) {
         const double *state = b->row_state + i * HEX_ROW_STATE;
         if (state[HEX_R_EPS] != first[HEX_R_EPS] || state[HEX_R_PO] != 0) return;
     }
-    hex_run_accept(run, &(hex_form){true, b->inv_tau, first[HEX_R_SHIFT_G], first[HEX_R_EPS]});
+    hex_run_accept(run, &(hex_form){true, b->gradient.inv_tau, first[HEX_R_SHIFT_G], first[HEX_R_EPS]});
 }
 
 static void backward_tile(hex_worker *worker, int64_t t, void *context) {
-    backward *b = context;
-    hex_run *run = worker->run;
-    const hex_geometry *g = &run->g;
-    const hex_task *task = run->task + t;
-    int64_t panel = g->k->panel, size = g->k->size;
-    bool diagonal = g->symmetric && task->i == task->j;
-    hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
-    const char *row = b->params + task->i * g->block_m * size, *col = b->params + task->j * g->block_n * size;
-    hex_sides sides = {.inv_tau = b->inv_tau, .beta = b->s->beta, .shared_shift = b->shared, .row = row,
-                       .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch,
-                       .exponentials = run->tiles_ready && run->form.exponentials ? (void *)tile.values : NULL};
-    int64_t start = hex_profile_start();
-    run->k->coefficients(&tile, &sides, worker->out);
-    hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
-    start = hex_profile_start();
-    /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient. */
-    int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
-    if (b->rows)
-        run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
-                        hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
-                        hex_block(run, b->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row);
-    if (b->cols && !diagonal)
-        run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
-                        worker->out, tile.stride, hex_block(run, b->col_grad, g->block_n, task->j), g->dp * panel,
-                        !task->first_col);
-    hex_profile_stop(HEX_PHASE_GRADIENT, start, 2 * tile.rows * tile.cols * g->d * (b->rows + (b->cols && !diagonal)));
+    hex_gradient_tile(worker, &((const backward *)context)->gradient, t, worker->run->form.exponentials);
 }
 
 /* Was the column accumulator of this block of keys ever written? */
@@ -107,7 +68,7 @@ static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
     int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
-    const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->col_grad, g->block_m, i) : NULL;
+    const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->gradient.col_grad, g->block_m, i) : NULL;
     const double *extra = NULL;
     int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
     if (b->paired) {
@@ -115,8 +76,8 @@ static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
                            b->extra + first * g->d);
         extra = b->extra + first * g->d;
     }
-    run->k->unpack(hex_block(run, b->row_grad, g->block_m, i), cols, extra, hex_block(run, run->a.k_major, g->block_m, i),
-                   run->a.norms + first, first, rows, g->block_m, g->d, run->problem->normalize, b->inv_tau,
+    run->k->unpack(hex_block(run, b->gradient.row_grad, g->block_m, i), cols, extra, hex_block(run, run->a.k_major, g->block_m, i),
+                   run->a.norms + first, first, rows, g->block_m, g->d, run->problem->normalize, b->gradient.inv_tau * b->factor,
                    run->problem->dtype, b->out->anchors, worker->scratch);
     hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }
@@ -126,9 +87,9 @@ static void finish_keys(hex_worker *worker, int64_t j, void *context) {
     int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
-    run->k->unpack(NULL, hex_block(run, b->col_grad, g->block_n, j), NULL, hex_block(run, run->key.k_major, g->block_n, j),
+    run->k->unpack(NULL, hex_block(run, b->gradient.col_grad, g->block_n, j), NULL, hex_block(run, run->key.k_major, g->block_n, j),
                    run->key.norms + j * g->block_n, j * g->block_n, hex_block_rows(g->n, g->block_n, j), g->block_n, g->d,
-                   run->problem->normalize, b->inv_tau, run->problem->dtype, b->out->keys, worker->scratch);
+                   run->problem->normalize, b->gradient.inv_tau * b->factor, run->problem->dtype, b->out->keys, worker->scratch);
     hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }
 
@@ -141,7 +102,7 @@ static void finish_paired(hex_worker *worker, int64_t i, void *context) {
     double *extra = b->extra + first * g->d;
     run->k->scale_rows(hex_block(run, run->a.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d, extra);
     run->k->unpack(NULL, NULL, extra, hex_block(run, run->paired.k_major, g->block_m, i), run->paired.norms + first, first,
-                   rows, g->block_m, g->d, run->problem->normalize, b->inv_tau, run->problem->dtype, b->out->paired,
+                   rows, g->block_m, g->d, run->problem->normalize, b->gradient.inv_tau * b->factor, run->problem->dtype, b->out->paired,
                    worker->scratch);
     hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }
@@ -155,7 +116,7 @@ static void paired_block(hex_worker *worker, int64_t i, void *context) {
                      g->block_m, g->d, b->paired + first);
     for (int64_t r = first; r < first + rows; r++) {
         const double *state = b->row_state + r * HEX_ROW_STATE;
-        b->paired_s[r] = state[HEX_R_VALID] == 0 ? 0 : b->scale[r] * hex_row_positive(state, b->paired[r] * b->inv_tau);
+        b->paired_s[r] = state[HEX_R_VALID] == 0 ? 0 : b->scale[r] * hex_row_positive(state, b->paired[r] * b->gradient.inv_tau);
     }
 }
 
@@ -165,14 +126,14 @@ static double rows_product(const hex_run *run, const backward *b, int64_t i) {
     const hex_geometry *g = &run->g;
     hex_tile rows = {.values = hex_block(run, run->a.k_major, g->block_m, i), .stride = g->block_m * g->k->panel,
                      .rows = hex_block_rows(g->m, g->block_m, i), .cols = g->dp};
-    return run->k->weighted_sum(&rows, hex_block(run, b->row_grad, g->block_m, i));
+    return run->k->weighted_sum(&rows, hex_block(run, b->gradient.row_grad, g->block_m, i));
 }
 
 static double cols_product(const hex_run *run, const backward *b, int64_t j) {
     const hex_geometry *g = &run->g;
     hex_tile cols = {.values = hex_block(run, run->key.r_major, g->block_n, j), .stride = g->dp * g->k->panel,
                      .rows = g->dp, .cols = hex_block_rows(g->n, g->block_n, j)};
-    return run->k->weighted_sum(&cols, hex_block(run, b->col_grad, g->block_n, j));
+    return run->k->weighted_sum(&cols, hex_block(run, b->gradient.col_grad, g->block_n, j));
 }
 
 static void anchors_product(hex_worker *worker, int64_t i, void *context) {
@@ -190,14 +151,14 @@ static void keys_product(hex_worker *worker, int64_t j, void *context) {
  * counts both sides' coefficients of each cosine twice. */
 static double temperature_gradient(hex_run *run, const backward *b) {
     double sc = 0, direct = 0;
-    int64_t blocks = b->rows ? run->g.mb : run->g.nb;
-    hex_each_block(run, blocks, b->rows ? anchors_product : keys_product, (void *)b);
+    int64_t blocks = b->gradient.rows ? run->g.mb : run->g.nb;
+    hex_each_block(run, blocks, b->gradient.rows ? anchors_product : keys_product, (void *)b);
     for (int64_t i = 0; i < blocks; i++) sc += run->g.symmetric ? b->block_sc[i] / 2 : b->block_sc[i];
     for (int64_t i = 0; i < run->g.m; i++) {
         if (b->paired) sc += b->paired_s[i] * b->paired[i];
         if (b->scale[i] != 0) direct += b->scale[i] * b->row_state[i * HEX_ROW_STATE + HEX_R_DTAU];
     }
-    return direct - sc * b->inv_tau * b->inv_tau;
+    return (direct - sc * b->gradient.inv_tau * b->gradient.inv_tau) * b->factor;
 }
 
 /* Anchors whose loss is NaN have NaN gradients, and so has every key, which all anchors share. */
@@ -214,51 +175,63 @@ static bool spread_nan(hex_run *run, const backward *b) {
     return true;
 }
 
-static int64_t place(const hex_problem *p, const hex_geometry *g, char *base, backward *b) {
+static int64_t place(const hex_problem *p, const hex_geometry *g, bool sums, char *base, backward *b) {
     char *at = base;
     int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
     b->scale = (double *)at, at += row;
     b->row = (double *)at, at += row;
-    b->params = at, at += HEX_PARAMS * g->mp * size;
+    b->gradient.params = at, at += HEX_PARAMS * g->mp * size;
     b->block_sc = (double *)at, at += hex_round_up((g->mb + g->nb) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     if (p->paired.data) {
         b->paired = (double *)at, at += row;
         b->paired_s = (double *)at, at += row;
         b->extra = (double *)at, at += row * g->d;
     }
-    b->row_grad = at, at += b->rows ? g->mp * g->dp * size : 0;
-    b->col_grad = at, at += b->cols ? g->np * g->dp * size : 0;
+    if (!sums) return at - base;
+    b->gradient.row_grad = at, at += b->gradient.rows ? g->mp * g->dp * size : 0;
+    b->gradient.col_grad = at, at += b->gradient.cols ? g->np * g->dp * size : 0;
     return at - base;
+}
+
+/* The sums of the gradients, those that forward left or new ones. */
+static void sum_tiles(hex_run *run, backward *b) {
+    if (run->gradients_ready) {
+        b->gradient.row_grad = run->row_grad;
+        b->gradient.col_grad = run->col_grad;
+        return;
+    }
+    int64_t start = hex_profile_start();
+    fill_params(run, b);
+    accept_exponentials(run, b);
+    hex_profile_stop(HEX_PHASE_ROWS, start, 0);
+    if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, b);
 }
 
 hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *s, const double *grad,
                                  const double *row_state, int64_t token, const hex_gradients *gradients) {
-    hex_geometry g;
     int64_t start = hex_profile_start();
-    hex_geometry_of(problem, &g);
-    backward b = {.s = s, .row_state = row_state, .out = gradients};
-    b.rows = gradients->anchors != NULL;
-    if (gradients->temperature && !gradients->keys) b.rows = true;   /* its gradient comes from theirs */
-    b.cols = g.symmetric ? b.rows : gradients->keys != NULL;
-    int64_t extra = place(problem, &g, NULL, &b);
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, token, false, false, extra);
+    backward b = {.s = s, .row_state = row_state, .out = gradients};
+    hex_run_find(&run, problem, token, false, s, row_state);
+    b.gradient = (hex_gradient){.inv_tau = hex_inverse(run.k, s->temperature), .beta = s->beta};
+    b.gradient.rows = gradients->anchors != NULL;
+    if (gradients->temperature && !gradients->keys) b.gradient.rows = true;   /* its gradient comes from theirs */
+    b.gradient.cols = run.g.symmetric ? b.gradient.rows : gradients->keys != NULL;
+    run.gradients_ready = run.gradients_ready && (!b.gradient.rows || run.room.row_grad) &&
+                          (!b.gradient.cols || run.room.col_grad);
+    bool sums = !run.gradients_ready;
+    hex_status status = hex_run_open(&run, (hex_room){0}, false, place(problem, &run.g, sums, NULL, &b));
     if (status != HEX_OK) return status;
     if (!problem->paired.data) b.paired = NULL;
-    place(problem, &g, run.extra, &b);
-    b.inv_tau = hex_inverse(run.k, s->temperature);
-    int64_t rows_start = hex_profile_start();
+    place(problem, &run.g, sums, run.extra, &b);
     fill_scale(&run, &b, grad);
-    fill_params(&run, &b);
-    accept_exponentials(&run, &b);
-    hex_profile_stop(HEX_PHASE_ROWS, rows_start, 0);
-    if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &b);
-    if (b.rows || b.cols) hex_each_task(&run, backward_tile, &b);
+    if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);
+    sum_tiles(&run, &b);
     if (gradients->temperature) *gradients->temperature = temperature_gradient(&run, &b);
     bool poisoned = spread_nan(&run, &b);
-    if (gradients->anchors) hex_each_block(&run, g.mb, finish_anchors, &b);
-    if (gradients->keys) hex_each_block(&run, g.nb, finish_keys, &b);
-    if (gradients->paired) hex_each_block(&run, g.mb, finish_paired, &b);
+    if (gradients->anchors) hex_each_block(&run, run.g.mb, finish_anchors, &b);
+    if (gradients->keys) hex_each_block(&run, run.g.nb, finish_keys, &b);
+    if (gradients->paired) hex_each_block(&run, run.g.mb, finish_paired, &b);
     if (gradients->temperature && poisoned) *gradients->temperature = NAN;
     if (poisoned) run.token = 0;   /* the kept norms were overwritten */
     hex_run_close(&run, false);

@@ -33,17 +33,28 @@ typedef struct {
 
 void hex_geometry_of(const hex_problem *problem, hex_geometry *g);
 int64_t hex_tile_bytes(const hex_geometry *g);
-/* Of what a step leaves to the next: packed rows, and tiles where so. run.c */
-int64_t hex_kept_bytes(const hex_geometry *g, bool tiles);
-/* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order, and neighbours in the
- * list share no block, so threads seldom wait. */
+
+/* What one step leaves to the next beside packed rows: the first `tiles` tiles, or sums of the gradients. */
+typedef struct {
+    int64_t tiles;
+    bool row_grad, col_grad;
+} hex_room;
+
+/* Of packed rows and so much room. run.c */
+int64_t hex_kept_bytes(const hex_geometry *g, hex_room room);
+/* How many tiles may be left within `budget` bytes. */
+int64_t hex_kept_tiles(const hex_geometry *g, int64_t budget);
+/* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order. Symmetric: neighbours in
+ * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
 
 /* workspace.c: memory that outlives a call, found again by its token. */
 
 typedef struct hex_slab hex_slab;
-/* Memory for the caller alone until put back: the one kept under token if there is one (*hit), else some. NULL: none. */
-hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit);
+/* What is kept under token (not 0), for the caller alone until put back. NULL: there is nothing. */
+hex_slab *hex_slab_find(uint64_t token);
+/* Memory for the caller alone until put back. NULL: there is none. */
+hex_slab *hex_slab_take(int64_t bytes);
 /* keep: hold the contents under token; otherwise the slab may be reused at once. */
 void hex_slab_put(hex_slab *slab, uint64_t token, bool keep);
 char *hex_slab_memory(hex_slab *slab);
@@ -52,6 +63,9 @@ int64_t hex_slab_bytes(int64_t bytes);   /* what a slab of so many takes */
 /* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */
 
 uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g);
+/* Of the gradients of these embeddings: who is compared with whom and what row_loss.c made of it enter, too. */
+uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const hex_geometry *g,
+                                  const hex_settings *settings, const double *row_state);
 
 /* pool.c */
 
@@ -126,12 +140,17 @@ struct hex_run {
     hex_rows a, key, paired;   /* key == a when symmetric; paired without r_major */
     hex_classes classes;
     hex_task *task;
-    void *tiles;               /* NULL: not kept */
+    hex_room room;             /* of the kept memory */
+    void *tiles;               /* room.tiles of them, or NULL */
     bool tiles_ready;          /* they hold run->form */
     hex_form form;
+    char *row_grad;            /* T[mb][Dp/P][block_m][P], or NULL */
+    char *col_grad;            /* T[nb][block_n/P][Dp][P], or NULL */
+    bool gradients_ready;      /* they were found */
     struct hex_kept *header;   /* of the kept memory */
     uint64_t token;
     int workers;
+    bool strips;               /* workers have them */
     char *extra;               /* the caller's extra bytes, 64-byte aligned, uninitialised */
     char *worker_memory;
     int64_t worker_bytes;
@@ -143,22 +162,44 @@ typedef struct {
     void *tile, *out, *scratch;    /* T[block_m * block_n] twice; kernels' scratch */
     hex_code *codes, *col_codes;
     uint8_t *special;
+    char *strip_memory;            /* T[nb][block_m * block_n] where the run has strips */
+    char *strip;                   /* that, while this worker goes through all tiles of a block of anchors; or NULL */
+    bool strip_ready;              /* they are multiplied */
 } hex_worker;
 
-/* want_tiles: remember cosine tiles if they fit the budget; keep: the next step may want what this one leaves. */
-hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, bool keep,
-                        int64_t extra_bytes);
+/* First: looks for what an earlier step left under token. keep: the next step may want what this one leaves. Backward says by
+ * settings and row_state which gradients would be its own. */
+void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool keep, const hex_settings *settings,
+                  const double *row_state);
+/* Then: memory, packed rows, classes. What was found is used if it has tiles or gradients where `room` has. strips: room for
+ * all tiles of a block of anchors per worker. Frees everything where it fails. */
+hex_status hex_run_open(hex_run *run, hex_room room, bool strips, int64_t extra_bytes);
+int64_t hex_strip_bytes(const hex_geometry *g);   /* of one worker */
 /* After opening: tiles kept as these exponentials serve, too (run->form says which there are). */
 void hex_run_accept(hex_run *run, const hex_form *form);
+/* Does the tile of a task outlive the task? */
+static inline bool hex_tile_stays(const hex_worker *worker, int64_t task) {
+    return worker->strip || task < worker->run->room.tiles;
+}
+/* Is what stays of it there already? */
+static inline bool hex_tile_ready(const hex_worker *worker, int64_t task) {
+    return worker->strip ? worker->strip_ready : task < worker->run->room.tiles && worker->run->tiles_ready;
+}
 /* Returns what is kept: a token, or 0. */
 int64_t hex_run_close(hex_run *run, bool keep);
 
-/* body(worker, task index, context) for all tasks, those that share a block one after another in a fixed order. */
+/* body(worker, task index, context) for all tasks. Those that share a block come one after another in a fixed order, but
+ * where the problem is not symmetric those of a block of keys may run at once: see hex_turn_wait. */
 typedef void (*hex_task_body)(hex_worker *worker, int64_t task, void *context);
 void hex_each_task(hex_run *run, hex_task_body body, void *context);
 /* body(worker, block) for independent blocks. */
 typedef void (*hex_block_body)(hex_worker *worker, int64_t block, void *context);
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context);
+/* The same for the blocks of anchors of a problem that is not symmetric, handed out in ascending order. */
+void hex_each_strip(hex_run *run, hex_block_body body, void *context);
+/* What is added to block j of the keys within the last two waits for the blocks of anchors before i. */
+void hex_turn_wait(hex_run *run, int64_t i, int64_t j);
+void hex_turn_done(hex_run *run, int64_t i, int64_t j);
 
 /* The tile of a task: valid rows and columns, cosines, classes in the given view. */
 hex_tile hex_fetch(hex_worker *worker, int64_t task, int view);
@@ -200,6 +241,22 @@ double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory,
 static inline double hex_moment_sum(const double *moment, int64_t ld) {
     return moment[HEX_MO_SUM * ld] + moment[HEX_MO_COUNT * ld] * moment[HEX_MO_PIVOT * ld];
 }
+
+/* gradient.c: a tile's coefficients dObjective/ds, formed in cache, times keys and anchors. */
+
+typedef struct {
+    double inv_tau, beta;
+    bool shared;               /* hex_one_shift */
+    bool rows, cols;           /* gradient of the tiles' anchors / keys wanted */
+    char *params;              /* T[HEX_PARAMS][mp] */
+    char *row_grad, *col_grad; /* as in hex_run */
+} hex_gradient;
+
+/* Parameters of `count` anchors from `first` on, padding included; scale: dObjective/dL_i, NULL: 1. buffer: double[count]. */
+void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
+                         int64_t first, int64_t count, double *buffer);
+/* Adds a task's tile. exponentials: it may hold them rather than cosines. */
+void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t task, bool exponentials);
 
 /* row_loss.c: from an anchor's sums to its loss and its backward weights, in double and in logarithms. */
 

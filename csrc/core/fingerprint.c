@@ -1,4 +1,5 @@
-/* fingerprint.c: the name of what is kept: 64 bits of the embeddings and of how they are cut into tiles. */
+/* fingerprint.c: the name of what is kept: 64 bits of the embeddings and of how they are cut into tiles, or of all that enters
+ * their gradients. */
 #include "core.h"
 
 static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
@@ -54,5 +55,24 @@ uint64_t hex_fingerprint(const hex_problem *p, const hex_geometry *g) {
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) print = mix(print, parts[i]);
     print = print_matrix(print, g->k, &p->anchors, p->dtype);
     if (!g->symmetric) print = print_matrix(print, g->k, &p->keys, p->dtype);
+    return print ? print : 1;
+}
+
+static uint64_t print_bytes(uint64_t seed, const hex_kernels *k, const void *bytes, int64_t count) {
+    uint64_t state[HEX_DIGEST_LANES] = {1};
+    if (!bytes) return mix(seed, 0);
+    k->digest(bytes, count, state);
+    for (int l = 0; l < HEX_DIGEST_LANES; l++) seed = mix(seed, state[l]);
+    return seed;
+}
+
+uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *p, const hex_geometry *g, const hex_settings *s,
+                                  const double *row_state) {
+    const double numbers[] = {s->temperature, s->beta, (double)p->period, (double)p->self_offset};
+    uint64_t print = print_bytes(embeddings, g->k, numbers, sizeof numbers);
+    print = print_bytes(print, g->k, row_state, g->m * HEX_ROW_STATE * (int64_t)sizeof *row_state);
+    print = print_bytes(print, g->k, p->groups, g->m * (int64_t)sizeof *p->groups);
+    print = print_bytes(print, g->k, p->key_groups, g->n * (int64_t)sizeof *p->key_groups);
+    print = print_bytes(print, g->k, p->relation, g->m * g->n);
     return print ? print : 1;
 }

@@ -6,9 +6,12 @@
 
 typedef struct {
     const hex_settings *s;
+    hex_gradient gradient;      /* of the sum of all losses, where fused */
     double inv_tau;
     bool shared;                /* one shift for all anchors and classes */
-    bool exponentials;          /* left in the tiles by the last pass, for the backward */
+    bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
+    bool fused;                 /* the gradients are summed here, too */
+    bool own_needed;
     double shift;
     char *params;               /* T[HEX_PARAMS][mp] */
     char *maxima;               /* T[HEX_MAXIMA][mp]; not shared only */
@@ -44,7 +47,8 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
     bool both = g->symmetric && i != j;
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
     hex_sides sides = sides_of(worker, c, t, both);
-    if (pass == SUMS && c->exponentials) sides.exponentials = (void *)tile.values;   /* run->tiles, which are not const */
+    if (pass == SUMS && c->exponentials && hex_tile_stays(worker, t))
+        sides.exponentials = (void *)tile.values;   /* of memory that is not const */
     int64_t start = hex_profile_start();
     if (pass == MAXIMA)
         run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
@@ -87,16 +91,13 @@ static void fill_thresholds(const hex_run *run, const contrast *c) {
         run->k->fill(param(run, c, HEX_P_EPS, i), 1, i < run->g.m ? hex_row_threshold(c->s, i) : INFINITY);
 }
 
-static void fill_shifts(hex_run *run, contrast *c) {
+/* From the maxima. */
+static void shifts_block(hex_worker *worker, int64_t b, void *context) {
+    const contrast *c = context;
+    const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
-    if (c->shared) {
-        run->k->fill(param(run, c, HEX_P_SHIFT_G, 0), 3 * g->mp, c->shift);
-        return;
-    }
-    run->k->fill(c->maxima, HEX_MAXIMA * g->mp, -INFINITY);
-    pass_over(run, maxima_tile, c);
     for (int q = 0; q < HEX_MAXIMA; q++)
-        for (int64_t i = 0; i < g->mp; i++) {
+        for (int64_t i = b * g->block_m; i < (b + 1) * g->block_m; i++) {
             double top = i < g->m ? run->k->widen(c->maxima, q * g->mp + i) : 0;
             if (q == HEX_M_POS && run->problem->paired.data && i < g->m) top = fmax(top, c->paired[i]);
             run->k->fill(param(run, c, HEX_P_SHIFT_G + q, i), 1, top == -INFINITY ? 0 : top * c->inv_tau);
@@ -233,20 +234,83 @@ static int64_t place(const hex_geometry *g, char *base, contrast *c, double **co
 /* All cosines less those of others, summed in T, would leave little but rounding errors of few negatives. */
 static const double FEW = 1.0 / 16;
 
-static void measure_few_negatives(hex_run *run, contrast *c) {
+static bool has_few_negatives(const hex_run *run) {
     double negatives = 0;
     for (int64_t i = 0; i < run->g.m; i++) negatives += run->classes.negatives[i];
-    c->few_negatives = negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
-    if (!c->few_negatives) return;
-    memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.mp) * sizeof(double));
-    pass_over(run, moments_tile, c);
+    return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
 }
 
 /* A backward that finds e^(s - shift) in the tiles needs no exponential of its own. */
 static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
     const hex_settings *s = c->s;
-    return c->shared && s->threshold_count <= 1 && (s->beta == 0 || s->beta == 1) && run->tiles && run->token != 0 &&
-           !any_needs_own(run, c);
+    return c->shared && s->threshold_count <= 1 && (s->beta == 0 || s->beta == 1) && !c->own_needed &&
+           (c->fused || (run->tiles && run->token != 0));
+}
+
+/* Passes over all tiles, one after another. */
+static void contrast_tiles(hex_run *run, contrast *c) {
+    if (run->problem->paired.data) hex_each_block(run, run->g.mb, paired_block, c);
+    if (!c->shared) {
+        pass_over(run, maxima_tile, c);
+        hex_each_block(run, run->g.mb, shifts_block, c);
+    }
+    if (c->few_negatives) pass_over(run, moments_tile, c);
+    pass_over(run, sums_tile, c);
+    if (c->exponentials) {
+        double shift = run->k->widen(param(run, c, HEX_P_SHIFT_G, 0), 0);   /* as the kernels know it */
+        run->form = (hex_form){true, c->inv_tau, shift, hex_row_threshold(c->s, 0)};
+    }
+    if (c->own_needed) {
+        hex_each_block(run, run->g.mb, negatives_block, c);
+        pass_over(run, own_tile, c);
+    }
+    hex_each_block(run, run->g.mb, loss_block, c);
+}
+
+static void strip_pass(hex_worker *worker, int64_t i, contrast *c, enum pass pass) {
+    int64_t nb = worker->run->g.nb;
+    for (int64_t j = 0; j < nb; j++) contrast_tile(worker, i * nb + j, c, pass);
+    worker->strip_ready = true;
+}
+
+/* The same passes and then the gradients' sums for one block of anchors, whose tiles stay in this worker's strip. Where the
+ * problem is not symmetric an anchor's loss depends on its own tiles alone, so that nothing else has to be waited for. */
+static void fused_block(hex_worker *worker, int64_t i, void *context) {
+    contrast *c = context;
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    worker->strip = worker->strip_memory;
+    worker->strip_ready = false;
+    if (run->problem->paired.data) paired_block(worker, i, c);
+    if (!c->shared) {
+        strip_pass(worker, i, c, MAXIMA);
+        shifts_block(worker, i, c);
+    }
+    if (c->few_negatives) strip_pass(worker, i, c, MOMENTS);
+    strip_pass(worker, i, c, SUMS);
+    if (c->own_needed) {
+        negatives_block(worker, i, c);
+        strip_pass(worker, i, c, OWN);
+    }
+    loss_block(worker, i, c);
+    hex_gradient_params(run, &c->gradient, c->row_state, NULL, i * g->block_m, g->block_m, worker->scratch);
+    for (int64_t j = 0; j < g->nb; j++) hex_gradient_tile(worker, &c->gradient, i * g->nb + j, c->exponentials);
+}
+
+static void prepare(const hex_run *run, contrast *c) {
+    memset(c->sums, 0, (size_t)((HEX_SUMS + 2) * run->g.mp) * sizeof(double));   /* and own, which follows */
+    choose_shift(run, c);
+    fill_thresholds(run, c);
+    if (c->shared)
+        run->k->fill(param(run, c, HEX_P_SHIFT_G, 0), 3 * run->g.mp, c->shift);
+    else
+        run->k->fill(c->maxima, HEX_MAXIMA * run->g.mp, -INFINITY);
+    c->own_needed = any_needs_own(run, c);
+    c->few_negatives = has_few_negatives(run);
+    if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.mp) * sizeof(double));
+    c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .rows = run->room.row_grad,
+                                 .cols = run->room.col_grad, .params = c->params, .row_grad = run->row_grad,
+                                 .col_grad = run->col_grad};
 }
 
 /* The threshold from the tiles that the contrast will use. */
@@ -256,46 +320,49 @@ static double adaptive_threshold(hex_run *run, const hex_measurement *what, char
     return what->negatives_only && mean != mean ? INFINITY : mean;   /* NaN from NaN embeddings: the loss is NaN anyway */
 }
 
-hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, bool keep, double *losses,
+/* What to leave to the backward. The sums of gradients, where an anchor's loss depends on its own tiles alone and one number
+ * will scale them all, unless the tiles are needed for a threshold first and can be kept from then on. */
+static hex_room choose_room(const hex_run *run, const hex_settings *s, int needed, bool *fused) {
+    int64_t budget = hex_workspace_budget(), tiles = hex_kept_tiles(&run->g, budget);
+    hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
+                     .col_grad = needed & HEX_NEED_KEYS};
+    bool measured = run->room.tiles > 0 || (s->adaptive && tiles == run->g.tasks);
+    *fused = !run->g.symmetric && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
+             hex_kept_bytes(&run->g, sums) + run->workers * hex_strip_bytes(&run->g) <= budget;
+    if (*fused) return sums;
+    return (hex_room){.tiles = needed || s->adaptive ? tiles : 0};
+}
+
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
                         double *batch_stats, double *row_state, int64_t *token) {
-    hex_geometry g;
     int64_t start = hex_profile_start();
-    hex_geometry_of(problem, &g);
     hex_settings decided = *settings, *s = &decided;
-    hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     contrast c = {.s = s, .row_state = row_state};
     double *column, threshold;
-    int64_t own = place(&g, NULL, &c, &column), extra = own;
-    if (s->adaptive) extra += g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&g, &what);
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, *token, keep || s->adaptive, keep, extra);
+    hex_run_find(&run, problem, *token, needed != 0, NULL, NULL);
+    hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
+    int64_t own = place(&run.g, NULL, &c, &column), extra = own;
+    if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, &what);
+    hex_room room = choose_room(&run, s, needed, &c.fused);
+    hex_status status = hex_run_open(&run, room, c.fused, extra);
     if (status != HEX_OK) return status;
-    place(&g, run.extra, &c, &column);
+    place(&run.g, run.extra, &c, &column);
     if (s->adaptive) {
         threshold = adaptive_threshold(&run, &what, run.extra + own);
         s->threshold = &threshold, s->threshold_count = 1;
     }
-    memset(c.sums, 0, (size_t)((HEX_SUMS + 2) * g.mp) * sizeof(double));   /* and own, which follows */
     c.inv_tau = hex_inverse(run.k, s->temperature);
-    if (problem->paired.data) hex_each_block(&run, g.mb, paired_block, &c);
-    choose_shift(&run, &c);
-    fill_thresholds(&run, &c);
-    fill_shifts(&run, &c);
-    measure_few_negatives(&run, &c);
-    c.exponentials = keep && may_leave_exponentials(&run, &c);
-    pass_over(&run, sums_tile, &c);
-    if (c.exponentials) {
-        double shift = run.k->widen(param(&run, &c, HEX_P_SHIFT_G, 0), 0);   /* as the kernels know it */
-        run.form = (hex_form){true, c.inv_tau, shift, hex_row_threshold(s, 0)};
-    }
-    if (any_needs_own(&run, &c)) {
-        hex_each_block(&run, g.mb, negatives_block, &c);
-        pass_over(&run, own_tile, &c);
-    }
-    hex_each_block(&run, g.mb, loss_block, &c);
+    prepare(&run, &c);
+    c.exponentials = needed && may_leave_exponentials(&run, &c);
+    if (c.fused)
+        hex_each_strip(&run, fused_block, &c);
+    else
+        contrast_tiles(&run, &c);
     reduce(&run, &c, losses);
     batch_statistics(&run, &c, column, batch_stats);
-    *token = hex_run_close(&run, keep);
+    if (c.fused) run.token = hex_gradient_fingerprint(run.token, problem, &run.g, s, row_state);
+    *token = hex_run_close(&run, needed != 0);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return HEX_OK;
 }

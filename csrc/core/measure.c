@@ -224,7 +224,7 @@ double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory,
     int workers = run->workers;
     if (me.by_block && run->workers * g->block_m > what->lists) run->workers = (int)(what->lists / g->block_m);
     /* a second pass is cheap only over tiles that are kept */
-    if (run->tiles && me.view == HEX_VIEW_ALL) me.deviations = guess_of(what->quantile, g->n, g->block_n);
+    if (run->room.tiles == g->tasks && me.view == HEX_VIEW_ALL) me.deviations = guess_of(what->quantile, g->n, g->block_n);
     place(g, &me, memory, what->lists);
     for (int64_t i = 0; i < g->m * HEX_ROW_STATS; i++) row_stats[i] = NAN;
     run_passes(run, &me, what->quantile);
@@ -234,13 +234,13 @@ double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory,
 
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token) {
-    hex_geometry g;
     int64_t start = hex_profile_start();
-    hex_geometry_of(problem, &g);
     hex_measurement what = {quantile, negatives_only, want, 0, 0, false};
-    int64_t extra = hex_measure_plan(&g, &what);
     hex_run run;
-    hex_status status = hex_run_open(&run, problem, 0, keep, keep, extra);
+    hex_run_find(&run, problem, 0, keep, NULL, NULL);
+    int64_t extra = hex_measure_plan(&run.g, &what);
+    hex_room room = {.tiles = keep ? hex_kept_tiles(&run.g, hex_workspace_budget()) : 0};
+    hex_status status = hex_run_open(&run, room, false, extra);
     if (status != HEX_OK) return status;
     *mean_quantile = hex_measure_rows(&run, &what, run.extra, row_stats);
     *token = hex_run_close(&run, keep);

@@ -51,8 +51,8 @@ int64_t hex_tile_bytes(const hex_geometry *g) { return g->tasks * g->block_m * g
 void hex_plan_of(const hex_problem *problem, hex_plan *plan) {
     hex_geometry g;
     hex_geometry_of(problem, &g);
-    int64_t kept = hex_kept_bytes(&g, true);
-    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), kept, kept <= hex_workspace_budget(),
+    int64_t kept = hex_kept_tiles(&g, hex_workspace_budget());
+    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), kept, hex_kept_bytes(&g, (hex_room){.tiles = kept}),
                        second_level_cache()};
 }
 
@@ -66,7 +66,7 @@ static void add_task(const hex_geometry *g, hex_task *task, int64_t *count, int3
 }
 
 /* Symmetric: the diagonal first, then a round-robin tournament (circle method) in which every block meets every
- * other once and each round's pairs are disjoint. Otherwise each round shifts the keys' blocks by one. */
+ * other once and each round's pairs are disjoint. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns) {
     int64_t count = 0;
     for (int64_t b = 0; b < g->mb + g->nb; b++) turns[b] = 0;
@@ -81,12 +81,8 @@ void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns) {
                 add_task(g, task, &count, turns, x < y ? x : y, x < y ? y : x);
             }
     } else {
-        int64_t few = g->mb < g->nb ? g->mb : g->nb, many = g->mb < g->nb ? g->nb : g->mb;
-        for (int64_t round = 0; round < many; round++)
-            for (int64_t x = 0; x < few; x++) {
-                int64_t y = (x + round) % many;
-                add_task(g, task, &count, turns, g->mb < g->nb ? x : y, g->mb < g->nb ? y : x);
-            }
+        for (int64_t i = 0; i < g->mb; i++)
+            for (int64_t j = 0; j < g->nb; j++) add_task(g, task, &count, turns, i, j);
     }
     for (int64_t b = 0; b < g->mb + g->nb; b++) turns[b] = 0;
     for (int64_t t = 0; t < count; t++) {

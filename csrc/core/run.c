@@ -20,14 +20,17 @@ static void place_rows(char **at, const hex_geometry *g, int64_t padded, bool bo
     rows->norms = (double *)carve(at, padded * (int64_t)sizeof(double));
 }
 
-/* At the start of the kept memory: the token its tiles were finished under, or 0, and what they hold. */
+/* At the start of the kept memory: what it has room for, the token its tiles were finished under, or 0, and what they hold. */
 struct hex_kept {
+    hex_room room;
     uint64_t ready;
     hex_form form;
 };
 
+static int64_t tile_bytes(const hex_geometry *g) { return g->block_m * g->block_n * g->k->size; }
+
 /* Two passes over one layout: with base NULL only the size matters. */
-static int64_t place_kept(hex_run *run, char *base, bool tiles) {
+static int64_t place_kept(hex_run *run, char *base) {
     const hex_geometry *g = &run->g;
     char *at = base;
     run->header = (struct hex_kept *)carve(&at, sizeof *run->header);
@@ -36,21 +39,32 @@ static int64_t place_kept(hex_run *run, char *base, bool tiles) {
         run->key = run->a;
     else
         place_rows(&at, g, g->np, true, &run->key);
-    run->tiles = tiles ? carve(&at, hex_tile_bytes(g)) : NULL;
+    run->tiles = run->room.tiles ? carve(&at, run->room.tiles * tile_bytes(g)) : NULL;
+    run->row_grad = run->room.row_grad ? carve(&at, g->mp * g->dp * g->k->size) : NULL;
+    run->col_grad = run->room.col_grad ? carve(&at, g->np * g->dp * g->k->size) : NULL;
     return at - base;
 }
 
-int64_t hex_kept_bytes(const hex_geometry *g, bool tiles) {
-    hex_run run = {.g = *g, .k = g->k};
-    return hex_slab_bytes(place_kept(&run, NULL, tiles));
+int64_t hex_kept_bytes(const hex_geometry *g, hex_room room) {
+    hex_run run = {.g = *g, .k = g->k, .room = room};
+    return hex_slab_bytes(place_kept(&run, NULL));
 }
 
-static int64_t worker_bytes(const hex_geometry *g) {
-    int64_t tile = hex_round_up(g->block_m * g->block_n * g->k->size, HEX_PANEL_BYTES);
+int64_t hex_kept_tiles(const hex_geometry *g, int64_t budget) {
+    if (hex_kept_bytes(g, (hex_room){.tiles = g->tasks}) <= budget) return g->tasks;
+    int64_t left = budget - hex_kept_bytes(g, (hex_room){0}), tiles = left > 0 ? left / tile_bytes(g) : 0;
+    while (tiles > 0 && hex_kept_bytes(g, (hex_room){.tiles = tiles}) > budget) tiles--;   /* whole pages */
+    return tiles;
+}
+
+int64_t hex_strip_bytes(const hex_geometry *g) { return hex_round_up(g->nb * tile_bytes(g), HEX_PANEL_BYTES); }
+
+static int64_t worker_bytes(const hex_geometry *g, bool strips) {
+    int64_t tile = hex_round_up(tile_bytes(g), HEX_PANEL_BYTES);
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
     int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
     int64_t rows = HEX_PANEL_BYTES * g->dp;   /* a panel of rows */
-    return 2 * tile + 3 * codes + (scratch > rows ? scratch : rows);
+    return 2 * tile + 3 * codes + (strips ? hex_strip_bytes(g) : 0) + (scratch > rows ? scratch : rows);
 }
 
 static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
@@ -62,7 +76,7 @@ static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
                                            (g->mb + g->nb) * (int64_t)sizeof(int32_t));
     if (run->problem->paired.data) place_rows(&at, g, g->mp, false, &run->paired);
     run->extra = carve(&at, extra_bytes);
-    run->worker_bytes = worker_bytes(g);
+    run->worker_bytes = worker_bytes(g, run->strips);
     run->worker_memory = carve(&at, run->workers * run->worker_bytes);
     run->classes.row_id = (int32_t *)classes;
     return at - base;
@@ -77,11 +91,12 @@ static hex_worker worker_of(hex_run *run, int64_t index) {
     const hex_geometry *g = &run->g;
     char *at = run->worker_memory + index * run->worker_bytes;
     hex_worker w = {.run = run, .index = (int)index};
-    w.tile = carve(&at, g->block_m * g->block_n * g->k->size);
-    w.out = carve(&at, g->block_m * g->block_n * g->k->size);
+    w.tile = carve(&at, tile_bytes(g));
+    w.out = carve(&at, tile_bytes(g));
     w.codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.col_codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.special = (uint8_t *)carve(&at, g->block_m * g->block_n);
+    w.strip_memory = run->strips ? carve(&at, hex_strip_bytes(g)) : NULL;
     w.scratch = at;
     return w;
 }
@@ -93,26 +108,37 @@ typedef struct {
     void *context;
     int64_t count;
     atomic_llong next;
-    atomic_int *done;   /* per block: tasks finished */
 } crew;
+
+/* Counters behind the tasks, one per block. */
+static atomic_int *turns_of(const hex_run *run) { return (atomic_int *)(run->task + run->g.tasks); }
+
+static void reset_turns(const hex_run *run) {
+    for (int64_t b = 0; b < run->g.mb + run->g.nb; b++) atomic_init(turns_of(run) + b, 0);
+}
 
 static void wait_for(atomic_int *done, int32_t turn) {
     for (int spins = 0; atomic_load_explicit(done, memory_order_acquire) != turn; spins++)
         if (spins > 1000) sched_yield();
 }
 
+void hex_turn_wait(hex_run *run, int64_t i, int64_t j) { wait_for(turns_of(run) + run->g.mb + j, (int32_t)i); }
+
+void hex_turn_done(hex_run *run, int64_t i, int64_t j) {
+    atomic_store_explicit(turns_of(run) + run->g.mb + j, (int32_t)i + 1, memory_order_release);
+}
+
 /* Tasks are handed out in order and the earliest unfinished one never waits, so this cannot deadlock, even where
- * the pool runs all workers on one thread. */
+ * the pool runs all workers on one thread. So are blocks of anchors below. */
 static void work_tasks(int64_t begin, int64_t end, void *context) {
     crew *c = context;
-    const hex_geometry *g = &c->run->g;
     for (int64_t index = begin; index < end; index++) {
         hex_worker worker = worker_of(c->run, index);
         for (;;) {
             int64_t t = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
             if (t >= c->count) break;
             const hex_task *task = c->run->task + t;
-            atomic_int *i = c->done + task->i, *j = c->done + (g->symmetric ? 0 : g->mb) + task->j;
+            atomic_int *i = turns_of(c->run) + task->i, *j = turns_of(c->run) + task->j;
             wait_for(i, task->turn_i);
             if (j != i) wait_for(j, task->turn_j);
             c->task_body(&worker, t, c->context);
@@ -134,17 +160,41 @@ static void work_blocks(int64_t begin, int64_t end, void *context) {
     }
 }
 
+static void run_crew(crew *c, hex_body body) {
+    hex_parallel(c->run->workers < c->count ? c->run->workers : c->count, body, c);
+}
+
+void hex_each_strip(hex_run *run, hex_block_body body, void *context) {
+    reset_turns(run);
+    run_crew(&(crew){.run = run, .block_body = body, .context = context, .count = run->g.mb}, work_blocks);
+}
+
+typedef struct {
+    hex_task_body body;
+    void *context;
+} task_call;
+
+static void tasks_of_strip(hex_worker *worker, int64_t i, void *context) {
+    const task_call *call = context;
+    int64_t nb = worker->run->g.nb;
+    for (int64_t j = 0; j < nb; j++) call->body(worker, i * nb + j, call->context);
+}
+
 void hex_each_task(hex_run *run, hex_task_body body, void *context) {
-    atomic_int *done = (atomic_int *)(run->task + run->g.tasks);
-    for (int64_t b = 0; b < run->g.mb + run->g.nb; b++) atomic_init(done + b, 0);
-    crew c = {.run = run, .task_body = body, .context = context, .count = run->g.tasks, .done = done};
-    hex_parallel(run->workers < run->g.tasks ? run->workers : run->g.tasks, work_tasks, &c);
+    if (!run->g.symmetric) {
+        hex_each_strip(run, tasks_of_strip, &(task_call){body, context});
+        return;
+    }
+    reset_turns(run);
+    run_crew(&(crew){.run = run, .task_body = body, .context = context, .count = run->g.tasks}, work_tasks);
 }
 
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context) {
     crew c = {.run = run, .block_body = body, .context = context, .count = blocks};
-    int64_t workers = run->workers < blocks ? run->workers : blocks;
-    hex_parallel(blocks * run->g.block_m * run->g.d < SMALL ? 1 : workers, work_blocks, &c);
+    if (blocks * run->g.block_m * run->g.d < SMALL)
+        work_blocks(0, 1, &c);
+    else
+        run_crew(&c, work_blocks);
 }
 
 /* --- rows --- */
@@ -185,46 +235,55 @@ static void survey_rows(int64_t count, hex_rows *rows) {
 
 /* --- opening and closing --- */
 
-hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token, bool want_tiles, bool keep,
-                        int64_t extra_bytes) {
+void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool keep, const hex_settings *settings,
+                  const double *row_state) {
     *run = (hex_run){.problem = problem, .workers = hex_threads()};
     hex_geometry_of(problem, &run->g);
     run->k = run->g.k;
-    hex_geometry *g = &run->g;
-    if (run->workers > g->tasks) run->workers = (int)g->tasks;
-    int64_t budget = hex_workspace_budget();
-    int64_t most = hex_kept_bytes(g, true);
-    bool tiles = want_tiles && most <= budget, hit, unused;
+    if (run->workers > run->g.tasks) run->workers = (int)run->g.tasks;
     int64_t start = hex_profile_start();
-    run->token = token || (keep && budget > 0) ? hex_fingerprint(problem, g) : 0;
-    hex_profile_stop(HEX_PHASE_PACK, start, 0);
+    if (token || (keep && hex_workspace_budget() > 0)) run->token = hex_fingerprint(problem, &run->g);
     bool known = token && (uint64_t)token == run->token;
-
-    /* What an earlier step kept has tiles or not by its own choice; look for the larger form first. */
-    run->kept = NULL;
-    if (known && !tiles && most <= budget) {
-        run->kept = hex_slab_take(run->token, place_kept(run, NULL, true), &hit);
-        if (run->kept && !hit) hex_slab_put(run->kept, 0, false);
-        if (hit)
-            tiles = true;
-        else
-            run->kept = NULL;
+    if (token && !known && settings) {
+        uint64_t gradients = hex_gradient_fingerprint(run->token, problem, &run->g, settings, row_state);
+        known = run->gradients_ready = (uint64_t)token == gradients;
     }
-    if (!run->kept) run->kept = hex_slab_take(known ? run->token : 0, place_kept(run, NULL, tiles), &hit);
-    if (!run->kept) return HEX_NO_MEMORY;
-    run->scratch = hex_slab_take(0, place_scratch(run, NULL, extra_bytes), &unused);
-    if (!run->scratch) {
-        hex_slab_put(run->kept, 0, false);
+    hex_profile_stop(HEX_PHASE_PACK, start, 0);
+    run->kept = known ? hex_slab_find((uint64_t)token) : NULL;
+    if (run->kept) run->room = ((const struct hex_kept *)hex_slab_memory(run->kept))->room;
+    run->gradients_ready = run->gradients_ready && run->kept;
+}
+
+/* Packed rows, found or made. */
+static bool open_kept(hex_run *run, hex_room room) {
+    hex_slab *found = run->kept;
+    if (found && (!room.tiles || run->room.tiles) && (!room.row_grad || run->room.row_grad) &&
+        (!room.col_grad || run->room.col_grad)) {
+        place_kept(run, hex_slab_memory(found));
+        run->tiles_ready = run->tiles && run->header->ready == run->token && !run->header->form.exponentials;
+        return true;
+    }
+    if (found) hex_slab_put(found, 0, false);
+    run->room = room;
+    run->kept = hex_slab_take(place_kept(run, NULL));
+    if (!run->kept) return false;
+    place_kept(run, hex_slab_memory(run->kept));
+    *run->header = (struct hex_kept){.room = room};
+    pack_rows(run, &run->problem->anchors, run->g.block_m, &run->a);
+    if (!run->g.symmetric) pack_rows(run, &run->problem->keys, run->g.block_n, &run->key);
+    return true;
+}
+
+hex_status hex_run_open(hex_run *run, hex_room room, bool strips, int64_t extra_bytes) {
+    const hex_geometry *g = &run->g;
+    const hex_problem *problem = run->problem;
+    run->strips = strips;
+    run->scratch = hex_slab_take(place_scratch(run, NULL, extra_bytes));
+    if (run->scratch) place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
+    if (!run->scratch || !open_kept(run, room)) {
+        hex_run_close(run, false);
         return HEX_NO_MEMORY;
     }
-    place_kept(run, hex_slab_memory(run->kept), tiles);
-    place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
-    if (!hit) {
-        run->header->ready = 0;
-        pack_rows(run, &problem->anchors, g->block_m, &run->a);
-        if (!g->symmetric) pack_rows(run, &problem->keys, g->block_n, &run->key);
-    }
-    run->tiles_ready = tiles && run->token != 0 && run->header->ready == run->token && !run->header->form.exponentials;
     survey_rows(g->m, &run->a);
     if (g->symmetric)
         run->key = run->a;
@@ -234,7 +293,8 @@ hex_status hex_run_open(hex_run *run, const hex_problem *problem, int64_t token,
         pack_rows(run, &problem->paired, g->block_m, &run->paired);
         survey_rows(g->m, &run->paired);
     }
-    start = hex_profile_start();
+    if (run->gradients_ready) return HEX_OK;   /* no tile is needed */
+    int64_t start = hex_profile_start();
     bool counted = hex_classes_of(problem, g, (char *)run->classes.row_id, &run->classes);
     hex_profile_stop(HEX_PHASE_CLASSES, start, 0);
     if (!counted) {
@@ -255,10 +315,10 @@ void hex_run_accept(hex_run *run, const hex_form *form) {
 }
 
 int64_t hex_run_close(hex_run *run, bool keep) {
-    keep = keep && run->token != 0 && hex_workspace_budget() > 0;
-    if (run->tiles) *run->header = (struct hex_kept){run->tiles_ready ? run->token : 0, run->form};
-    hex_slab_put(run->scratch, 0, false);
-    hex_slab_put(run->kept, run->token, keep);
+    keep = keep && run->kept && run->token != 0 && hex_workspace_budget() > 0;
+    if (run->tiles) *run->header = (struct hex_kept){run->room, run->tiles_ready ? run->token : 0, run->form};
+    if (run->scratch) hex_slab_put(run->scratch, 0, false);
+    if (run->kept) hex_slab_put(run->kept, run->token, keep);
     return keep ? (int64_t)run->token : 0;
 }
 
@@ -315,8 +375,11 @@ hex_tile hex_fetch(hex_worker *worker, int64_t task, int view) {
     int64_t i = run->task[task].i, j = run->task[task].j;
     hex_tile tile = empty_tile(run, i, j);
     char *slot = worker->tile;
-    if (run->tiles) slot = (char *)run->tiles + task * g->block_m * g->block_n * g->k->size;
-    if (!run->tiles_ready) multiply(run, i, j, &tile, slot);
+    if (worker->strip)
+        slot = worker->strip + j * tile_bytes(g);
+    else if (hex_tile_stays(worker, task))
+        slot = (char *)run->tiles + task * tile_bytes(g);
+    if (!hex_tile_ready(worker, task)) multiply(run, i, j, &tile, slot);
     tile.values = slot;
     classify(worker, i, j, view, &tile);
     return tile;

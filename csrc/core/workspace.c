@@ -97,13 +97,6 @@ static bool allocate(hex_slab *slab, int64_t bytes) {
     return true;
 }
 
-static hex_slab *find_kept(uint64_t token, int64_t bytes) {
-    for (int s = 0; token && s < SLABS; s++)
-        if ((slabs[s].state == FREE || slabs[s].state == HELD) && slabs[s].token == token && slabs[s].bytes >= bytes)
-            return slabs + s;
-    return NULL;
-}
-
 /* A free slab that is not wastefully large. */
 static hex_slab *find_free(int64_t bytes) {
     hex_slab *best = NULL;
@@ -130,11 +123,19 @@ static hex_slab *find_empty(void) {
     return loose;
 }
 
-hex_slab *hex_slab_take(uint64_t token, int64_t bytes, bool *hit) {
+hex_slab *hex_slab_find(uint64_t token) {
+    hex_slab *found = NULL;
     acquire();
-    hex_slab *slab = find_kept(token, bytes);
-    *hit = slab != NULL;
-    if (!slab) slab = find_free(bytes);
+    for (int s = 0; !found && s < SLABS; s++)
+        if ((slabs[s].state == FREE || slabs[s].state == HELD) && slabs[s].token == token) found = slabs + s;
+    if (found) found->state = IN_USE;
+    release();
+    return found;
+}
+
+hex_slab *hex_slab_take(int64_t bytes) {
+    acquire();
+    hex_slab *slab = find_free(bytes);
     if (slab) {
         slab->state = IN_USE;
     } else {

@@ -70,8 +70,8 @@ static PyObject *plan(PyObject *module, PyObject *arguments) {
         problem.keys = (hex_matrix){&problem, keys, columns, columns, 1};
     hex_plan found;
     hex_plan_of(&problem, &found);
-    return Py_BuildValue("LLLLLNL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
-                         (long long)found.tile_bytes, (long long)found.kept_bytes, PyBool_FromLong(found.kept),
+    return Py_BuildValue("LLLLLLL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
+                         (long long)found.tile_bytes, (long long)found.kept_tiles, (long long)found.kept_bytes,
                          (long long)found.cache);
 }
 

@@ -33,16 +33,18 @@ static const char contrast_schema[] =
     "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
     "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
     "float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
-    "bool adaptive, float quantile, bool negatives_only, bool keep) "
+    "bool adaptive, float quantile, bool negatives_only, int needed) "
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token)";
 
 static bool contrast(call *c) {
     hex_problem problem;
     hex_settings settings;
     int64_t kept;
+    int needed;
     void *loss, *batch_stats, *row_state, *token;
     if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 12, &settings) ||
-        !call_threshold(c, 6, 19, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) || !call_check(c, &problem, &settings))
+        !call_threshold(c, 6, 19, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
+        !call_choice(c, 22, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
         return false;
     int64_t rows = problem.anchors.rows;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
@@ -56,7 +58,7 @@ static bool contrast(call *c) {
         return false;
     double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
     if (!values ||
-        !call_status(c, hex_contrast(&problem, &settings, call_boolean(c, 22), values, batch_stats, row_state, &kept)))
+        !call_status(c, hex_contrast(&problem, &settings, needed, values, batch_stats, row_state, &kept)))
         return false;
     for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
         ((float *)loss)[i] = (float)values[i];

@@ -1,0 +1,52 @@
+/* gradient.c: each tile's coefficients dObjective/ds are formed once, in cache, and multiplied into the gradient of its
+ * anchors (S k) and of its keys (S^T a); in a symmetric problem the two are halves of one gradient. */
+#include <math.h>
+
+#include "core.h"
+
+void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
+                         int64_t first, int64_t count, double *buffer) {
+    static const int from[HEX_PARAMS] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
+                                         HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
+    int64_t rows = run->g.m - first < count ? run->g.m - first : count;
+    for (int q = 0; q < HEX_PARAMS; q++) {
+        const bool scaled = scale && q >= HEX_P_GG && q <= HEX_P_PO;
+        for (int64_t i = 0; i < rows; i++) {
+            buffer[i] = row_state[(first + i) * HEX_ROW_STATE + from[q]];
+            if (scaled) buffer[i] *= scale[first + i];
+        }
+        for (int64_t i = rows; i < count; i++) buffer[i] = q == HEX_P_EPS ? INFINITY : 0;
+        run->k->narrow(buffer, count, gradient->params + (q * run->g.mp + first) * run->k->size);
+    }
+}
+
+void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t t, bool exponentials) {
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    const hex_task *task = run->task + t;
+    int64_t panel = g->k->panel, size = g->k->size;
+    bool diagonal = g->symmetric && task->i == task->j, cols = gradient->cols && !diagonal;
+    exponentials = exponentials && hex_tile_ready(worker, t);
+    hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
+    const char *row = gradient->params + task->i * g->block_m * size, *col = gradient->params + task->j * g->block_n * size;
+    hex_sides sides = {.inv_tau = gradient->inv_tau, .beta = gradient->beta, .shared_shift = gradient->shared, .row = row,
+                       .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch,
+                       .exponentials = exponentials ? (void *)tile.values : NULL};
+    int64_t start = hex_profile_start();
+    run->k->coefficients(&tile, &sides, worker->out);
+    hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
+    start = hex_profile_start();
+    /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient. */
+    int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
+    if (gradient->rows)
+        run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
+                        hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
+                        hex_block(run, gradient->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row);
+    if (cols && !g->symmetric) hex_turn_wait(run, task->i, task->j);
+    if (cols)
+        run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
+                        worker->out, tile.stride, hex_block(run, gradient->col_grad, g->block_n, task->j), g->dp * panel,
+                        !task->first_col);
+    if (cols && !g->symmetric) hex_turn_done(run, task->i, task->j);
+    hex_profile_stop(HEX_PHASE_GRADIENT, start, 2 * tile.rows * tile.cols * g->d * (gradient->rows + cols));
+}
