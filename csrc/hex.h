@@ -73,21 +73,23 @@ typedef void (*hex_body)(int64_t begin, int64_t end, void *context);
 typedef void (*hex_parallel_for)(int64_t tasks, hex_body body, void *context);
 void hex_set_pool(hex_parallel_for pool, int (*threads)(void));
 
-/* Tiles and packed rows are kept between the steps of one loss while they fit this many bytes. Default:
- * the smaller of 4 GiB and a quarter of the machine's memory. 0 keeps nothing. */
-void hex_set_workspace_budget(int64_t bytes);
+/* Packed rows, and as many tiles or the gradients, are kept between the steps of one loss while they fit this many bytes.
+ * Default: the smaller of 4 GiB and a quarter of the machine's memory, and without an adaptive threshold 0.35 of an M x N array
+ * where the tiles have more than 16 MiB. 0 keeps nothing. */
+void hex_set_workspace_budget(int64_t bytes);   /* negative: the default again */
 int64_t hex_workspace_budget(void);
 void hex_release_workspace(void); /* give back what is kept and not in use */
 
-/* How a problem is cut up; only its sizes and dtype are looked at. */
+/* How a problem is cut up, and what a training step of it keeps; only its sizes and dtype are looked at. */
 typedef struct {
     int64_t anchor_rows, key_rows;   /* of a tile of cosines */
     int64_t tiles, tile_bytes;       /* of all of them; a symmetric problem has those on and above the diagonal */
-    int64_t kept_tiles;              /* how many fit the budget; the others are multiplied anew in each step */
-    int64_t kept_bytes;              /* the kept tiles and the packed rows, which one step leaves to the next */
+    int64_t kept_tiles;              /* how many one step leaves to the next; the others are multiplied anew in each */
+    int64_t kept_bytes;              /* of those, or of the gradients, and the packed rows */
+    bool fused;                      /* the forward pass sums the gradients, and leaves them in place of tiles */
     int64_t cache;                   /* second-level cache that was found; 0: the system does not say */
 } hex_plan;
-void hex_plan_of(const hex_problem *problem, hex_plan *plan);
+void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan);
 
 /* Where the time goes, by phase, since it was switched on. `seconds` is summed over the threads that worked; `operations`
  * are the floating-point operations of the matrix products, 0 elsewhere. Off at first, and then free of cost. */

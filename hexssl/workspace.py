@@ -1,9 +1,14 @@
 """Memory that the compiled core keeps between the steps of a loss, and what it decides because of it.
 
-The steps *measure*, *contrast* and backward need the same cosines. Those of all tiles, or their exponentials, are kept
-from one step to the next while they fit the budget, and multiplied anew in each step otherwise: one matrix product in
-place of up to three, for memory in place of none. The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set,
-else the smaller of 4 GiB and a quarter of the machine's memory; `set_budget` overrides both. 0 keeps nothing.
+The steps *measure*, *contrast* and backward need the same cosines. Tiles of them, or of their exponentials, are kept
+from one step to the next while they fit the budget, and the others multiplied anew in each step. Where the keys have
+rows of their own, and no adaptive threshold has to be found first, contrast sums the gradients while the tiles are in
+cache, and keeps those in place of tiles (unless reduction="none").
+
+The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB and a quarter of the
+machine's memory; `set_budget` overrides both. 0 keeps nothing. As long as you set none, a loss without an adaptive
+threshold keeps no more tiles than 0.35 of an M x N array where they have more than 16 MiB together: two thirds of them
+where the keys are the anchors, for a twentieth of the time.
 """
 
 from __future__ import annotations
@@ -28,8 +33,9 @@ class Plan(NamedTuple):
     tile : rows of anchors and of keys in a tile of cosines
     tiles : how many there are; where the keys are the anchors, those on and above the diagonal
     tile_bytes : of all of them
-    kept_tiles : how many of them fit the budget; every step multiplies the others anew
-    kept_bytes : of the kept tiles and the packed embeddings, which one step leaves to the next
+    kept_tiles : how many one step leaves to the next; every step multiplies the others anew
+    kept_bytes : of those, or of the gradients, and of the packed embeddings
+    fused : the forward pass sums the gradients, and leaves them in place of tiles
     cache : bytes of second-level cache that were found, which bound the tile; 0 where the system does not say
     """
 
@@ -38,11 +44,13 @@ class Plan(NamedTuple):
     tile_bytes: int
     kept_tiles: int
     kept_bytes: int
+    fused: bool
     cache: int
 
 
-def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = torch.float32) -> Plan:
-    """What the core will do with (rows, columns) anchors under the present budget.
+def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = torch.float32,
+         adaptive: bool = True) -> Plan:
+    """What the core will do in training with (rows, columns) anchors under the present budget.
 
     Parameters
     ----------
@@ -51,6 +59,8 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
     keys : int >= 1 or None
         Rows of the keys; None: the keys are the anchors.
     dtype : float32, float64, float16 or bfloat16
+    adaptive : bool
+        With an adaptive threshold, or with a fixed one or none.
 
     Raises
     ------
@@ -69,19 +79,20 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
     for name, value in (("rows", rows), ("columns", columns), ("keys", keys)):
         if value > _MOST:
             raise ValueError(f"{name}: got {value}; accepted: an int up to {_MOST}, the most that a loss takes")
+    validation.flag("adaptive", adaptive)
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: got {dtype!r}; accepted: {', '.join(map(str, _DTYPES))}")
-    anchor_rows, key_rows, *rest = _C.plan(rows, keys, columns, _DTYPES[dtype])
+    anchor_rows, key_rows, *rest = _C.plan(rows, keys, columns, _DTYPES[dtype], adaptive)
     return Plan((anchor_rows, key_rows), *rest)
 
 
-def set_budget(size: int) -> None:
+def set_budget(size: int | None) -> None:
     """Bytes that may be kept, for the whole process; what is over it is given back at once.
 
     Parameters
     ----------
-    size : int >= 0
-        0 keeps nothing: tiles are multiplied anew in every step.
+    size : int >= 0 or None
+        0 keeps nothing: tiles are multiplied anew in every step. None: the default again.
 
     Raises
     ------
@@ -90,13 +101,12 @@ def set_budget(size: int) -> None:
     Examples
     --------
     >>> from hexssl import workspace
-    >>> before = workspace.budget()
     >>> workspace.set_budget(0)
     >>> workspace.plan(512, 128).kept_tiles
     0
-    >>> workspace.set_budget(before)
+    >>> workspace.set_budget(None)
     """
-    _C.set_workspace_budget(validation.integer("size", size, 0, "an int >= 0"))
+    _C.set_workspace_budget(None if size is None else validation.integer("size", size, 0, "None or an int >= 0"))
 
 
 def budget() -> int:

@@ -15,10 +15,10 @@ from hexssl.profiling import Profile
 
 
 @pytest.fixture(autouse=True)
-def budget():
-    before = workspace.budget()
-    yield before
-    workspace.set_budget(before)
+def default_budget():
+    workspace.set_budget(None)
+    yield
+    workspace.set_budget(None)
 
 
 def step(rows=300, columns=40):
@@ -61,6 +61,83 @@ def test_budget_decides_what_is_kept():
     assert workspace.plan(300, 40).kept_tiles == plan.tiles - 1
 
 
+def test_default_keeps_a_part_of_many_tiles():
+    """A third of M x N for two steps, all for the three of an adaptive threshold or where the user set a budget."""
+    few, many = workspace.plan(1000, 8, adaptive=False), workspace.plan(8192, 8, adaptive=False)
+    assert few.kept_tiles == few.tiles and 0.3 * 8192**2 * 4 < many.kept_tiles / many.tiles * many.tile_bytes < 8192**2 * 1.4
+    assert workspace.plan(8192, 8).kept_tiles == many.tiles
+    workspace.set_budget(1 << 30)
+    assert workspace.plan(8192, 8, adaptive=False).kept_tiles == many.tiles
+
+
+@pytest.mark.parametrize("threshold", [None, "adaptive"])
+def test_kept_tiles_and_others_give_the_same_bits(threshold):
+    """Whatever part of them is kept."""
+    z = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    full, results = workspace.plan(300, 40), []
+    each = full.tile_bytes // full.tiles
+    for kept in (0, 1, full.tiles // 2, full.tiles):
+        workspace.set_budget(full.kept_bytes - (full.tiles - kept) * each)
+        assert workspace.plan(300, 40).kept_tiles == kept
+        loss = hex_loss(z, threshold=threshold, temperature=0.2)
+        results.append((loss, torch.autograd.grad(loss, z)[0]))
+    for loss, gradient in results[1:]:
+        assert torch.equal(loss, results[0][0]) and torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.01])  # one shift; a shift for each class
+@pytest.mark.parametrize("options", [
+    {}, {"threshold": 0.1}, {"positives": "mean", "denominator": "own"}, {"relation": True}, {"paired": True},
+    {"threshold": 0.1, "formulation": "released"}, {"reduction": "sum"}, {"few": True},
+], ids=str)
+def test_gradients_summed_in_forward_are_those_of_backward(options, tau):
+    """To the bit, in whatever way the problem is cut up; so is what is wanted of them."""
+    source = torch.Generator().manual_seed(0)
+    x, y, z = (torch.randn(rows, 24, generator=source).requires_grad_() for rows in (300, 410, 300))
+    options = {"threshold": None, "temperature": torch.tensor(tau, requires_grad=True), **options}
+    if options.pop("few", False):
+        options["relation"] = torch.randint(-9, 60, (300, 410), generator=source).clamp(-1, 1).to(torch.int8)
+        options["relation"] *= torch.rand(300, 410, generator=source) < 0.3
+    elif options.pop("relation", False):
+        options["relation"] = torch.randint(-1, 2, (300, 410), generator=source, dtype=torch.int8)
+    elif options.pop("paired", False):
+        options["paired"] = z
+    else:
+        options |= {"groups": torch.arange(300) % 37, "key_groups": torch.arange(410) % 41}
+    inputs = [x, y, options["temperature"], *([z] if "paired" in options else [])]
+    found = []
+    for size in (None, 0):
+        workspace.set_budget(size)
+        with Profile() as profile:
+            loss = hex_loss(x, y, **options)
+            found.append((loss, *torch.autograd.grad(loss, inputs, retain_graph=True)))
+        passes = profile.phases["scores"].operations / (2 * 300 * 410 * 24)
+        assert passes == 1 if size is None else passes >= 2
+        again = torch.autograd.grad(loss, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(again, found[-1][1:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    workspace.set_budget(None)
+    only = torch.autograd.grad(hex_loss(x.detach(), y, **{**options, "temperature": tau}), y)[0]
+    torch.testing.assert_close(only, found[0][2], rtol=1e-5, atol=1e-7)  # tau in float32 once, in float64 once
+
+
+def test_fused_gradients_are_not_taken_for_others():
+    """The same embeddings in two losses, whose backward passes come in any order; and when they are forgotten."""
+    x, y = (torch.randn(80, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(2))
+    makers = [lambda: hex_loss(x, y, threshold=None), lambda: hex_loss(x, y, threshold=None, temperature=0.3),
+              lambda: hex_loss(x, y, threshold=0.2), lambda: hex_loss(x, y, groups=torch.arange(80) // 2,
+                                                                      key_groups=torch.arange(80) // 2, threshold=None)]
+    alone = [torch.autograd.grad(make(), (x, y)) for make in makers]
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0)):
+        losses = [make() for make in makers]
+        for index in order:
+            assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(losses[index], (x, y)), alone[index],
+                                                         strict=True))
+    loss = makers[0]()
+    workspace.release()
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, (x, y)), alone[0], strict=True))
+
+
 @pytest.mark.parametrize(("megabytes", "passes"), [(64, 1), (0, 3)])
 def test_tiles_are_multiplied_once_or_in_every_step(megabytes, passes):
     """measure, contrast and backward need them."""
@@ -83,7 +160,7 @@ def test_profile_is_off_outside_and_starts_from_zero():
     assert first.phases["call"].calls == 2 and second.phases["call"].calls == 0
 
 
-@pytest.mark.parametrize("wrong", [-1, 1.5, True, "1", None])
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "1"])
 def test_wrong_budget(wrong):
     with pytest.raises((TypeError, ValueError), match="size: got"):
         workspace.set_budget(wrong)

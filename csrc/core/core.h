@@ -42,8 +42,10 @@ typedef struct {
 
 /* Of packed rows and so much room. run.c */
 int64_t hex_kept_bytes(const hex_geometry *g, hex_room room);
-/* How many tiles may be left within `budget` bytes. */
-int64_t hex_kept_tiles(const hex_geometry *g, int64_t budget);
+/* How many tiles fit the budget. */
+int64_t hex_kept_tiles(const hex_geometry *g);
+/* What contrast is to leave. found: a measure step has left tiles. fused: it sums the gradients. */
+hex_room hex_room_for(const hex_geometry *g, const hex_settings *settings, int needed, bool found, bool *fused);
 /* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order. Symmetric: neighbours in
  * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
@@ -58,6 +60,7 @@ hex_slab *hex_slab_take(int64_t bytes);
 /* keep: hold the contents under token; otherwise the slab may be reused at once. */
 void hex_slab_put(hex_slab *slab, uint64_t token, bool keep);
 char *hex_slab_memory(hex_slab *slab);
+bool hex_budget_was_set(void);
 int64_t hex_slab_bytes(int64_t bytes);   /* what a slab of so many takes */
 
 /* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */

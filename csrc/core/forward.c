@@ -320,19 +320,6 @@ static double adaptive_threshold(hex_run *run, const hex_measurement *what, char
     return what->negatives_only && mean != mean ? INFINITY : mean;   /* NaN from NaN embeddings: the loss is NaN anyway */
 }
 
-/* What to leave to the backward. The sums of gradients, where an anchor's loss depends on its own tiles alone and one number
- * will scale them all, unless the tiles are needed for a threshold first and can be kept from then on. */
-static hex_room choose_room(const hex_run *run, const hex_settings *s, int needed, bool *fused) {
-    int64_t budget = hex_workspace_budget(), tiles = hex_kept_tiles(&run->g, budget);
-    hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
-                     .col_grad = needed & HEX_NEED_KEYS};
-    bool measured = run->room.tiles > 0 || (s->adaptive && tiles == run->g.tasks);
-    *fused = !run->g.symmetric && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
-             hex_kept_bytes(&run->g, sums) + run->workers * hex_strip_bytes(&run->g) <= budget;
-    if (*fused) return sums;
-    return (hex_room){.tiles = needed || s->adaptive ? tiles : 0};
-}
-
 hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
                         double *batch_stats, double *row_state, int64_t *token) {
     int64_t start = hex_profile_start();
@@ -344,7 +331,7 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     int64_t own = place(&run.g, NULL, &c, &column), extra = own;
     if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, &what);
-    hex_room room = choose_room(&run, s, needed, &c.fused);
+    hex_room room = hex_room_for(&run.g, s, needed, run.room.tiles > 0, &c.fused);
     hex_status status = hex_run_open(&run, room, c.fused, extra);
     if (status != HEX_OK) return status;
     place(&run.g, run.extra, &c, &column);

@@ -48,11 +48,38 @@ void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
 
 int64_t hex_tile_bytes(const hex_geometry *g) { return g->tasks * g->block_m * g->block_n * g->k->size; }
 
-void hex_plan_of(const hex_problem *problem, hex_plan *plan) {
+/* Tiles beyond so many bytes are all kept only where three steps use them or the user set the budget. Otherwise those of this
+ * share of an M x N array: of a symmetric problem's a good two thirds, whose rest costs a twentieth of the time, and without
+ * which a loss holds a fifth of what one with N x N arrays does. */
+enum { FREELY_KEPT = 16 << 20 };
+static const double SHARE = 0.35;
+
+static int64_t tiles_for(const hex_geometry *g, bool adaptive) {
+    int64_t most = hex_kept_tiles(g), share = (int64_t)(SHARE * (double)(g->mb * g->nb));
+    bool all = adaptive || hex_tile_bytes(g) <= FREELY_KEPT || hex_budget_was_set();
+    return all || most < share ? most : share;
+}
+
+/* The sums of gradients, where an anchor's loss depends on its own tiles alone and one number will scale them all, unless the
+ * tiles are needed for a threshold first and can be kept from then on. */
+hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, bool found, bool *fused) {
+    int64_t tiles = tiles_for(g, s->adaptive), workers = hex_threads() < g->mb ? hex_threads() : g->mb;
+    hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
+                     .col_grad = needed & HEX_NEED_KEYS};
+    bool measured = found || (s->adaptive && tiles == g->tasks);
+    *fused = !g->symmetric && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
+             hex_kept_bytes(g, sums) + workers * hex_strip_bytes(g) <= hex_workspace_budget();
+    if (*fused) return sums;
+    return (hex_room){.tiles = needed || s->adaptive ? tiles : 0};
+}
+
+void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan) {
+    hex_settings settings = {.adaptive = adaptive, .reduction = HEX_REDUCTION_MEAN};
     hex_geometry g;
+    bool fused;
     hex_geometry_of(problem, &g);
-    int64_t kept = hex_kept_tiles(&g, hex_workspace_budget());
-    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), kept, hex_kept_bytes(&g, (hex_room){.tiles = kept}),
+    hex_room room = hex_room_for(&g, &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false, &fused);
+    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), room.tiles, hex_kept_bytes(&g, room), fused,
                        second_level_cache()};
 }
 

@@ -50,7 +50,8 @@ int64_t hex_kept_bytes(const hex_geometry *g, hex_room room) {
     return hex_slab_bytes(place_kept(&run, NULL));
 }
 
-int64_t hex_kept_tiles(const hex_geometry *g, int64_t budget) {
+int64_t hex_kept_tiles(const hex_geometry *g) {
+    int64_t budget = hex_workspace_budget();
     if (hex_kept_bytes(g, (hex_room){.tiles = g->tasks}) <= budget) return g->tasks;
     int64_t left = budget - hex_kept_bytes(g, (hex_room){0}), tiles = left > 0 ? left / tile_bytes(g) : 0;
     while (tiles > 0 && hex_kept_bytes(g, (hex_room){.tiles = tiles}) > budget) tiles--;   /* whole pages */

@@ -29,7 +29,8 @@ enum { SLABS = 32, SLAB_ALIGNMENT = 64, HUGE_PAGE = 2 << 20 };
 
 static hex_slab slabs[SLABS];
 static uint64_t clock_now;
-static int64_t budget = -1;
+static int64_t budget = -1;   /* not asked for yet */
+static bool budget_was_set;
 static atomic_flag lock = ATOMIC_FLAG_INIT;
 
 static void acquire(void) {
@@ -173,6 +174,7 @@ char *hex_slab_memory(hex_slab *slab) { return slab->memory; }
 void hex_set_workspace_budget(int64_t bytes) {
     acquire();
     budget = bytes < 0 ? -1 : bytes;
+    budget_was_set = bytes >= 0;
     shrink(0);
     release();
 }
@@ -182,6 +184,13 @@ int64_t hex_workspace_budget(void) {
     int64_t bytes = budget_locked();
     release();
     return bytes;
+}
+
+bool hex_budget_was_set(void) {
+    acquire();
+    bool set = budget_was_set;
+    release();
+    return set;
 }
 
 void hex_release_workspace(void) {

@@ -37,11 +37,15 @@ static PyObject *cpu_report(PyObject *module, PyObject *unused) {
 
 static PyObject *set_workspace_budget(PyObject *module, PyObject *value) {
     (void)module;
+    if (value == Py_None) {
+        hex_set_workspace_budget(-1);
+        Py_RETURN_NONE;
+    }
     long long bytes = PyLong_AsLongLong(value);
     if (bytes == -1 && PyErr_Occurred())
         return NULL;
     if (bytes < 0) {
-        PyErr_Format(PyExc_ValueError, "bytes: got %lld; accepted: an int >= 0", bytes);
+        PyErr_Format(PyExc_ValueError, "bytes: got %lld; accepted: an int >= 0, or None", bytes);
         return NULL;
     }
     hex_set_workspace_budget(bytes);
@@ -62,17 +66,17 @@ static PyObject *release_workspace(PyObject *module, PyObject *unused) {
 static PyObject *plan(PyObject *module, PyObject *arguments) {
     (void)module;
     long long anchors, keys, columns;
-    int dtype;
-    if (!PyArg_ParseTuple(arguments, "LLLi", &anchors, &keys, &columns, &dtype))
+    int dtype, adaptive;
+    if (!PyArg_ParseTuple(arguments, "LLLip", &anchors, &keys, &columns, &dtype, &adaptive))
         return NULL;
     hex_problem problem = {.dtype = (hex_dtype)dtype, .anchors = {&problem, anchors, columns, columns, 1}};
     if (keys > 0)
         problem.keys = (hex_matrix){&problem, keys, columns, columns, 1};
     hex_plan found;
-    hex_plan_of(&problem, &found);
-    return Py_BuildValue("LLLLLLL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
+    hex_plan_of(&problem, adaptive, &found);
+    return Py_BuildValue("LLLLLLNL", (long long)found.anchor_rows, (long long)found.key_rows, (long long)found.tiles,
                          (long long)found.tile_bytes, (long long)found.kept_tiles, (long long)found.kept_bytes,
-                         (long long)found.cache);
+                         PyBool_FromLong(found.fused), (long long)found.cache);
 }
 
 static PyObject *profile(PyObject *module, PyObject *on) {
@@ -105,7 +109,7 @@ static PyMethodDef methods[] = {
     {"reference_measure", WITH_KEYWORDS(hex_python_reference_measure), "measure in double loops, float64 only."},
     {"reference_contrast", WITH_KEYWORDS(hex_python_reference_contrast), "contrast in double loops, float64 only."},
     {"cpu_report", cpu_report, METH_NOARGS, "What was detected and chosen, and why."},
-    {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss."},
+    {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss; None: the default."},
     {"workspace_budget", workspace_budget, METH_NOARGS, "The budget in bytes."},
     {"release_workspace", release_workspace, METH_NOARGS, "Gives back what is kept and not in use."},
     {"plan", plan, METH_VARARGS, "How (anchors, keys or 0, columns, dtype of csrc/hex.h) is cut into tiles."},
