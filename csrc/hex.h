@@ -47,7 +47,12 @@ typedef struct {
     int64_t period;            /* > 0: the group of row r is r % period; 0: every key but self is a negative */
     int64_t self_offset;       /* key i + self_offset is anchor i itself; -1: no key is an anchor */
     bool normalize;            /* rows are divided by max(norm, 1e-12) */
+    bool both_ways;            /* contrast: the keys are anchors, too, whose keys are the anchors; needs keys, no paired, and
+                                * self_offset -1 */
 } hex_problem;
+
+/* Those that have a loss: M, or where both ways M + N, the keys after the anchors. "M" of what is per anchor below. */
+static inline int64_t hex_anchors(const hex_problem *p) { return p->anchors.rows + (p->both_ways ? p->keys.rows : 0); }
 
 typedef struct {
     hex_formulation formulation;
@@ -57,8 +62,9 @@ typedef struct {
     double temperature;        /* NaN or <= 0 gives NaN results */
     double beta, tau_plus, local_weight;
     const double *threshold;   /* threshold_count values on the cosine */
-    int64_t threshold_count;   /* 0: no hierarchical negatives; 1: one for all; M: one per anchor */
-    bool adaptive;             /* the threshold is hex_measure's mean quantile, +inf where there is none; threshold_count 0 */
+    int64_t threshold_count;   /* 0: no hierarchical negatives; 1: one for all; M: one per anchor (not both ways) */
+    bool adaptive;             /* the threshold is hex_measure's mean quantile, +inf where there is none; threshold_count 0
+                                * (not both ways) */
     double quantile;           /* as in hex_measure, where adaptive */
     bool negatives_only;
 } hex_settings;
@@ -123,8 +129,8 @@ enum { HEX_BATCH_THRESHOLD, HEX_BATCH_HIERARCHICAL_FRACTION, HEX_BATCH_POSITIVE_
 /* Per-anchor numbers that forward hands to backward, the thresholds among them; opaque to callers. */
 enum { HEX_ROW_STATE = 13 };
 
-/* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value. batch_stats: (HEX_BATCH_STATS,).
- * row_state: (M, HEX_ROW_STATE). needed: the gradients that a backward will be asked for, HEX_NEED_... together; 0: none
+/* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value: both ways, the mean of the two directions'.
+ * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE). needed: the gradients that a backward will be asked for, HEX_NEED_... together; 0: none
  * comes, and nothing is kept. token: in, what an earlier step kept (0: nothing); out, what is kept now. */
 enum { HEX_NEED_ANCHORS = 1, HEX_NEED_KEYS = 2, HEX_NEED_PAIRED = 4, HEX_NEED_TEMPERATURE = 8, HEX_NEED_ALL = 15 };
 hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,

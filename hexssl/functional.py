@@ -67,6 +67,7 @@ class Problem(NamedTuple):
 
     period : p > 0: rows with equal ``row % p`` form a group (anchors and keys alike); 0: no groups by row number
     self_offset : key ``i + self_offset`` is anchor i; -1: none
+    both_ways : the keys are anchors, too, and the anchors their keys; see `evaluate_both_ways`
     """
 
     anchors: Tensor
@@ -77,6 +78,7 @@ class Problem(NamedTuple):
     relation: Tensor | None
     period: int
     self_offset: int
+    both_ways: bool = False
 
 
 class Settings(NamedTuple):
@@ -198,6 +200,37 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tens
     decided, token = _decide(problem, threshold, settings.normalize)
     if decided is None and threshold is not None:  # warm-up is InfoNCE, whatever comes after it
         settings = settings._replace(formulation="weighted")
+    return _contrast(problem, settings, decided, token)
+
+
+def evaluate_both_ways(problem: Problem, settings: Settings,
+                       threshold: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
+
+    In one pass over the cosines on the CPU, unless each direction has a threshold of its own. With reduction="none"
+    there must be as many anchors as keys.
+    """
+    assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
+    own = isinstance(threshold, str) or (isinstance(threshold, Threshold) and threshold.measures() is not None)
+    if not own and problem.anchors.device.type == "cpu":
+        decided, token = _decide(problem, threshold, settings.normalize)
+        if not isinstance(decided, Tensor) or decided.dim() == 0:
+            if decided is None and threshold is not None:
+                settings = settings._replace(formulation="weighted")
+            loss, seen = _contrast(problem._replace(both_ways=True), settings, decided, token)
+            if settings.reduction == "none":
+                loss = loss.view(2, -1).mean(0)
+            return loss, (seen[0], seen[1])
+    back = problem._replace(anchors=problem.keys, keys=problem.anchors, groups=problem.key_groups,
+                            key_groups=problem.groups,
+                            relation=None if problem.relation is None else problem.relation.T.contiguous())
+    (loss, seen), (loss_back, seen_back) = (evaluate(each, settings, threshold) for each in (problem, back))
+    return (loss + loss_back) / 2, (seen, seen_back)
+
+
+def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None,
+              token: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and statistics, given the threshold or from what the core shall take it; as the operator has them."""
     if problem.anchors.device.type != "cpu":
         assert not isinstance(decided, Measurement)
         return reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
@@ -218,7 +251,7 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tens
     return operators.contrast(
         problem.anchors, problem.keys, problem.paired, problem.groups,
         problem.key_groups, problem.relation, decided, temperature, token,
-        (problem.period, problem.self_offset, settings.normalize, settings.beta, settings.tau_plus,
+        (problem.period, problem.self_offset, settings.normalize, problem.both_ways, settings.beta, settings.tau_plus,
          settings.local_weight, validation.FORMULATIONS[settings.formulation],
          validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
          validation.REDUCTIONS[settings.reduction]), adaptive)

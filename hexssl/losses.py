@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from hexssl import validation
-from hexssl.functional import HEXStats, Problem, evaluate, make_problem, make_settings
+from hexssl.functional import (
+    HEXStats,
+    Problem,
+    Settings,
+    evaluate,
+    evaluate_both_ways,
+    make_problem,
+    make_settings,
+)
 from hexssl.thresholds import AdaptiveThreshold, Threshold
 
 _VIEWS = "two or more views of shape (B, D), or one stacked tensor (rows, D) with groups=(rows,)"
@@ -64,11 +72,14 @@ class _Loss(nn.Module):
         self.normalize, self.reduction = normalize, reduction
         self._seen: tuple[Tensor, ...] = ()
 
+    def _settings(self, problem: Problem, **other: Any) -> Settings:
+        """This module's, checked; `other` in place of some."""
+        names = ("temperature", "beta", "tau_plus", "local_weight", "formulation", "positives", "denominator",
+                 "normalize", "reduction")
+        return make_settings(**{name: getattr(self, name) for name in names} | other, device=problem.anchors.device)
+
     def _evaluate(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        settings = make_settings(
-            self.temperature, self.beta, self.tau_plus, self.local_weight, self.formulation, self.positives,
-            self.denominator, self.normalize, self.reduction, problem.anchors.device)
-        return evaluate(problem, settings, self.threshold)
+        return evaluate(problem, self._settings(problem), self.threshold)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the threshold which epoch it is, counted from 0; thresholds that do not depend on it accept it too."""
@@ -246,11 +257,8 @@ class CrossHEXLoss(_Loss):
         if self.reduction == "none" and anchors.shape[0] != keys.shape[0]:
             raise ValueError(f"keys: got {validation.describe(keys)} with symmetric=True and reduction='none'; "
                              f"accepted: as many rows as anchors, {anchors.shape[0]}")
-        loss, seen = self._evaluate(there)
-        back = there._replace(anchors=keys, keys=anchors, groups=there.key_groups, key_groups=there.groups)
-        loss_back, seen_back = self._evaluate(back)
-        self._seen = (seen, seen_back)
-        return (loss + loss_back) / 2
+        loss, self._seen = evaluate_both_ways(there, self._settings(there), self.threshold)
+        return loss
 
     def _shown(self) -> list[str]:
         return [*super()._shown(), "symmetric"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ MEASURE: dict[str, Any] = {
 CONTRAST: dict[str, Any] = {
     "anchors": embeddings(M), "keys": NONE, "paired": NONE, "groups": LONG, "key_groups": LONG, "relation": NONE,
     "threshold": torch.tensor(0.3, dtype=torch.float64), "temperature": torch.tensor(0.2),
-    "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True, "beta": 1.0,
-    "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0, "denominator": 0, "reduction": 1,
+    "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True,
+    "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0, "denominator": 0, "reduction": 1,
     "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
 }
 
@@ -255,7 +256,6 @@ def test_shapes_and_dtypes_of_the_outputs() -> None:
 def test_thread_counts_agree_bitwise(keep: bool, rows: int) -> None:
     z = torch.randn(rows, D, generator=generator())
     who = {"anchors": z, "groups": torch.arange(rows) % 7, "period": 0}
-    threads = torch.get_num_threads()
 
     def everything() -> list[Tensor]:
         measured = call("measure", MEASURE, **who, keep=keep)
@@ -263,6 +263,11 @@ def test_thread_counts_agree_bitwise(keep: bool, rows: int) -> None:
         contrasted = call("contrast", CONTRAST, **who, token=token, needed=15 * keep)
         return [*measured[:2], *contrasted[:3], *call("contrast_backward", backward_arguments(**who))]
 
+    assert_threads_agree(everything)
+
+
+def assert_threads_agree(everything: Callable[[], list[Tensor]]) -> None:
+    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         expected = everything()
@@ -272,6 +277,31 @@ def test_thread_counts_agree_bitwise(keep: bool, rows: int) -> None:
                 np.testing.assert_array_equal(one.numpy(), other.numpy())
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("needed", [0, 15])
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_thread_counts_agree_bitwise_with_keys(both_ways: bool, temperature: float, needed: int) -> None:
+    """Several threads add to the same keys' gradient, and both ways to their sums."""
+    x, y = torch.randn(333, D, generator=generator()), torch.randn(410, D, generator=generator())
+    who = {"anchors": x, "keys": y, "groups": torch.arange(333) % 7, "key_groups": torch.arange(410) % 5, "period": 0,
+           "self_offset": -1, "temperature": torch.tensor(temperature), "both_ways": both_ways, "needed": needed}
+
+    def everything() -> list[Tensor]:
+        return [*call("contrast", CONTRAST, **who)[:3], *call("contrast_backward", backward_arguments(**who))]
+
+    assert_threads_agree(everything)
+
+
+@pytest.mark.parametrize("wrong", [
+    {}, {"keys": embeddings(M), "self_offset": 0}, {"keys": embeddings(M), "paired": embeddings(M), "self_offset": -1},
+    {"keys": embeddings(M), "self_offset": -1, "threshold": torch.zeros(M, dtype=torch.float64)},
+    {"keys": embeddings(M), "self_offset": -1, "threshold": NONE, "adaptive": True},
+])
+def test_both_ways_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="both ways"):
+        call("contrast", CONTRAST, both_ways=True, **wrong)
 
 
 def test_foreign_tokens_are_harmless() -> None:

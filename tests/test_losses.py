@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, functional, hex_loss, info_nce, reference, similarity_stats
-from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, RowRangeThreshold, StepSchedule
+from hexssl.profiling import Profile
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, RowRangeThreshold, StepSchedule, Threshold
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 # the same numbers added in another order
@@ -298,3 +299,74 @@ def test_warm_up_is_infonce_in_every_formulation(formulation):
     torch.testing.assert_close(loss(*views), InfoNCELoss()(*views), **EXACT)
     loss.set_epoch(2)
     assert loss(*views) != InfoNCELoss()(*views)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("tau", [0.2, 0.01])
+@pytest.mark.parametrize("options", [
+    {"threshold": None}, {"threshold": 0.1}, {"threshold": 0.1, "formulation": "released"},
+    {"threshold": None, "positives": "mean", "denominator": "own"}, {"threshold": 0.05, "denominator": "negatives"},
+    {"threshold": torch.tensor(0.2, dtype=torch.float64)}, {"threshold": FixedThreshold(0.7)}, {"threshold": "adaptive"},
+], ids=str)
+@pytest.mark.parametrize("labels", ["pairs", "few", "many"])
+def test_symmetric_cross_loss_is_the_mean_of_both_directions(labels, options, tau, reduction):
+    """Of the reference's two losses, with gradients and statistics; some anchors of either side have no positive."""
+    source = torch.Generator().manual_seed(3)
+    n, keys = (150, 150) if reduction == "none" or labels == "pairs" else (150, 83)
+    x, y = (torch.randn(rows, 12, dtype=torch.float64, generator=source).requires_grad_() for rows in (n, keys))
+    temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+    high = {"pairs": 0, "few": 3, "many": 60}[labels]
+    ids = [torch.randint(0, high, (rows,), generator=source) for rows in (n, keys)] if high else [torch.arange(n)] * 2
+    criterion = CrossHEXLoss(temperature, reduction=reduction, symmetric=True, **options)
+    criterion.set_epoch(3)
+    loss = criterion(x, y, groups=ids[0] if high else None, key_groups=ids[1] if high else None)
+    epsilon = [None, None]
+    if options["threshold"] is not None:
+        epsilon = [t if isinstance(t, float) or t is None else t.item() for t in thresholds_of(criterion, x, y)]
+    plain = {name: value for name, value in options.items() if name != "threshold"}
+    if epsilon[0] is None:
+        plain.pop("formulation", None)
+    each = [reference.hex_loss(a, b, groups=i, key_groups=j, threshold=e, temperature=temperature, reduction=reduction,
+                               **plain)
+            for a, b, i, j, e in ((x, y, ids[0], ids[1], epsilon[0]), (y, x, ids[1], ids[0], epsilon[1]))]
+    expected = (each[0][0] + each[1][0]) / 2
+    weight = torch.rand(expected.shape, dtype=torch.float64, generator=source)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(loss, (x, y, temperature), weight),
+                            torch.autograd.grad(expected, (x, y, temperature), weight), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)  # sums of 1/tau times as much
+    seen = torch.stack([stats for _, stats in each])
+    for name, ours, theirs in zip(criterion.stats._fields, criterion.stats, seen.nanmean(0), strict=True):
+        theirs = seen[:, -1].sum() if name == "skipped_anchors" else theirs
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def thresholds_of(criterion, x, y):
+    """Of both directions."""
+    threshold = criterion.threshold
+    if not isinstance(threshold, Threshold):
+        return threshold, threshold
+    wanted = threshold.measures()
+    if wanted is None:
+        return (threshold.decide(None, None),) * 2
+    return [similarity_stats(a, b, quantile=wanted.quantile, rows=wanted.rows).quantile.mean() for a, b in ((x, y), (y, x))]
+
+
+def test_symmetric_cross_loss_multiplies_the_cosines_once():
+    x, y = (torch.randn(130, 16, requires_grad=True) for _ in range(2))
+    with Profile() as profile:
+        CrossHEXLoss(threshold=0.2, symmetric=True)(x, y).backward()
+    assert profile.phases["scores"].operations == 2 * 130 * 130 * 16
+    assert profile.phases["gradient"].operations == 4 * 130 * 130 * 16
+    with Profile() as profile:
+        CrossHEXLoss(threshold="adaptive", symmetric=True)(x, y).backward()
+    assert profile.phases["scores"].operations == 4 * 130 * 130 * 16  # each direction has its own threshold
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_symmetric_cross_loss_of_nan_is_nan_in_both_directions(which):
+    views = [torch.randn(70, 8) for _ in range(2)]
+    views[which][3, 2] = torch.nan
+    x, y = (view.requires_grad_() for view in views)
+    loss = CrossHEXLoss(threshold=None, symmetric=True)(x, y)
+    assert loss.isnan() and all(g.isnan().all() for g in torch.autograd.grad(loss, (x, y)))

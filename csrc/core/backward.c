@@ -11,9 +11,8 @@ typedef struct {
     const double *row_state;
     const hex_gradients *out;
     hex_gradient gradient;
-    double *scale;              /* [mp] dObjective/dL_i but for the factor */
+    double *scale;              /* [hex_anchors] dObjective/dL_i but for the factor */
     double factor;
-    double *row;                /* [mp] scratch */
     double *block_sc;           /* [mb or nb] sum of S c */
     double *paired, *paired_s;  /* [mp] cosine and coefficient of the paired positive */
     double *extra;              /* [mp][d] the paired positive's part of a gradient */
@@ -21,30 +20,44 @@ typedef struct {
 
 static void fill_params(hex_run *run, backward *b) {
     double lowest = INFINITY, unused;
-    for (int64_t i = 0; i < run->g.m; i++) {
+    int64_t anchors = hex_anchors(run->problem);
+    for (int64_t i = 0; i < anchors; i++) {
         double eps = b->row_state[i * HEX_ROW_STATE + HEX_R_EPS];
         lowest = eps < lowest ? eps : lowest;
     }
     b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &unused);
-    hex_gradient_params(run, &b->gradient, b->row_state, b->scale, 0, run->g.mp, b->row);
+    for (int64_t block = 0; block < run->g.ab; block++)
+        hex_gradient_params(run, &b->gradient, b->row_state, b->scale, block);
 }
 
-static void fill_scale(const hex_run *run, backward *b, const double *grad) {
-    bool none = b->s->reduction == HEX_REDUCTION_NONE;
+/* Of `count` anchors from `first` on: 1 where they have a loss, or its gradient. Returns how many have one. */
+static double fill_scale(const backward *b, int64_t first, int64_t count, const double *grad) {
     double counted = 0;
-    for (int64_t i = 0; i < run->g.m; i++) {
+    for (int64_t i = first; i < first + count; i++) {
         bool valid = b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0;
         counted += valid;
-        b->scale[i] = !valid ? 0 : none ? grad[i] : 1;
+        b->scale[i] = !valid ? 0 : grad ? grad[i] : 1;
     }
-    b->factor = none || counted == 0 ? 1 : b->s->reduction == HEX_REDUCTION_MEAN ? grad[0] / counted : grad[0];
+    return counted;
+}
+
+static void choose_scale(const hex_run *run, backward *b, const double *grad) {
+    const int64_t m = run->g.m, n = run->g.both_ways ? run->g.n : 0;
+    const bool none = b->s->reduction == HEX_REDUCTION_NONE, mean = b->s->reduction == HEX_REDUCTION_MEAN;
+    double rows = fill_scale(b, 0, m, none ? grad : NULL), cols = fill_scale(b, m, n, none ? grad : NULL);
+    b->factor = none ? 1 : grad[0];
+    if (mean && rows > 0 && n == 0) b->factor /= rows;
+    if (none || n == 0) return;
+    for (int64_t i = 0; i < m + n; i++)
+        if (b->scale[i] != 0) b->scale[i] = mean ? 0.5 / (i < m ? rows : cols) : 0.5;
 }
 
 /* Where the forward pass left exponentials that are this pass's, too. */
 static void accept_exponentials(hex_run *run, const backward *b) {
     const double beta = b->s->beta, *first = b->row_state;
     if (!b->gradient.shared || (beta != 0 && beta != 1)) return;
-    for (int64_t i = 0; i < run->g.m; i++) {
+    int64_t anchors = hex_anchors(run->problem);
+    for (int64_t i = 0; i < anchors; i++) {
         const double *state = b->row_state + i * HEX_ROW_STATE;
         if (state[HEX_R_EPS] != first[HEX_R_EPS] || state[HEX_R_PO] != 0) return;
     }
@@ -154,23 +167,26 @@ static double temperature_gradient(hex_run *run, const backward *b) {
     int64_t blocks = b->gradient.rows ? run->g.mb : run->g.nb;
     hex_each_block(run, blocks, b->gradient.rows ? anchors_product : keys_product, (void *)b);
     for (int64_t i = 0; i < blocks; i++) sc += run->g.symmetric ? b->block_sc[i] / 2 : b->block_sc[i];
-    for (int64_t i = 0; i < run->g.m; i++) {
-        if (b->paired) sc += b->paired_s[i] * b->paired[i];
+    for (int64_t i = 0; b->paired && i < run->g.m; i++) sc += b->paired_s[i] * b->paired[i];
+    int64_t anchors = hex_anchors(run->problem);
+    for (int64_t i = 0; i < anchors; i++) {
         if (b->scale[i] != 0) direct += b->scale[i] * b->row_state[i * HEX_ROW_STATE + HEX_R_DTAU];
     }
     return (direct - sc * b->gradient.inv_tau * b->gradient.inv_tau) * b->factor;
 }
 
-/* Anchors whose loss is NaN have NaN gradients, and so has every key, which all anchors share. */
+/* Anchors whose loss is NaN have NaN gradients, and so has every key, which all anchors share; both ways, everything. */
 static bool spread_nan(hex_run *run, const backward *b) {
     bool any = false;
-    for (int64_t i = 0; i < run->g.m; i++) {
+    int64_t anchors = hex_anchors(run->problem);
+    for (int64_t i = 0; i < anchors; i++) {
         if (b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == b->row_state[i * HEX_ROW_STATE + HEX_R_VALID]) continue;
         any = true;
-        run->a.norms[i] = NAN;
+        if (i < run->g.m) run->a.norms[i] = NAN;
         if (run->problem->paired.data) run->paired.norms[i] = NAN;
     }
     if (!any) return false;
+    for (int64_t i = 0; run->g.both_ways && i < run->g.m; i++) run->a.norms[i] = NAN;
     for (int64_t j = 0; j < run->g.n; j++) run->key.norms[j] = NAN;
     return true;
 }
@@ -178,9 +194,8 @@ static bool spread_nan(hex_run *run, const backward *b) {
 static int64_t place(const hex_problem *p, const hex_geometry *g, bool sums, char *base, backward *b) {
     char *at = base;
     int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
-    b->scale = (double *)at, at += row;
-    b->row = (double *)at, at += row;
-    b->gradient.params = at, at += HEX_PARAMS * g->mp * size;
+    b->scale = (double *)at, at += g->ap * (int64_t)sizeof(double);
+    b->gradient.params = at, at += HEX_PARAMS * g->ap * size;
     b->block_sc = (double *)at, at += hex_round_up((g->mb + g->nb) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     if (p->paired.data) {
         b->paired = (double *)at, at += row;
@@ -224,7 +239,7 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     if (status != HEX_OK) return status;
     if (!problem->paired.data) b.paired = NULL;
     place(problem, &run.g, sums, run.extra, &b);
-    fill_scale(&run, &b, grad);
+    choose_scale(&run, &b, grad);
     if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);
     sum_tiles(&run, &b);
     if (gradients->temperature) *gradients->temperature = temperature_gradient(&run, &b);

@@ -25,6 +25,8 @@ static const char *check_classes(const hex_problem *p) {
     if (p->self_offset < -1) return "self_offset must be -1 or more";
     if (p->keys.data && p->self_offset >= 0 && p->self_offset > n - p->anchors.rows)
         return "self_offset + anchors must not pass the last key";
+    if (p->both_ways && (!p->keys.data || p->paired.data || p->self_offset != -1))
+        return "both ways needs keys, and neither paired nor self_offset";
     return NULL;
 }
 
@@ -40,6 +42,7 @@ static const char *check_settings(const hex_problem *p, const hex_settings *s) {
     if (!(s->local_weight >= 0) || isinf(s->local_weight)) return "local_weight must be finite and >= 0";
     if (s->threshold_count != 0 && s->threshold_count != 1 && s->threshold_count != p->anchors.rows)
         return "threshold must have no, one, or one per anchor value";
+    if (p->both_ways && (s->adaptive || s->threshold_count > 1)) return "both ways takes one threshold or none";
     if (s->adaptive && s->threshold_count != 0) return "an adaptive threshold excludes another";
     if (s->adaptive && !(s->quantile >= 0 && s->quantile <= 1)) return "quantile must be in [0, 1]";
     return NULL;

@@ -13,7 +13,7 @@ static int64_t self_of(const hex_classes *c, int64_t anchor) {
 }
 
 int64_t hex_classes_bytes(const hex_geometry *g) {
-    return hex_round_up((g->mp + g->np + 2 * (g->mb + g->nb) + 2 * g->m) * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+    return hex_round_up((g->mp + g->np + 2 * (g->mb + g->nb) + 2 * (g->m + g->n)) * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
 }
 
 /* A dictionary from any int64 to 0, 1, 2, ... by open addressing. */
@@ -86,6 +86,11 @@ static void find_ranges(const int32_t *id, int64_t count, int64_t block, int64_t
     }
 }
 
+static void count_members(int64_t count, const int32_t *id, int32_t *members) {
+    for (int64_t i = 0; i < count; i++)
+        if (id[i] >= 0) members[id[i]]++;
+}
+
 static bool count_groups(hex_classes *c) {
     const hex_geometry *g = c->g;
     int32_t most = 0;
@@ -93,8 +98,7 @@ static bool count_groups(hex_classes *c) {
     for (int64_t j = 0; j < g->n; j++) most = c->col_id[j] > most ? c->col_id[j] : most;
     int32_t *members = calloc((size_t)most + 1, sizeof *members);
     if (!members) return false;
-    for (int64_t j = 0; j < g->n; j++)
-        if (c->col_id[j] >= 0) members[c->col_id[j]]++;
+    count_members(g->n, c->col_id, members);
     for (int64_t i = 0; i < g->m; i++) {
         int32_t id = c->row_id[i], same = id >= 0 ? members[id] : 0;
         int64_t self = self_of(c, i);
@@ -102,18 +106,34 @@ static bool count_groups(hex_classes *c) {
         c->positives[i] = same - (self_same ? 1 : 0);
         c->negatives[i] = (int32_t)(g->n - same) - (self >= 0 && !self_same ? 1 : 0);
     }
+    if (g->both_ways) {
+        memset(members, 0, ((size_t)most + 1) * sizeof *members);
+        count_members(g->m, c->row_id, members);
+        for (int64_t j = 0; j < g->n; j++) {
+            int32_t same = c->col_id[j] >= 0 ? members[c->col_id[j]] : 0;
+            c->positives[g->m + j] = same;
+            c->negatives[g->m + j] = (int32_t)(g->m - same);
+        }
+    }
     free(members);
     return true;
 }
 
 static void count_relation(hex_classes *c) {
-    for (int64_t i = 0; i < c->g->m; i++) {
-        const int8_t *row = c->problem->relation + i * c->g->n;
+    const hex_geometry *g = c->g;
+    int32_t *key_positives = c->positives + g->m, *key_negatives = c->negatives + g->m;
+    for (int64_t j = 0; g->both_ways && j < g->n; j++) key_positives[j] = key_negatives[j] = 0;
+    for (int64_t i = 0; i < g->m; i++) {
+        const int8_t *row = c->problem->relation + i * g->n;
         int64_t self = self_of(c, i);
         int32_t positives = 0, negatives = 0;
-        for (int64_t j = 0; j < c->g->n; j++) {
+        for (int64_t j = 0; j < g->n; j++) {
             positives += row[j] > 0;
             negatives += row[j] < 0;
+        }
+        for (int64_t j = 0; g->both_ways && j < g->n; j++) {
+            key_positives[j] += row[j] > 0;
+            key_negatives[j] += row[j] < 0;
         }
         if (self >= 0) {
             positives -= row[self] > 0;
@@ -132,7 +152,7 @@ bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *mem
     c->row_range = c->row_id + g->mp + g->np;
     c->col_range = c->row_range + 2 * g->mb;
     c->positives = c->col_range + 2 * g->nb;
-    c->negatives = c->positives + g->m;
+    c->negatives = c->positives + hex_anchors(problem);
     if (problem->relation) {
         count_relation(c);
         return true;

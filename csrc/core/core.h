@@ -27,7 +27,8 @@ typedef struct {
     int64_t m, n, d;           /* anchors, keys, columns */
     int64_t d_panels, dp;      /* columns in panels, padded */
     int64_t block_m, block_n, mb, nb, mp, np; /* mp = mb * block_m */
-    bool symmetric;
+    bool symmetric, both_ways; /* both ways: block_m == block_n */
+    int64_t ab, ap;            /* blocks of those that have a loss, ab * block_m: anchors, and keys after them where both ways */
     int64_t tasks;
 } hex_geometry;
 
@@ -106,7 +107,7 @@ typedef struct {
     const hex_geometry *g;
     int32_t *row_id, *col_id;      /* (mp), (np) dense group ids; the same array when symmetric */
     int32_t *row_range, *col_range; /* (mb, 2), (nb, 2) least and largest id of a block */
-    int32_t *positives, *negatives; /* (m) counts among the keys */
+    int32_t *positives, *negatives; /* (hex_anchors) counts among their keys */
 } hex_classes;
 
 int64_t hex_classes_bytes(const hex_geometry *g);
@@ -218,7 +219,20 @@ static inline int64_t hex_block_rows(int64_t count, int64_t block_rows, int64_t 
     return left < block_rows ? left : block_rows;
 }
 
-/* Of anchor i, on the cosine. */
+/* A block of those that have a loss: from which on they are (at), of how many, in padded arrays; and the number of the first
+ * among all of them without padding. */
+typedef struct {
+    int64_t at, rows, first;
+} hex_anchor_block;
+
+static inline hex_anchor_block hex_anchors_of(const hex_geometry *g, int64_t b) {
+    bool key = b >= g->mb;
+    int64_t block = key ? b - g->mb : b;
+    return (hex_anchor_block){b * g->block_m, hex_block_rows(key ? g->n : g->m, g->block_m, block),
+                              block * g->block_m + (key ? g->m : 0)};
+}
+
+/* Of anchor i, on the cosine; both ways there is one at most. */
 static inline double hex_row_threshold(const hex_settings *s, int64_t i) {
     return s->threshold_count == 0 ? INFINITY : s->threshold[s->threshold_count == 1 ? 0 : i];
 }
@@ -251,13 +265,13 @@ typedef struct {
     double inv_tau, beta;
     bool shared;               /* hex_one_shift */
     bool rows, cols;           /* gradient of the tiles' anchors / keys wanted */
-    char *params;              /* T[HEX_PARAMS][mp] */
+    char *params;              /* T[HEX_PARAMS][ap] */
     char *row_grad, *col_grad; /* as in hex_run */
 } hex_gradient;
 
-/* Parameters of `count` anchors from `first` on, padding included; scale: dObjective/dL_i, NULL: 1. buffer: double[count]. */
+/* Parameters of a block of anchors; scale: dObjective/dL_i, NULL: 1. */
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
-                         int64_t first, int64_t count, double *buffer);
+                         int64_t block);
 /* Adds a task's tile. exponentials: it may hold them rather than cosines. */
 void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t task, bool exponentials);
 

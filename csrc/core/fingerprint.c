@@ -70,7 +70,7 @@ uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *p, con
                                   const double *row_state) {
     const double numbers[] = {s->temperature, s->beta, (double)p->period, (double)p->self_offset};
     uint64_t print = print_bytes(embeddings, g->k, numbers, sizeof numbers);
-    print = print_bytes(print, g->k, row_state, g->m * HEX_ROW_STATE * (int64_t)sizeof *row_state);
+    print = print_bytes(print, g->k, row_state, hex_anchors(p) * HEX_ROW_STATE * (int64_t)sizeof *row_state);
     print = print_bytes(print, g->k, p->groups, g->m * (int64_t)sizeof *p->groups);
     print = print_bytes(print, g->k, p->key_groups, g->n * (int64_t)sizeof *p->key_groups);
     print = print_bytes(print, g->k, p->relation, g->m * g->n);

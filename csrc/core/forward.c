@@ -13,52 +13,53 @@ typedef struct {
     bool fused;                 /* the gradients are summed here, too */
     bool own_needed;
     double shift;
-    char *params;               /* T[HEX_PARAMS][mp] */
-    char *maxima;               /* T[HEX_MAXIMA][mp]; not shared only */
-    double *sums;               /* [HEX_SUMS][mp] */
-    double *own;                /* [2][mp] */
-    double *log_neg;            /* [mp] */
+    char *params;               /* T[HEX_PARAMS][ap] */
+    char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
+    double *sums;               /* [HEX_SUMS][ap] */
+    double *own;                /* [2][ap] */
+    double *log_neg;            /* [ap] */
     double *paired;             /* [mp] cosine of the paired positive */
-    double *losses;             /* [mp] */
-    double *moment;             /* [HEX_MOMENTS][mp] of the negatives, where they are few */
+    double *losses;             /* [ap] */
+    double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few */
     bool few_negatives;         /* less than FEW of all pairs */
     double *row_state;
 } contrast;
 
 static char *param(const hex_run *run, const contrast *c, int which, int64_t i) {
-    return c->params + (which * run->g.mp + i) * run->k->size;
-}
-
-static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t task, bool both) {
-    const hex_run *run = worker->run;
-    const hex_geometry *g = &run->g;
-    int64_t i = run->task[task].i * g->block_m, j = run->task[task].j * g->block_m;
-    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared_shift = c->shared, .row = param(run, c, 0, i),
-                       .col = both ? param(run, c, 0, j) : NULL, .ld = g->mp, .row_log_neg = c->log_neg + i,
-                       .col_log_neg = both ? c->log_neg + j : NULL, .scratch = worker->scratch};
+    return c->params + (which * run->g.ap + i) * run->k->size;
 }
 
 enum pass { MAXIMA, SUMS, OWN, MOMENTS };
 
+static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t i, int64_t j, bool both) {
+    const hex_run *run = worker->run;
+    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared_shift = c->shared, .row = param(run, c, 0, i),
+                       .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap, .row_log_neg = c->log_neg + i,
+                       .col_log_neg = both ? c->log_neg + j : NULL, .scratch = worker->scratch};
+}
+
 static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass pass) {
     hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
-    int64_t i = run->task[t].i * g->block_m, j = run->task[t].j * g->block_m;
-    bool both = g->symmetric && i != j;
+    const hex_task *task = run->task + t;
+    int64_t i = task->i * g->block_m, j = ((g->both_ways ? g->mb : 0) + task->j) * g->block_m;
+    bool both = g->both_ways || (g->symmetric && i != j);
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
-    hex_sides sides = sides_of(worker, c, t, both);
+    hex_sides sides = sides_of(worker, c, i, j, both);
     if (pass == SUMS && c->exponentials && hex_tile_stays(worker, t))
         sides.exponentials = (void *)tile.values;   /* of memory that is not const */
+    if (g->both_ways) hex_turn_wait(run, task->i, task->j);
     int64_t start = hex_profile_start();
     if (pass == MAXIMA)
         run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
     else if (pass == MOMENTS)
-        run->k->moments(&tile, c->moment + i, both ? c->moment + j : NULL, g->mp);
+        run->k->moments(&tile, c->moment + i, both ? c->moment + j : NULL, g->ap);
     else if (pass == SUMS)
         run->k->sums(&tile, &sides, c->sums + i, both ? c->sums + j : NULL);
     else
         run->k->own(&tile, &sides, c->own + i, both ? c->own + j : NULL);
     hex_profile_stop(HEX_PHASE_CONTRAST, start, 0);
+    if (g->both_ways) hex_turn_done(run, task->i, task->j);
 }
 
 static void maxima_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MAXIMA); }
@@ -87,8 +88,12 @@ static void choose_shift(const hex_run *run, contrast *c) {
 }
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
-    for (int64_t i = 0; i < run->g.mp; i++)
-        run->k->fill(param(run, c, HEX_P_EPS, i), 1, i < run->g.m ? hex_row_threshold(c->s, i) : INFINITY);
+    run->k->fill(param(run, c, HEX_P_EPS, 0), run->g.ap, INFINITY);
+    for (int64_t b = 0; b < run->g.ab; b++) {
+        const hex_anchor_block anchors = hex_anchors_of(&run->g, b);
+        for (int64_t i = 0; i < anchors.rows; i++)
+            run->k->fill(param(run, c, HEX_P_EPS, anchors.at + i), 1, hex_row_threshold(c->s, anchors.first + i));
+    }
 }
 
 /* From the maxima. */
@@ -96,21 +101,25 @@ static void shifts_block(hex_worker *worker, int64_t b, void *context) {
     const contrast *c = context;
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
+    const hex_anchor_block anchors = hex_anchors_of(g, b);
     for (int q = 0; q < HEX_MAXIMA; q++)
-        for (int64_t i = b * g->block_m; i < (b + 1) * g->block_m; i++) {
-            double top = i < g->m ? run->k->widen(c->maxima, q * g->mp + i) : 0;
-            if (q == HEX_M_POS && run->problem->paired.data && i < g->m) top = fmax(top, c->paired[i]);
+        for (int64_t i = anchors.at; i < anchors.at + g->block_m; i++) {
+            bool valid = i < anchors.at + anchors.rows;
+            double top = valid ? run->k->widen(c->maxima, q * g->ap + i) : 0;
+            if (q == HEX_M_POS && run->problem->paired.data && valid) top = fmax(top, c->paired[i]);
             run->k->fill(param(run, c, HEX_P_SHIFT_G + q, i), 1, top == -INFINITY ? 0 : top * c->inv_tau);
         }
 }
 
-static hex_row row_of(const hex_run *run, const contrast *c, int64_t i) {
-    hex_row row = {.inv_tau = c->inv_tau, .keys = (double)run->g.n, .positives = run->classes.positives[i],
-                   .negatives = run->classes.negatives[i], .own_log = c->own[i], .own_share = c->own[run->g.mp + i]};
+/* The anchor at i of padded arrays, whose number without padding is `number`. */
+static hex_row row_of(const hex_run *run, const contrast *c, int64_t i, int64_t number) {
+    hex_row row = {.inv_tau = c->inv_tau, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
+                   .positives = run->classes.positives[number], .negatives = run->classes.negatives[number],
+                   .own_log = c->own[i], .own_share = c->own[run->g.ap + i]};
     row.shift_g = run->k->widen(param(run, c, HEX_P_SHIFT_G, i), 0);
     row.shift_h = run->k->widen(param(run, c, HEX_P_SHIFT_H, i), 0);
     row.shift_p = run->k->widen(param(run, c, HEX_P_SHIFT_P, i), 0);
-    for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.mp + i];
+    for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.ap + i];
     if (run->problem->paired.data) {
         row.positives += 1;
         row.sums[HEX_S_POS] += exp(c->paired[i] * c->inv_tau - row.shift_p);
@@ -119,24 +128,28 @@ static hex_row row_of(const hex_run *run, const contrast *c, int64_t i) {
     return row;
 }
 
-static bool poisoned(const hex_run *run, const contrast *c, int64_t i) {
-    bool paired = run->problem->paired.data && !isfinite(run->paired.norms[i]);
-    double eps = hex_row_threshold(c->s, i);
-    return !run->key.finite || !isfinite(run->a.norms[i]) || paired || c->inv_tau != c->inv_tau ||
-           (eps != eps && run->classes.negatives[i] > 0);
+static bool poisoned(const hex_run *run, const contrast *c, int64_t number) {
+    const int64_t m = run->g.m;
+    bool paired = run->problem->paired.data && !isfinite(run->paired.norms[number]);
+    bool itself = !isfinite(number < m ? run->a.norms[number] : run->key.norms[number - m]);
+    double eps = hex_row_threshold(c->s, number);
+    return !(number < m ? run->key : run->a).finite || itself || paired || c->inv_tau != c->inv_tau ||
+           (eps != eps && run->classes.negatives[number] > 0);
 }
 
 static void negatives_block(hex_worker *worker, int64_t b, void *context) {
     contrast *c = context;
     const hex_run *run = worker->run;
-    for (int64_t i = b * run->g.block_m; i < run->g.m && i < (b + 1) * run->g.block_m; i++) {
-        hex_row row = row_of(run, c, i);
+    const hex_anchor_block anchors = hex_anchors_of(&run->g, b);
+    for (int64_t r = 0; r < anchors.rows; r++) {
+        int64_t i = anchors.at + r;
+        hex_row row = row_of(run, c, i, anchors.first + r);
         hex_row_negatives(c->s, &row);
         c->log_neg[i] = row.log_neg;
         if (hex_row_needs_own(c->s, &row) && run->problem->paired.data) {   /* the paired one's share of own's sums */
             double s = c->paired[i] * c->inv_tau, gap = s - row.log_neg;
             c->own[i] += (gap > 0 ? s : row.log_neg) + log1p(exp(-fabs(gap)));
-            c->own[run->g.mp + i] += 1 / (1 + exp(gap));
+            c->own[run->g.ap + i] += 1 / (1 + exp(gap));
         }
     }
 }
@@ -144,34 +157,44 @@ static void negatives_block(hex_worker *worker, int64_t b, void *context) {
 static void loss_block(hex_worker *worker, int64_t b, void *context) {
     contrast *c = context;
     const hex_run *run = worker->run;
+    const hex_anchor_block anchors = hex_anchors_of(&run->g, b);
     int64_t start = hex_profile_start();
-    for (int64_t i = b * run->g.block_m; i < run->g.m && i < (b + 1) * run->g.block_m; i++) {
-        double *state = c->row_state + i * HEX_ROW_STATE;
-        hex_row row = row_of(run, c, i);
-        c->losses[i] = hex_row_loss(c->s, &row, state);
-        state[HEX_R_EPS] = hex_row_threshold(c->s, i);
-        if (poisoned(run, c, i)) c->losses[i] = state[HEX_R_VALID] = NAN;
+    for (int64_t r = 0; r < anchors.rows; r++) {
+        int64_t number = anchors.first + r;
+        double *state = c->row_state + number * HEX_ROW_STATE;
+        hex_row row = row_of(run, c, anchors.at + r, number);
+        c->losses[number] = hex_row_loss(c->s, &row, state);
+        state[HEX_R_EPS] = hex_row_threshold(c->s, number);
+        if (poisoned(run, c, number)) c->losses[number] = state[HEX_R_VALID] = NAN;
     }
     hex_profile_stop(HEX_PHASE_ROWS, start, 0);
 }
 
 static bool any_needs_own(const hex_run *run, const contrast *c) {
-    for (int64_t i = 0; i < run->g.m; i++) {
+    int64_t anchors = hex_anchors(run->problem);
+    for (int64_t i = 0; i < anchors; i++) {
         hex_row row = {.positives = run->classes.positives[i] + (run->problem->paired.data ? 1 : 0)};
         if (hex_row_needs_own(c->s, &row)) return true;
     }
     return false;
 }
 
-static void reduce(const hex_run *run, const contrast *c, double *out) {
+static double reduced(const contrast *c, int64_t first, int64_t count) {
     double sum = 0, counted = 0;
-    for (int64_t i = 0; i < run->g.m; i++) {
-        if (c->s->reduction == HEX_REDUCTION_NONE) out[i] = c->losses[i];
+    for (int64_t i = first; i < first + count; i++) {
         sum += c->losses[i];
         counted += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] != 0;
     }
-    if (c->s->reduction == HEX_REDUCTION_SUM) *out = sum;
-    if (c->s->reduction == HEX_REDUCTION_MEAN) *out = counted > 0 ? sum / counted : 0;
+    if (c->s->reduction == HEX_REDUCTION_SUM) return sum;
+    return counted > 0 ? sum / counted : 0;
+}
+
+static void reduce(const hex_run *run, const contrast *c, double *out) {
+    const int64_t m = run->g.m;
+    if (c->s->reduction == HEX_REDUCTION_NONE)
+        memcpy(out, c->losses, (size_t)hex_anchors(run->problem) * sizeof *out);
+    else
+        *out = run->g.both_ways ? (reduced(c, 0, m) + reduced(c, m, run->g.n)) / 2 : reduced(c, 0, m);
 }
 
 /* Sum of all cosines: the product of the two sums of rows. */
@@ -189,26 +212,24 @@ static double sum_of_cosines(const hex_run *run, double *column) {
     return sum;
 }
 
-static void batch_statistics(const hex_run *run, const contrast *c, double *column, double *out) {
-    int64_t m = run->g.m, mp = run->g.mp;
+/* Of the anchors, or of the keys as anchors. cosines: the sum of all. */
+static void batch_statistics(const hex_run *run, const contrast *c, bool keys, double cosines, double *out) {
+    int64_t first = keys ? run->g.m : 0, at = keys ? run->g.mp : 0, count = keys ? run->g.n : run->g.m, ap = run->g.ap;
     bool paired = run->problem->paired.data;
-    double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0;
+    double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0, others = 0;
     double finite = run->a.finite && run->key.finite && (!paired || run->paired.finite) ? 1 : NAN;
     for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++)
-        for (int64_t i = 0; i < m; i++) total[q] += c->sums[q * mp + i];
-    for (int64_t i = 0; i < m; i++) {
-        positives += run->classes.positives[i] + (paired ? 1 : 0);
-        negatives += run->classes.negatives[i];
-        skipped += c->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == 0;
+        for (int64_t i = at; i < at + count; i++) total[q] += c->sums[q * ap + i];
+    for (int64_t i = 0; i < count; i++) {
+        positives += run->classes.positives[first + i] + (paired ? 1 : 0);
+        negatives += run->classes.negatives[first + i];
+        skipped += c->row_state[(first + i) * HEX_ROW_STATE + HEX_R_VALID] == 0;
         total[HEX_S_POS_C] += paired ? c->paired[i] : 0;
         eps += i == 0 || c->s->threshold_count > 1 ? hex_row_threshold(c->s, i) : 0;
     }
-    double others = 0;
-    if (c->few_negatives)
-        for (int64_t i = 0; i < m; i++) others += hex_moment_sum(c->moment + i, mp);
-    else
-        others = sum_of_cosines(run, column) - total[HEX_S_OTHER_C];
-    out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)m : eps;
+    for (int64_t i = at; c->few_negatives && i < at + count; i++) others += hex_moment_sum(c->moment + i, ap);
+    if (!c->few_negatives) others = cosines - total[HEX_S_OTHER_C];
+    out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)count : eps;
     out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
     out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * finite;
     out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * finite : NAN;
@@ -218,7 +239,7 @@ static void batch_statistics(const hex_run *run, const contrast *c, double *colu
 
 static int64_t place(const hex_geometry *g, char *base, contrast *c, double **column) {
     char *at = base;
-    int64_t row = g->mp * (int64_t)sizeof(double), element = g->mp * g->k->size;
+    int64_t row = g->ap * (int64_t)sizeof(double), element = g->ap * g->k->size;
     c->params = at, at += HEX_PARAMS * element;
     c->maxima = at, at += HEX_MAXIMA * element;
     c->sums = (double *)at, at += HEX_SUMS * row;
@@ -236,7 +257,7 @@ static const double FEW = 1.0 / 16;
 
 static bool has_few_negatives(const hex_run *run) {
     double negatives = 0;
-    for (int64_t i = 0; i < run->g.m; i++) negatives += run->classes.negatives[i];
+    for (int64_t i = 0; i < run->g.m; i++) negatives += run->classes.negatives[i];   /* as many of the keys, both ways */
     return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
 }
 
@@ -252,7 +273,7 @@ static void contrast_tiles(hex_run *run, contrast *c) {
     if (run->problem->paired.data) hex_each_block(run, run->g.mb, paired_block, c);
     if (!c->shared) {
         pass_over(run, maxima_tile, c);
-        hex_each_block(run, run->g.mb, shifts_block, c);
+        hex_each_block(run, run->g.ab, shifts_block, c);
     }
     if (c->few_negatives) pass_over(run, moments_tile, c);
     pass_over(run, sums_tile, c);
@@ -261,10 +282,10 @@ static void contrast_tiles(hex_run *run, contrast *c) {
         run->form = (hex_form){true, c->inv_tau, shift, hex_row_threshold(c->s, 0)};
     }
     if (c->own_needed) {
-        hex_each_block(run, run->g.mb, negatives_block, c);
+        hex_each_block(run, run->g.ab, negatives_block, c);
         pass_over(run, own_tile, c);
     }
-    hex_each_block(run, run->g.mb, loss_block, c);
+    hex_each_block(run, run->g.ab, loss_block, c);
 }
 
 static void strip_pass(hex_worker *worker, int64_t i, contrast *c, enum pass pass) {
@@ -293,21 +314,21 @@ static void fused_block(hex_worker *worker, int64_t i, void *context) {
         strip_pass(worker, i, c, OWN);
     }
     loss_block(worker, i, c);
-    hex_gradient_params(run, &c->gradient, c->row_state, NULL, i * g->block_m, g->block_m, worker->scratch);
+    hex_gradient_params(run, &c->gradient, c->row_state, NULL, i);
     for (int64_t j = 0; j < g->nb; j++) hex_gradient_tile(worker, &c->gradient, i * g->nb + j, c->exponentials);
 }
 
 static void prepare(const hex_run *run, contrast *c) {
-    memset(c->sums, 0, (size_t)((HEX_SUMS + 2) * run->g.mp) * sizeof(double));   /* and own, which follows */
+    memset(c->sums, 0, (size_t)((HEX_SUMS + 2) * run->g.ap) * sizeof(double));   /* and own, which follows */
     choose_shift(run, c);
     fill_thresholds(run, c);
     if (c->shared)
-        run->k->fill(param(run, c, HEX_P_SHIFT_G, 0), 3 * run->g.mp, c->shift);
+        run->k->fill(param(run, c, HEX_P_SHIFT_G, 0), 3 * run->g.ap, c->shift);
     else
-        run->k->fill(c->maxima, HEX_MAXIMA * run->g.mp, -INFINITY);
+        run->k->fill(c->maxima, HEX_MAXIMA * run->g.ap, -INFINITY);
     c->own_needed = any_needs_own(run, c);
     c->few_negatives = has_few_negatives(run);
-    if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.mp) * sizeof(double));
+    if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
     c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .rows = run->room.row_grad,
                                  .cols = run->room.col_grad, .params = c->params, .row_grad = run->row_grad,
                                  .col_grad = run->col_grad};
@@ -347,7 +368,9 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     else
         contrast_tiles(&run, &c);
     reduce(&run, &c, losses);
-    batch_statistics(&run, &c, column, batch_stats);
+    double cosines = c.few_negatives ? 0 : sum_of_cosines(&run, column);
+    batch_statistics(&run, &c, false, cosines, batch_stats);
+    if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, batch_stats + HEX_BATCH_STATS);
     if (c.fused) run.token = hex_gradient_fingerprint(run.token, problem, &run.g, s, row_state);
     *token = hex_run_close(&run, needed != 0);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);

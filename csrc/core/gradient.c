@@ -5,18 +5,19 @@
 #include "core.h"
 
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
-                         int64_t first, int64_t count, double *buffer) {
+                         int64_t block) {
     static const int from[HEX_PARAMS] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
                                          HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
-    int64_t rows = run->g.m - first < count ? run->g.m - first : count;
+    double value[HEX_TILE_ROWS];
+    const hex_anchor_block anchors = hex_anchors_of(&run->g, block);
     for (int q = 0; q < HEX_PARAMS; q++) {
         const bool scaled = scale && q >= HEX_P_GG && q <= HEX_P_PO;
-        for (int64_t i = 0; i < rows; i++) {
-            buffer[i] = row_state[(first + i) * HEX_ROW_STATE + from[q]];
-            if (scaled) buffer[i] *= scale[first + i];
+        for (int64_t i = 0; i < anchors.rows; i++) {
+            value[i] = row_state[(anchors.first + i) * HEX_ROW_STATE + from[q]];
+            if (scaled) value[i] *= scale[anchors.first + i];
         }
-        for (int64_t i = rows; i < count; i++) buffer[i] = q == HEX_P_EPS ? INFINITY : 0;
-        run->k->narrow(buffer, count, gradient->params + (q * run->g.mp + first) * run->k->size);
+        for (int64_t i = anchors.rows; i < run->g.block_m; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
+        run->k->narrow(value, run->g.block_m, gradient->params + (q * run->g.ap + anchors.at) * run->k->size);
     }
 }
 
@@ -28,9 +29,10 @@ void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t
     bool diagonal = g->symmetric && task->i == task->j, cols = gradient->cols && !diagonal;
     exponentials = exponentials && hex_tile_ready(worker, t);
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
-    const char *row = gradient->params + task->i * g->block_m * size, *col = gradient->params + task->j * g->block_n * size;
+    const char *row = gradient->params + task->i * g->block_m * size;
+    const char *col = gradient->params + ((g->both_ways ? g->mb : 0) + task->j) * g->block_n * size;
     hex_sides sides = {.inv_tau = gradient->inv_tau, .beta = gradient->beta, .shared_shift = gradient->shared, .row = row,
-                       .col = g->symmetric ? col : NULL, .ld = g->mp, .scratch = worker->scratch,
+                       .col = g->symmetric || g->both_ways ? col : NULL, .ld = g->ap, .scratch = worker->scratch,
                        .exponentials = exponentials ? (void *)tile.values : NULL};
     int64_t start = hex_profile_start();
     run->k->coefficients(&tile, &sides, worker->out);

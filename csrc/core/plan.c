@@ -37,12 +37,16 @@ void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
     g->d = problem->anchors.cols;
     g->d_panels = (g->d + g->k->panel - 1) / g->k->panel;
     g->dp = g->d_panels * g->k->panel;
-    g->block_m = block_rows(g->m, g->k->size);
-    g->block_n = block_rows(g->n, g->k->size);
+    g->both_ways = problem->both_ways;
+    int64_t most = g->m > g->n ? g->m : g->n;
+    g->block_m = block_rows(g->both_ways ? most : g->m, g->k->size);
+    g->block_n = block_rows(g->both_ways ? most : g->n, g->k->size);
     g->mb = (g->m + g->block_m - 1) / g->block_m;
     g->nb = (g->n + g->block_n - 1) / g->block_n;
     g->mp = g->mb * g->block_m;
     g->np = g->nb * g->block_n;
+    g->ab = g->mb + (g->both_ways ? g->nb : 0);
+    g->ap = g->ab * g->block_m;
     g->tasks = g->symmetric ? g->mb * (g->mb + 1) / 2 : g->mb * g->nb;
 }
 
@@ -67,7 +71,7 @@ hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, 
     hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
                      .col_grad = needed & HEX_NEED_KEYS};
     bool measured = found || (s->adaptive && tiles == g->tasks);
-    *fused = !g->symmetric && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
+    *fused = !g->symmetric && !g->both_ways && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
              hex_kept_bytes(g, sums) + workers * hex_strip_bytes(g) <= hex_workspace_budget();
     if (*fused) return sums;
     return (hex_room){.tiles = needed || s->adaptive ? tiles : 0};

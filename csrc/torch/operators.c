@@ -32,7 +32,7 @@ static bool measure(call *c) {
 static const char contrast_schema[] =
     "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
     "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
-    "float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
+    "bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
     "bool adaptive, float quantile, bool negatives_only, int needed) "
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token)";
 
@@ -42,17 +42,18 @@ static bool contrast(call *c) {
     int64_t kept;
     int needed;
     void *loss, *batch_stats, *row_state, *token;
-    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 12, &settings) ||
-        !call_threshold(c, 6, 19, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
-        !call_choice(c, 22, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
+    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 13, &settings) ||
+        !call_threshold(c, 6, 20, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
+        !call_choice(c, 23, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
         return false;
-    int64_t rows = problem.anchors.rows;
+    int64_t rows = hex_anchors(&problem);
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
     int64_t losses = per_anchor ? rows : 1;
+    const int64_t *stats = problem.both_ways ? (int64_t[]){2, HEX_BATCH_STATS} : (int64_t[]){HEX_BATCH_STATS};
     int32_t float64 = hex_torch.aoti_torch_dtype_float64();
     int32_t dtype = problem.dtype == HEX_F64 ? float64 : hex_torch.aoti_torch_dtype_float32();
     if (!call_output(c, dtype, per_anchor, &rows, &loss) ||
-        !call_output(c, float64, 1, (int64_t[]){HEX_BATCH_STATS}, &batch_stats) ||
+        !call_output(c, float64, 1 + problem.both_ways, stats, &batch_stats) ||
         !call_output(c, float64, 2, (int64_t[]){rows, HEX_ROW_STATE}, &row_state) ||
         !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
         return false;
@@ -69,7 +70,7 @@ static bool contrast(call *c) {
 static const char backward_schema[] =
     "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
     "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
-    "SymInt period, SymInt self_offset, bool normalize, float beta, float tau_plus, float local_weight, "
+    "SymInt period, SymInt self_offset, bool normalize, bool both_ways, float beta, float tau_plus, float local_weight, "
     "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
     "bool need_paired, bool need_temperature) "
     "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
@@ -97,20 +98,20 @@ static bool contrast_backward(call *c) {
     int64_t kept;
     void *out_temperature;
     double grad_temperature = 0;
-    if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 13, &settings) ||
+    if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 14, &settings) ||
         !call_token(c, 9, &kept) || !call_check(c, &problem, &settings) ||
-        !call_exact_tensor(c, 8, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", problem.anchors.rows,
+        !call_exact_tensor(c, 8, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_anchors(&problem),
                          HEX_ROW_STATE, &row_state))
         return false;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
-    int64_t losses = per_anchor ? problem.anchors.rows : 1;
+    int64_t losses = per_anchor ? hex_anchors(&problem) : 1;
     double *grad_loss = call_buffer(c, losses);
     if (!grad_loss || !call_tensor(c, 0, "grad_loss", &view) ||
         !call_doubles(c, &view, "grad_loss", losses, grad_loss) ||
-        !new_gradient(c, 1, "anchors", call_boolean(c, 20), &gradients.anchors) ||
-        !new_gradient(c, 2, "keys", call_boolean(c, 21), &gradients.keys) ||
-        !new_gradient(c, 3, "paired", call_boolean(c, 22), &gradients.paired) ||
-        !new_gradient(c, 7, "temperature", call_boolean(c, 23), &out_temperature))
+        !new_gradient(c, 1, "anchors", call_boolean(c, 21), &gradients.anchors) ||
+        !new_gradient(c, 2, "keys", call_boolean(c, 22), &gradients.keys) ||
+        !new_gradient(c, 3, "paired", call_boolean(c, 23), &gradients.paired) ||
+        !new_gradient(c, 7, "temperature", call_boolean(c, 24), &out_temperature))
         return false;
     gradients.temperature = out_temperature ? &grad_temperature : NULL;
     if (!call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients)))

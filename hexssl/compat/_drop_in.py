@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hexssl.functional import evaluate, make_problem, make_settings
+from hexssl.functional import evaluate, evaluate_both_ways, make_problem
 from hexssl.losses import _Loss
 
 
@@ -44,12 +44,16 @@ class DropIn(_Loss):
                  normalize: bool | None = None, reduction: str | None = None) -> Tensor:
         """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
         problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
-        settings = make_settings(
-            self.temperature if temperature is None else temperature, self.beta, self.tau_plus, self.local_weight,
-            self.formulation, self.positives, self.denominator, self.normalize if normalize is None else normalize,
-            self.reduction if reduction is None else reduction, anchors.device)
+        given = {"temperature": temperature, "normalize": normalize, "reduction": reduction}
+        settings = self._settings(problem, **{name: value for name, value in given.items() if value is not None})
         loss, seen = evaluate(problem, settings, self.threshold)
         self._seen = (seen,)
+        return loss
+
+    def contrast_both_ways(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+        """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
+        problem = make_problem(anchors, keys, None, None, None, None, None)
+        loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature=temperature), self.threshold)
         return loss
 
     def _shown(self) -> list[str]:

@@ -81,18 +81,17 @@ class ClipLoss(DropIn):
                              f"image_features, {tuple(image_features.shape)}")
         images, texts = self._gathered(image_features), self._gathered(text_features)
         with named(anchors="image_features", keys="text_features", temperature="logit_scale"):
+            temperature = _temperature(logit_scale)
             if self.world_size > 1 and self.local_loss:
                 keys = torch.arange(len(images), device=images.device)
                 pairs: dict[str, Any] = {"groups": keys[self.rank * len(image_features) :][: len(image_features)],
-                                         "key_groups": keys}
-                there, back = (image_features, texts), (text_features, images)
+                                         "key_groups": keys, "temperature": temperature}
+                loss = self.contrast(image_features, texts, **pairs)
+                seen = self._seen
+                loss = (loss + self.contrast(text_features, images, **pairs)) / 2
+                self._seen = seen + self._seen
             else:
-                pairs, there, back = {}, (images, texts), (texts, images)
-            temperature = _temperature(logit_scale)
-            loss = self.contrast(*there, **pairs, temperature=temperature)
-            seen = self._seen
-            loss = (loss + self.contrast(*back, **pairs, temperature=temperature)) / 2
-            self._seen = seen + self._seen
+                loss = self.contrast_both_ways(images, texts, temperature)
         if isinstance(logit_bias, Tensor) and logit_bias.requires_grad:
             loss = loss + 0 * logit_bias.sum()  # its gradient is 0, not missing
         return {"contrastive_loss": loss} if output_dict else loss
