@@ -64,7 +64,7 @@ static int64_t worker_bytes(const hex_geometry *g, bool strips) {
     int64_t tile = hex_round_up(tile_bytes(g), HEX_PANEL_BYTES);
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
     int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
-    int64_t rows = HEX_PANEL_BYTES * g->dp;   /* a panel of rows */
+    int64_t rows = HEX_PANEL_BYTES * (g->dp + g->k->panel);   /* a panel of rows, as pack and unpack take them */
     return 2 * tile + 3 * codes + (strips ? hex_strip_bytes(g) : 0) + (scratch > rows ? scratch : rows);
 }
 

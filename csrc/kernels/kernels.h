@@ -87,12 +87,12 @@ typedef struct {
 
     /* Rows to packed blocks. src: (rows, D) of dtype; k_major: T[Dp/P][block][P]; r_major: T[block/P][Dp][P] or
      * NULL; norms: true lengths, before normalisation; a row that is not finite has such a norm and is packed as zeros.
-     * buffer: T[Dp]. Rows past `rows` are zeroed. */
+     * buffer: T[P][Dp + P]. Rows past `rows` are zeroed. */
     void (*pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block, bool normalize,
                  void *k_major, void *r_major, double *norms, void *buffer);
     /* Packed gradients to rows: out = ((I - x x^T) (gk + gr + extra)) * scale / norm, x from k_major. gk: T[Dp/P][block][P],
      * gr: T[block/P][Dp][P], extra: double (rows, D), each may be NULL. out: dtype, row `first` on, contiguous (., D).
-     * A row whose norm is not finite gets NaN. buffer: T[P][Dp]. */
+     * A row whose norm is not finite gets NaN. buffer: T[P][Dp + P]. */
     void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
                    int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale, hex_dtype dtype,
                    void *out, void *buffer);

@@ -89,30 +89,40 @@ static double LOCAL(length)(const T *x, int64_t count) {
     return sqrt(sum);
 }
 
+/* Of a buffer of P rows: a panel more than the rows, which would share few sets of the cache where D is a power of two. */
+static inline int64_t LOCAL(buffer_stride)(int64_t cols) { return (cols + P - 1) / P * P + P; }
+
+/* One row, normalised, zeros up to whole panels. Returns its length before. */
+static double LOCAL(pack_row)(const hex_matrix *src, hex_dtype dtype, int64_t row, bool normalize, int64_t padded, T *out) {
+    LOCAL(read_row)(src, dtype, row, out);
+    for (int64_t d = src->cols; d < padded; d++) out[d] = 0;
+    double length = LOCAL(length)(out, src->cols);
+    if (!(length <= 1.7976931348623157e308)) {
+        memset(out, 0, sizeof(T) * (size_t)padded);
+    } else if (normalize) {
+        double inverse = 1 / (length < 1e-12 ? 1e-12 : length);
+        for (int64_t d = 0; d < padded; d++) out[d] = (T)((double)out[d] * inverse);
+    }
+    return length;
+}
+
 static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block,
                          bool normalize, void *k_major_, void *r_major_, double *norms, void *buffer_) {
     T *k_major = k_major_, *r_major = r_major_, *buffer = buffer_;
-    int64_t d_panels = (src->cols + P - 1) / P, padded = d_panels * P;
-    for (int64_t d = src->cols; d < padded; d++) buffer[d] = 0;
-    for (int64_t i = 0; i < block; i++) {
-        if (i < rows) {
-            LOCAL(read_row)(src, dtype, first + i, buffer);
-            norms[i] = LOCAL(length)(buffer, src->cols);
-            if (!(norms[i] <= 1.7976931348623157e308)) {
-                memset(buffer, 0, sizeof(T) * (size_t)padded);
-            } else if (normalize) {
-                double inverse = 1 / (norms[i] < 1e-12 ? 1e-12 : norms[i]);
-                for (int64_t d = 0; d < src->cols; d++) buffer[d] = (T)((double)buffer[d] * inverse);
-            }
-        } else if (i == rows) {
-            memset(buffer, 0, sizeof(T) * (size_t)padded);
+    int64_t d_panels = (src->cols + P - 1) / P, padded = d_panels * P, stride = LOCAL(buffer_stride)(src->cols);
+    for (int64_t i0 = 0; i0 < block; i0 += P) {
+        for (int64_t r = 0; r < P; r++) {
+            if (i0 + r < rows)
+                norms[i0 + r] = LOCAL(pack_row)(src, dtype, first + i0 + r, normalize, padded, buffer + r * stride);
+            else
+                memset(buffer + r * stride, 0, sizeof(T) * (size_t)padded);
         }
-        for (int64_t p = 0; p < d_panels; p++) memcpy(k_major + (p * block + i) * P, buffer + p * P, HEX_PANEL_BYTES);
+        for (int64_t p = 0; p < d_panels; p++) {
+            T *panel = k_major + (p * block + i0) * P;
+            for (int64_t r = 0; r < P; r++) memcpy(panel + r * P, buffer + r * stride + p * P, HEX_PANEL_BYTES);
+            if (r_major) LOCAL(transpose_panel)(panel, r_major + (i0 / P * padded + p * P) * P, P, false);
+        }
     }
-    if (!r_major) return;
-    for (int64_t i0 = 0; i0 < block; i0 += P)
-        for (int64_t p = 0; p < d_panels; p++)
-            LOCAL(transpose_panel)(k_major + (p * block + i0) * P, r_major + (i0 / P * padded + p * P) * P, P, false);
 }
 
 static void LOCAL(write_row)(const T *x, int64_t count, hex_dtype dtype, void *out, int64_t offset, bool saturate) {
@@ -137,46 +147,60 @@ static void LOCAL(write_row)(const T *x, int64_t count, hex_dtype dtype, void *o
     memcpy((T *)out + offset, x, sizeof(T) * (size_t)count);
 }
 
-/* P rows of the sum of the packed gradients into g: T[P][padded]; those past `rows` hold anything. */
+/* P rows of the sum of the packed gradients into g; those past `rows` hold anything. */
 static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t i0, int64_t rows, int64_t block,
                           int64_t cols, T *g) {
-    int64_t padded = (cols + P - 1) / P * P;
+    int64_t padded = (cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(cols);
     for (int64_t d0 = 0; d0 < padded; d0 += P) {
         for (int r = 0; r < P; r++)
             for (int l = 0; l < P; l += W) {
                 V x = {0};
                 if (gk) x = LOCAL(load)(gk + (d0 / P * block + i0 + r) * P + l);
-                LOCAL(store)(g + r * padded + d0 + l, x);
+                LOCAL(store)(g + r * stride + d0 + l, x);
             }
-        if (gr) LOCAL(transpose_panel)(gr + (i0 / P * padded + d0) * P, g + d0, padded, true);
+        if (gr) LOCAL(transpose_panel)(gr + (i0 / P * padded + d0) * P, g + d0, stride, true);
     }
     for (int64_t r = 0; extra && r < rows; r++)
-        for (int64_t d = 0; d < cols; d++) g[r * padded + d] += (T)extra[(i0 + r) * cols + d];
+        for (int64_t d = 0; d < cols; d++) g[r * stride + d] += (T)extra[(i0 + r) * cols + d];
 }
 
-static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, const void *k_major_,
+/* g = (g - (g . x) x) factor for P rows x of a k-major block, each with a factor; `along[r]` false: no projection. */
+static void LOCAL(project)(const T *unit, int64_t block, int64_t cols, const bool *along, const double *factor, T *g) {
+    int64_t padded = (cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(cols);
+    V dot[P] = {{0}};
+    for (int64_t d = 0; d < padded; d += W)
+        for (int r = 0; r < P; r++)
+            dot[r] += LOCAL(load)(g + r * stride + d) * LOCAL(load)(unit + (d / P * block + r) * P + d % P);
+    for (int r = 0; r < P; r++) {
+        const V projection = LOCAL(splat)(along[r] ? (T)LOCAL(total)(dot[r]) : 0), times = LOCAL(splat)((T)factor[r]);
+        for (int64_t d = 0; d < padded; d += W) {
+            V x = LOCAL(load)(unit + (d / P * block + r) * P + d % P);
+            LOCAL(store)(g + r * stride + d, (LOCAL(load)(g + r * stride + d) - projection * x) * times);
+        }
+    }
+}
+
+static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, const void *k_major,
                            const double *norms, int64_t first, int64_t rows, int64_t block, int64_t cols,
                            bool normalize, double scale, hex_dtype dtype, void *out, void *buffer) {
-    const T *unit = k_major_;
-    int64_t padded = (cols + P - 1) / P * P;
-    for (int64_t i = 0; i < rows; i++) {
-        T *g = (T *)buffer + i % P * padded;
-        if (i % P == 0) LOCAL(gather)(gk, gr, extra, i, rows - i < P ? rows - i : P, block, cols, buffer);
-        double factor = norms[i] <= 1.7976931348623157e308 ? scale : NAN;
-        bool tiny = norms[i] < 1e-12;
-        if (normalize) factor = factor / (tiny ? 1e-12 : norms[i]);
-        V along = {0};
-        if (normalize && !tiny)   /* below 1e-12 the divisor is a constant, so nothing is projected out */
-            for (int64_t d = 0; d < padded; d += W)
-                along += LOCAL(load)(g + d) * LOCAL(load)(unit + (d / P * block + i) * P + d % P);
-        const V projection = LOCAL(splat)((T)LOCAL(total)(along)), times = LOCAL(splat)((T)factor);
-        for (int64_t d = 0; d < padded; d += W) {
-            V x = LOCAL(load)(unit + (d / P * block + i) * P + d % P);
-            LOCAL(store)(g + d, (LOCAL(load)(g + d) - projection * x) * times);
+    int64_t stride = LOCAL(buffer_stride)(cols);
+    for (int64_t i0 = 0; i0 < rows; i0 += P) {
+        const int64_t count = rows - i0 < P ? rows - i0 : P;
+        bool along[P] = {false}, tiny[P] = {false};
+        double factor[P] = {0};
+        for (int64_t r = 0; r < count; r++) {
+            double norm = norms[i0 + r];
+            tiny[r] = norm < 1e-12;
+            along[r] = normalize && !tiny[r];   /* below 1e-12 the divisor is a constant, so nothing is projected out */
+            factor[r] = norm <= 1.7976931348623157e308 ? scale : NAN;
+            if (normalize) factor[r] = factor[r] / (tiny[r] ? 1e-12 : norm);
         }
+        LOCAL(gather)(gk, gr, extra, i0, count, block, cols, buffer);
+        LOCAL(project)((const T *)k_major + i0 * P, block, cols, along, factor, buffer);
         /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
          * the signal that gradient scalers wait for. */
-        LOCAL(write_row)(g, cols, dtype, out, (first + i) * cols, normalize && tiny);
+        for (int64_t r = 0; r < count; r++)
+            LOCAL(write_row)((const T *)buffer + r * stride, cols, dtype, out, (first + i0 + r) * cols, normalize && tiny[r]);
     }
 }
 

@@ -71,7 +71,8 @@ typedef struct {
 static packed pack_into(const hex_kernels *k, const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows,
                         int64_t block, bool normalize) {
     int64_t padded = round_up(src->cols, k->panel);
-    packed out = {room(k, block * padded, 9), room(k, block * padded, 9), room(k, padded, 9), doubles(block, -1), block,
+    packed out = {room(k, block * padded, 9), room(k, block * padded, 9), room(k, k->panel * (padded + k->panel), 9),
+                  doubles(block, -1), block,
                   padded};
     k->pack(src, dtype, first, rows, block, normalize, out.k_major, out.r_major, out.norms, out.buffer);
     return out;
@@ -206,7 +207,7 @@ static void one_unpack(const hex_kernels *k, hex_dtype dtype, int64_t rows, int6
     gradient g = make_gradient(k, rows, cols, parts);
     if (rows > 3) g.norms[3] = INFINITY;
     if (rows > 4) g.norms[4] = 1e-13;   /* a divisor of 1e-12, and nothing projected out */
-    void *buffer = room(k, k->panel * g.unit.padded, 9), *out = malloc((size_t)((first + rows + 1) * cols * 8));
+    void *buffer = room(k, k->panel * (g.unit.padded + k->panel), 9), *out = malloc((size_t)((first + rows + 1) * cols * 8));
     if (!out) abort();
     memset(out, 0x11, (size_t)((first + rows + 1) * cols * 8));
     k->unpack(parts & 1 ? g.gk : NULL, parts & 2 ? g.gr : NULL, parts & 4 ? g.extra : NULL, g.unit.k_major, g.norms,
@@ -257,7 +258,7 @@ void test_rounding(const hex_kernels *k) {
     const hex_dtype *dtypes = k->size == 4 ? float_dtypes : double_dtypes;
     for (int t = 0; t < (k->size == 4 ? 3 : 1); t++) {
         void *g = room(k, COUNT * k->panel, 0), *unit = room(k, COUNT * k->panel, 0);
-        void *buffer = room(k, k->panel * k->panel, 0);
+        void *buffer = room(k, 2 * k->panel * k->panel, 0);
         double *norms = doubles(COUNT, 1), *out = doubles(COUNT, 0);
         for (int64_t i = 0; i < COUNT; i++) {
             double low = dtypes[t] == HEX_F16 ? -27 : -148, high = dtypes[t] == HEX_F16 ? 17 : 127.9;
