@@ -5,7 +5,8 @@
 
 The peak is what one core reaches that does nothing but multiply and add in registers, measured here and now. GFLOP/s
 are those of one thread. "outside" is the rest of the step: Python, torch's autograd and dispatch. Shares are of the
-step's time times its threads. Prints Markdown; needs a C compiler.
+step's time times its threads. Last come the drop-ins of two tensors at 512 rows: how much faster than the peer a loss
+could be at most, if it did nothing but its matrix products at the peak. Prints Markdown; needs a C compiler.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import acceptance  # noqa: E402
 import records  # noqa: E402
 import torch  # noqa: E402
 from cases import DTYPES, KINDS, Case, Inputs  # noqa: E402
+from drop_ins import COLUMNS, DROP_INS  # noqa: E402
 from variants import VARIANTS  # noqa: E402
 
 from hexssl.profiling import Profile  # noqa: E402
@@ -90,6 +92,24 @@ def table(variant: str, case: Case, threads: int, seconds: float, limit: float) 
     return "\n".join(lines)
 
 
+def limits(threads: int, seconds: float, limit: float) -> str:
+    """The drop-ins of two tensors against their peers, and against their products alone."""
+    lines = [f"### Drop-ins of two tensors with 512 rows each, {threads} thread{'s' * (threads > 1)}", "",
+             "| drop-in | the peer, ms | ours, ms | products, GFLOP | at the peak, ms | the peer / ours | at most |",
+             "|---|---:|---:|---:|---:|---:|---:|"]
+    for name, pair in DROP_INS.items():
+        if pair.tensors != 2:
+            continue
+        case = Case(512 * pair.tensors, COLUMNS)
+        found, taken, steps = profile(name, case, threads, seconds)
+        _, peer, peer_steps = profile(f"{name}-peer", case, threads, seconds)
+        operations = sum(phase.operations for phase in found.phases.values()) / steps * 1e-9
+        ours, theirs, least = taken / steps, peer / peer_steps, operations / limit / threads
+        lines.append(f"| {pair.title} | {theirs * 1e3:.2f} | {ours * 1e3:.2f} | {operations:.3f} | {least * 1e3:.2f} | "
+                     f"{theirs / ours:.2f} | {theirs / least:.2f} |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, help="this shape in place of the five")
@@ -111,6 +131,9 @@ def main() -> None:
             case = Case(shape.rows, shape.columns, given.dtype, given.data)
             parts.append(table(given.loss, case, threads, given.seconds, limit))
             print(parts[-1], flush=True)
+    if given.rows is None:
+        parts.append(limits(max(given.threads), given.seconds / 3, limit))
+        print(parts[-1], flush=True)
     if given.output:
         given.output.write_text("\n".join(parts), encoding="utf-8")
 

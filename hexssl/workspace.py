@@ -82,8 +82,9 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
     validation.flag("adaptive", adaptive)
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: got {dtype!r}; accepted: {', '.join(map(str, _DTYPES))}")
-    anchor_rows, key_rows, *rest = _C.plan(rows, keys, columns, _DTYPES[dtype], adaptive)
-    return Plan((anchor_rows, key_rows), *rest)
+    found = _C.plan(rows, keys, columns, _DTYPES[dtype], adaptive)
+    anchor_rows, key_rows, tiles, size, kept, left, fused, cache = found
+    return Plan((anchor_rows, key_rows), tiles, size, kept, left, fused, cache)
 
 
 def set_budget(size: int | None) -> None:

@@ -37,7 +37,8 @@ CONTRAST: dict[str, Any] = {
     "anchors": embeddings(M), "keys": NONE, "paired": NONE, "groups": LONG, "key_groups": LONG, "relation": NONE,
     "threshold": torch.tensor(0.3, dtype=torch.float64), "temperature": torch.tensor(0.2),
     "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True,
-    "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0, "denominator": 0, "reduction": 1,
+    "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0,
+    "denominator": 0, "reduction": 1,
     "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
 }
 

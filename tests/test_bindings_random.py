@@ -108,14 +108,16 @@ def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     both_ways = draw.seldom(0.5 if keys.numel() > 0 and paired.numel() == 0 and not adaptive[0] else 0.02)
     if both_ways and draw.seldom(0.9):
         who[1] = -1
-    settings = (*who, normalize, both_ways, *(draw.number(0.9) for _ in range(3)), *(draw.choice(most) for most in (1, 1, 2, 2)))
+    settings = (*who, normalize, both_ways, *(draw.number(0.9) for _ in range(3)),
+                *(draw.choice(most) for most in (1, 1, 2, 2)))
     contrasted = call("contrast", *tensors, threshold, temperature, draw.token(), *settings, *adaptive, draw.choice(15))
     if contrasted is None:
         return measured is not None, False, False
     loss, _, row_state, token = contrasted
     draw.saw(token)
     if draw.seldom(0.2):  # what no forward made
-        row_state = draw.random.choice((1.0, 1e18, 1e300)) * torch.randn(draw.side(m + len(keys) * both_ways), 13, dtype=torch.float64)
+        anchors_of_all = draw.side(m + len(keys) * both_ways)
+        row_state = draw.random.choice((1.0, 1e18, 1e300)) * torch.randn(anchors_of_all, 13, dtype=torch.float64)
     grad = draw.tensor([draw.side(m)], draw.random.choice(DTYPES)) if draw.seldom(0.1) else torch.ones_like(loss)
     needed = [draw.seldom(0.7) for _ in range(4)]
     done = call("contrast_backward", grad, *tensors, temperature, row_state,

@@ -306,7 +306,8 @@ def test_warm_up_is_infonce_in_every_formulation(formulation):
 @pytest.mark.parametrize("options", [
     {"threshold": None}, {"threshold": 0.1}, {"threshold": 0.1, "formulation": "released"},
     {"threshold": None, "positives": "mean", "denominator": "own"}, {"threshold": 0.05, "denominator": "negatives"},
-    {"threshold": torch.tensor(0.2, dtype=torch.float64)}, {"threshold": FixedThreshold(0.7)}, {"threshold": "adaptive"},
+    {"threshold": torch.tensor(0.2, dtype=torch.float64)}, {"threshold": FixedThreshold(0.7)},
+    {"threshold": "adaptive"},
 ], ids=str)
 @pytest.mark.parametrize("labels", ["pairs", "few", "many"])
 def test_symmetric_cross_loss_is_the_mean_of_both_directions(labels, options, tau, reduction):
@@ -349,7 +350,8 @@ def thresholds_of(criterion, x, y):
     wanted = threshold.measures()
     if wanted is None:
         return (threshold.decide(None, None),) * 2
-    return [similarity_stats(a, b, quantile=wanted.quantile, rows=wanted.rows).quantile.mean() for a, b in ((x, y), (y, x))]
+    return [similarity_stats(a, b, quantile=wanted.quantile, rows=wanted.rows).quantile.mean()
+            for a, b in ((x, y), (y, x))]
 
 
 def test_symmetric_cross_loss_multiplies_the_cosines_once():

@@ -14,7 +14,7 @@ from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshol
 ABSENT = torch.empty(0)
 NO_TOKEN = torch.zeros((), dtype=torch.int64)
 TEMPERATURE = torch.tensor(0.2, dtype=torch.float64)
-FORM = (True, 1.0, 0.1, 1.0, 0, 0, 0)  # normalize, beta, tau_plus, local_weight, weighted, sum, all
+FORM = (1.0, 0.1, 1.0, 0, 0, 0)  # beta, tau_plus, local_weight, weighted, sum, all
 THRESHOLD = torch.tensor(0.2, dtype=torch.float64)
 MEAN, NONE = 1, 0
 NOT_ADAPTIVE = (False, 0.0, False)
@@ -24,17 +24,19 @@ def rows(count, seed=0, dtype=torch.float32):
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset. The threshold leaves some
+# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset, normalize, both_ways. The threshold leaves some
 # hierarchical negatives: opcheck takes NaN in the statistics for a difference.
 PROBLEMS = {
-    "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0)),
-    "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0)),
-    "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()), (9, -1)),
-    "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1)),
-    "gathered": ((rows(3), rows(9, 1), ABSENT, torch.arange(3), torch.arange(9) % 3, ABSENT, THRESHOLD), (0, 3)),
+    "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, False)),
+    "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0, True, False)),
+    "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()), (9, -1, True, False)),
+    "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1, True, False)),
+    "gathered": ((rows(3), rows(9, 1), ABSENT, torch.arange(3), torch.arange(9) % 3, ABSENT, THRESHOLD), (0, 3, True, False)),
     "relation": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, (torch.arange(54).view(6, 9) % 3 - 1).to(torch.int8),
-                  THRESHOLD), (0, -1)),
-    "half": ((rows(8, 0, torch.bfloat16), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0)),
+                  THRESHOLD), (0, -1, True, False)),
+    "both ways": ((rows(6), rows(9, 1), ABSENT, torch.arange(6) % 2, torch.arange(9) % 3, ABSENT, THRESHOLD),
+                  (0, -1, True, True)),
+    "half": ((rows(8, 0, torch.bfloat16), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, False)),
 }
 
 
@@ -42,12 +44,13 @@ PROBLEMS = {
 def test_opcheck(name):
     tensors, who = PROBLEMS[name]
     anchors, keys, paired, groups, key_groups, relation, threshold = tensors
-    measure = (anchors, keys, groups, key_groups, relation, *who, True, 0.9, True, 3, False)
+    measure = (anchors, keys, groups, key_groups, relation, *who[:3], 0.9, True, 3, False)
     torch.library.opcheck(torch.ops.hexssl.measure.default, measure)
     for reduction in (MEAN, NONE):
-        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE, False)
-        adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False, False)
-        torch.library.opcheck(torch.ops.hexssl.contrast.default, adaptive)
+        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE, 0)
+        adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False, 0)
+        if name != "both ways":
+            torch.library.opcheck(torch.ops.hexssl.contrast.default, adaptive)
         torch.library.opcheck(torch.ops.hexssl.contrast.default, arguments)
         loss, _, state, token = torch.ops.hexssl.contrast(*arguments)
         needed = (True, keys.numel() > 0, paired.numel() > 0, True)
@@ -163,6 +166,8 @@ LOSSES = {
     "row range": lambda: HEXLoss(threshold=RowRangeThreshold(0.5), formulation="released"),
     "infonce": lambda: InfoNCELoss(),
     "symmetric": lambda: CrossHEXLoss(symmetric=True),
+    "both ways": lambda: CrossHEXLoss(symmetric=True, threshold=0.2),
+    "fused": lambda: CrossHEXLoss(threshold=None),
 }
 
 
