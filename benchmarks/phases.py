@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,25 +54,26 @@ def peak(tier: str, dtype: str) -> float:
     return float(found[dtype == "float64"])
 
 
-def profile(variant: str, case: Case, threads: int, seconds: float) -> tuple[Profile, float, int]:
-    """The phases of many steps, the seconds these took, and how many there were."""
+def profile(variant: str, case: Case, threads: int, seconds: float) -> tuple[Profile, list[float]]:
+    """The phases of many steps, and the seconds of each step."""
     torch.set_num_threads(threads)
     inputs = Inputs(case)
     step = VARIANTS[variant].make(inputs)
     for share in (0.2, 1.0):  # the first to get warm
-        taken, steps, end = 0.0, 0, time.perf_counter() + seconds * share
+        taken: list[float] = []
+        end = time.perf_counter() + seconds * share
         with Profile() as found:
-            while time.perf_counter() < end or steps < 3:
+            while time.perf_counter() < end or len(taken) < 3:
                 inputs.nudge()
                 begin = time.perf_counter()
                 step()
-                taken += time.perf_counter() - begin
-                steps += 1
-    return found, taken, steps
+                taken.append(time.perf_counter() - begin)
+    return found, taken
 
 
 def table(variant: str, case: Case, threads: int, seconds: float, limit: float) -> str:
-    found, taken, steps = profile(variant, case, threads, seconds)
+    found, each = profile(variant, case, threads, seconds)
+    taken, steps = sum(each), len(each)
     call, phases = found.phases["call"].seconds, [phase for phase in found.phases.values() if phase.name != "call"]
     work, outside = sum(phase.seconds for phase in phases), taken - call
     whole = call * threads + outside
@@ -101,10 +103,10 @@ def limits(threads: int, seconds: float, limit: float) -> str:
         if pair.tensors != 2:
             continue
         case = Case(512 * pair.tensors, COLUMNS)
-        found, taken, steps = profile(name, case, threads, seconds)
-        _, peer, peer_steps = profile(f"{name}-peer", case, threads, seconds)
-        operations = sum(phase.operations for phase in found.phases.values()) / steps * 1e-9
-        ours, theirs, least = taken / steps, peer / peer_steps, operations / limit / threads
+        found, taken = profile(name, case, threads, seconds)
+        _, peer = profile(f"{name}-peer", case, threads, seconds)
+        operations = sum(phase.operations for phase in found.phases.values()) / len(taken) * 1e-9
+        ours, theirs, least = statistics.median(taken), statistics.median(peer), operations / limit / threads
         lines.append(f"| {pair.title} | {theirs * 1e3:.2f} | {ours * 1e3:.2f} | {operations:.3f} | {least * 1e3:.2f} | "
                      f"{theirs / ours:.2f} | {theirs / least:.2f} |")
     return "\n".join([*lines, ""])
