@@ -115,7 +115,7 @@ enum { HEX_WANT_QUANTILE = 1, HEX_WANT_MOMENTS = 2 };
  * The variance is the population's. mean_quantile: mean of the quantile over rows with members (NaN if none).
  * quantile in [0, 1], "nearest": index round_half_even(q (n - 1)) of the ascending row.
  * keep: keep the tiles for the contrast that follows. token: names what was kept (0: nothing); it depends
- * on the embeddings alone, and passing a stale or foreign one is harmless. */
+ * on the values that this was made from, and passing a stale or foreign one is harmless. */
 typedef enum { HEX_OK = 0, HEX_NO_MEMORY = 1 } hex_status;
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token);

@@ -207,24 +207,28 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
                        threshold: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
-    In one pass over the cosines on the CPU, unless each direction has a threshold of its own. With reduction="none"
+    In one pass over the cosines on the CPU, unless each direction has a threshold of its own: one that is measured,
+    or one per anchor. With reduction="none"
     there must be as many anchors as keys.
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
     own = isinstance(threshold, str) or (isinstance(threshold, Threshold) and threshold.measures() is not None)
-    if not own and problem.anchors.device.type == "cpu":
+    if own or problem.anchors.device.type != "cpu":
+        loss, seen = evaluate(problem, settings, threshold)
+    else:
         decided, token = _decide(problem, threshold, settings.normalize)
+        plain = decided is None and threshold is not None  # warm-up is InfoNCE, whatever comes after it
+        form = settings._replace(formulation="weighted") if plain else settings
         if not isinstance(decided, Tensor) or decided.dim() == 0:
-            if decided is None and threshold is not None:
-                settings = settings._replace(formulation="weighted")
-            loss, seen = _contrast(problem._replace(both_ways=True), settings, decided, token)
+            loss, seen = _contrast(problem._replace(both_ways=True), form, decided, token)
             if settings.reduction == "none":
                 loss = loss.view(2, -1).mean(0)
             return loss, (seen[0], seen[1])
+        loss, seen = _contrast(problem, form, decided, token)
     back = problem._replace(anchors=problem.keys, keys=problem.anchors, groups=problem.key_groups,
                             key_groups=problem.groups,
                             relation=None if problem.relation is None else problem.relation.T.contiguous())
-    (loss, seen), (loss_back, seen_back) = (evaluate(each, settings, threshold) for each in (problem, back))
+    loss_back, seen_back = evaluate(back, settings, threshold)
     return (loss + loss_back) / 2, (seen, seen_back)
 
 

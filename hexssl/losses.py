@@ -194,8 +194,8 @@ class CrossHEXLoss(_Loss):
     ----------
     symmetric : bool
         Also the other way round, keys against anchors, and the mean of both (CLIP). Each direction has its own estimate
-        of the threshold; a running one then follows twice per batch. In `stats` the skipped anchors of both directions
-        are added, the rest is the mean over the directions that have a value.
+        of the threshold; a running one then follows twice per batch, a fixed one is asked once. In `stats` the skipped
+        anchors of both directions are added, the rest is the mean over the directions that have a value.
     others
         As in `hexssl.hex_loss`.
 

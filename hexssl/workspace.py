@@ -2,8 +2,8 @@
 
 The steps *measure*, *contrast* and backward need the same cosines. Tiles of them, or of their exponentials, are kept
 from one step to the next while they fit the budget, and the others multiplied anew in each step. Where the keys have
-rows of their own, and no adaptive threshold has to be found first, contrast sums the gradients while the tiles are in
-cache, and keeps those in place of tiles (unless reduction="none").
+rows of their own and are no anchors, contrast sums the gradients while the tiles are in cache, and keeps those in place
+of tiles; unless reduction="none", or an adaptive threshold has to be found first and all tiles fit.
 
 The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB and a quarter of the
 machine's memory; `set_budget` overrides both. 0 keeps nothing. As long as you set none, a loss without an adaptive
@@ -25,6 +25,7 @@ __all__ = ["Plan", "budget", "plan", "release", "set_budget"]
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # hex_dtype of csrc/hex.h
 
 _MOST = 2**31 - 1  # of hex_check
+_MOST_ELEMENTS = 2**56  # of which some numbers of bytes still fit 64 bits
 
 
 class Plan(NamedTuple):
@@ -57,7 +58,7 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
     rows, columns : int >= 1
         Shape of the anchors.
     keys : int >= 1 or None
-        Rows of the keys; None: the keys are the anchors.
+        Rows of the keys, which are no anchors; None: the keys are the anchors.
     dtype : float32, float64, float16 or bfloat16
     adaptive : bool
         With an adaptive threshold, or with a fixed one or none.
@@ -80,6 +81,9 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
         if value > _MOST:
             raise ValueError(f"{name}: got {value}; accepted: an int up to {_MOST}, the most that a loss takes")
     validation.flag("adaptive", adaptive)
+    if max(rows, keys) * columns > _MOST_ELEMENTS:
+        raise ValueError(f"columns: got {columns}; accepted: with {max(rows, keys)} rows, up to "
+                         f"{_MOST_ELEMENTS // max(rows, keys)}, more than any memory holds")
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: got {dtype!r}; accepted: {', '.join(map(str, _DTYPES))}")
     found = _C.plan(rows, keys, columns, _DTYPES[dtype], adaptive)

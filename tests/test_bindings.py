@@ -295,6 +295,17 @@ def test_thread_counts_agree_bitwise_with_keys(both_ways: bool, temperature: flo
     assert_threads_agree(everything)
 
 
+def test_token_of_a_mean_is_none_of_single_losses() -> None:
+    """Forward has summed the mean's gradients; those of each loss by itself are others."""
+    who = {"keys": torch.randn(9, D, generator=generator()), "period": 9, "self_offset": -1, "needed": 15}
+    single = backward_arguments(**who, reduction=0)
+    single["grad_loss"] = torch.arange(M).float()
+    foreign = call("contrast", CONTRAST, **who, reduction=1)[3]
+    for expected, found in zip(call("contrast_backward", single), call("contrast_backward", single, token=foreign),
+                               strict=True):
+        assert torch.equal(expected, found)
+
+
 @pytest.mark.parametrize("wrong", [
     {}, {"keys": embeddings(M), "self_offset": 0}, {"keys": embeddings(M), "paired": embeddings(M), "self_offset": -1},
     {"keys": embeddings(M), "self_offset": -1, "threshold": torch.zeros(M, dtype=torch.float64)},

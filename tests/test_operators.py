@@ -24,14 +24,16 @@ def rows(count, seed=0, dtype=torch.float32):
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset, normalize, both_ways. The threshold leaves some
-# hierarchical negatives: opcheck takes NaN in the statistics for a difference.
+# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset, normalize, both_ways. The
+# threshold leaves some hierarchical negatives: opcheck takes NaN in the statistics for a difference.
 PROBLEMS = {
     "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, False)),
     "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0, True, False)),
-    "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()), (9, -1, True, False)),
+    "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()),
+             (9, -1, True, False)),
     "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1, True, False)),
-    "gathered": ((rows(3), rows(9, 1), ABSENT, torch.arange(3), torch.arange(9) % 3, ABSENT, THRESHOLD), (0, 3, True, False)),
+    "gathered": ((rows(3), rows(9, 1), ABSENT, torch.arange(3), torch.arange(9) % 3, ABSENT, THRESHOLD),
+                 (0, 3, True, False)),
     "relation": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, (torch.arange(54).view(6, 9) % 3 - 1).to(torch.int8),
                   THRESHOLD), (0, -1, True, False)),
     "both ways": ((rows(6), rows(9, 1), ABSENT, torch.arange(6) % 2, torch.arange(9) % 3, ABSENT, THRESHOLD),

@@ -61,6 +61,12 @@ def test_budget_decides_what_is_kept():
     assert workspace.plan(300, 40).kept_tiles == plan.tiles - 1
 
 
+@pytest.mark.parametrize("keys", [None, 2**31 - 1])
+def test_plan_of_what_no_memory_holds(keys):
+    plan = workspace.plan(2**31 - 1, 1, keys, adaptive=False)
+    assert plan.tile_bytes == 2**63 - 1 and plan.kept_tiles == 0 and plan.kept_bytes > 2**35
+
+
 def test_default_keeps_a_part_of_many_tiles():
     """A third of M x N for two steps, all for the three of an adaptive threshold or where the user set a budget."""
     few, many = workspace.plan(1000, 8, adaptive=False), workspace.plan(8192, 8, adaptive=False)
@@ -139,6 +145,39 @@ def test_fused_gradients_are_not_taken_for_others():
     assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, (x, y)), alone[0], strict=True))
 
 
+def test_gradients_summed_in_forward_serve_again():
+    """Another backward of the same graph, for the same or for other embeddings, multiplies nothing."""
+    x, y = (torch.randn(200, 16, requires_grad=True) for _ in range(2))
+    loss = hex_loss(x, y, threshold=None)
+    with Profile() as profile:
+        first = torch.autograd.grad(loss, (x, y), retain_graph=True)
+        again = (*torch.autograd.grad(loss, x, retain_graph=True), *torch.autograd.grad(loss, y))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert profile.phases["scores"].operations == profile.phases["gradient"].operations == 0
+
+
+@pytest.mark.parametrize("arguments", ["threshold=None, groups=torch.arange(4096) % 9",
+                                       "keys=torch.randn(8192, 64), reduction='none'", "keys=torch.randn(8192, 64)"])
+def test_no_memory_is_an_error(arguments):
+    code = f"""
+import resource, torch
+from hexssl import hex_loss, workspace
+workspace.set_budget(1 << 40)
+hex_loss(torch.randn(64, 64, requires_grad=True)).backward()
+x = torch.randn(4096, 64, requires_grad=True)
+options = dict({arguments})
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + (12 << 20), size + (12 << 20)))
+try:
+    hex_loss(x, **options)
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "out of memory" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(("megabytes", "passes"), [(64, 1), (0, 3)])
 def test_tiles_are_multiplied_once_or_in_every_step(megabytes, passes):
     """measure, contrast and backward need them."""
@@ -168,7 +207,8 @@ def test_wrong_budget(wrong):
 
 
 @pytest.mark.parametrize(("name", "arguments"), [
-    ("rows", {"rows": 0, "columns": 3}), ("columns", {"rows": 3, "columns": 2.0}),
+    ("columns", {"rows": 2**31 - 1, "columns": 2**31 - 1}), ("rows", {"rows": 0, "columns": 3}),
+    ("columns", {"rows": 3, "columns": 2.0}),
     ("keys", {"rows": 3, "columns": 2, "keys": 0}), ("dtype", {"rows": 3, "columns": 2, "dtype": torch.int64}),
 ])
 def test_wrong_plan(name, arguments):

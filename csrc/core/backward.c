@@ -1,6 +1,6 @@
 /* backward.c: hex_contrast_backward. The tiles' coefficients are multiplied into the gradients (gradient.c), unless forward left
- * their sums. Where one loss comes of all anchors everything is of the sum of their losses, times `factor` in the end: no
- * coefficient is made small by a number of anchors, and forward need not know the factor. */
+ * their sums. Where one loss comes of all anchors everything is of the sum of their losses (both ways: of the mean of the two
+ * directions'), times `factor` in the end, which forward need not know. */
 #include <math.h>
 #include <string.h>
 
@@ -45,7 +45,7 @@ static void choose_scale(const hex_run *run, backward *b, const double *grad) {
     const int64_t m = run->g.m, n = run->g.both_ways ? run->g.n : 0;
     const bool none = b->s->reduction == HEX_REDUCTION_NONE, mean = b->s->reduction == HEX_REDUCTION_MEAN;
     double rows = fill_scale(b, 0, m, none ? grad : NULL), cols = fill_scale(b, m, n, none ? grad : NULL);
-    b->factor = none ? 1 : grad[0];
+    b->factor = none || rows + cols == 0 ? 1 : grad[0];
     if (mean && rows > 0 && n == 0) b->factor /= rows;
     if (none || n == 0) return;
     for (int64_t i = 0; i < m + n; i++)
@@ -237,7 +237,6 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     bool sums = !run.gradients_ready;
     hex_status status = hex_run_open(&run, (hex_room){0}, false, place(problem, &run.g, sums, NULL, &b));
     if (status != HEX_OK) return status;
-    if (!problem->paired.data) b.paired = NULL;
     place(problem, &run.g, sums, run.extra, &b);
     choose_scale(&run, &b, grad);
     if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);

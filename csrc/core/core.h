@@ -18,7 +18,7 @@
 
 typedef struct {
     int32_t i, j;              /* anchor block, key block */
-    int32_t turn_i, turn_j;    /* how many earlier tasks use that block: the task runs when they are done */
+    int32_t turn_i, turn_j;    /* how many earlier tasks use that block; symmetric: the task runs when they are done */
     bool first_row, first_col; /* no earlier task adds to the row / column accumulators of i / j */
 } hex_task;
 
@@ -45,7 +45,7 @@ typedef struct {
 int64_t hex_kept_bytes(const hex_geometry *g, hex_room room);
 /* How many tiles fit the budget. */
 int64_t hex_kept_tiles(const hex_geometry *g);
-/* What contrast is to leave. found: a measure step has left tiles. fused: it sums the gradients. */
+/* What contrast is to leave. found: a measure step has left all tiles. fused: it sums the gradients. */
 hex_room hex_room_for(const hex_geometry *g, const hex_settings *settings, int needed, bool found, bool *fused);
 /* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order. Symmetric: neighbours in
  * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
@@ -154,9 +154,9 @@ struct hex_run {
     struct hex_kept *header;   /* of the kept memory */
     uint64_t token;
     int workers;
-    bool strips;               /* workers have them */
+    int64_t strips;            /* how many workers have them */
     char *extra;               /* the caller's extra bytes, 64-byte aligned, uninitialised */
-    char *worker_memory;
+    char *worker_memory, *strip_memory;
     int64_t worker_bytes;
 };
 
@@ -166,7 +166,7 @@ typedef struct {
     void *tile, *out, *scratch;    /* T[block_m * block_n] twice; kernels' scratch */
     hex_code *codes, *col_codes;
     uint8_t *special;
-    char *strip_memory;            /* T[nb][block_m * block_n] where the run has strips */
+    char *strip_memory;            /* T[nb][block_m * block_n] where the run has strips, in hex_each_strip */
     char *strip;                   /* that, while this worker goes through all tiles of a block of anchors; or NULL */
     bool strip_ready;              /* they are multiplied */
 } hex_worker;

@@ -352,7 +352,7 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     int64_t own = place(&run.g, NULL, &c, &column), extra = own;
     if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, &what);
-    hex_room room = hex_room_for(&run.g, s, needed, run.room.tiles > 0, &c.fused);
+    hex_room room = hex_room_for(&run.g, s, needed, run.room.tiles == run.g.tasks, &c.fused);
     hex_status status = hex_run_open(&run, room, c.fused, extra);
     if (status != HEX_OK) return status;
     place(&run.g, run.extra, &c, &column);

@@ -50,7 +50,10 @@ void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
     g->tasks = g->symmetric ? g->mb * (g->mb + 1) / 2 : g->mb * g->nb;
 }
 
-int64_t hex_tile_bytes(const hex_geometry *g) { return g->tasks * g->block_m * g->block_n * g->k->size; }
+int64_t hex_tile_bytes(const hex_geometry *g) {
+    int64_t tile = g->block_m * g->block_n * g->k->size;
+    return g->tasks > INT64_MAX / tile ? INT64_MAX : g->tasks * tile;
+}
 
 /* Tiles beyond so many bytes are all kept only where three steps use them or the user set the budget. Otherwise those of this
  * share of an M x N array: of a symmetric problem's a good two thirds, whose rest costs a twentieth of the time, and without
@@ -64,7 +67,7 @@ static int64_t tiles_for(const hex_geometry *g, bool adaptive) {
     return all || most < share ? most : share;
 }
 
-/* The sums of gradients, where an anchor's loss depends on its own tiles alone and one number will scale them all, unless the
+/* The sums of gradients, where an anchor's loss depends on its own tiles alone and one number will scale them all, unless all
  * tiles are needed for a threshold first and can be kept from then on. */
 hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, bool found, bool *fused) {
     int64_t tiles = tiles_for(g, s->adaptive), workers = hex_threads() < g->mb ? hex_threads() : g->mb;
@@ -74,7 +77,7 @@ hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, 
     *fused = !g->symmetric && !g->both_ways && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
              hex_kept_bytes(g, sums) + workers * hex_strip_bytes(g) <= hex_workspace_budget();
     if (*fused) return sums;
-    return (hex_room){.tiles = needed || s->adaptive ? tiles : 0};
+    return (hex_room){.tiles = needed & ~HEX_NEED_PAIRED || s->adaptive ? tiles : 0};
 }
 
 void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan) {

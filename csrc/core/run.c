@@ -52,20 +52,20 @@ int64_t hex_kept_bytes(const hex_geometry *g, hex_room room) {
 
 int64_t hex_kept_tiles(const hex_geometry *g) {
     int64_t budget = hex_workspace_budget();
-    if (hex_kept_bytes(g, (hex_room){.tiles = g->tasks}) <= budget) return g->tasks;
     int64_t left = budget - hex_kept_bytes(g, (hex_room){0}), tiles = left > 0 ? left / tile_bytes(g) : 0;
+    tiles = tiles < g->tasks ? tiles : g->tasks;
     while (tiles > 0 && hex_kept_bytes(g, (hex_room){.tiles = tiles}) > budget) tiles--;   /* whole pages */
     return tiles;
 }
 
 int64_t hex_strip_bytes(const hex_geometry *g) { return hex_round_up(g->nb * tile_bytes(g), HEX_PANEL_BYTES); }
 
-static int64_t worker_bytes(const hex_geometry *g, bool strips) {
+static int64_t worker_bytes(const hex_geometry *g) {
     int64_t tile = hex_round_up(tile_bytes(g), HEX_PANEL_BYTES);
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
     int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
     int64_t rows = HEX_PANEL_BYTES * (g->dp + g->k->panel);   /* a panel of rows, as pack and unpack take them */
-    return 2 * tile + 3 * codes + (strips ? hex_strip_bytes(g) : 0) + (scratch > rows ? scratch : rows);
+    return 2 * tile + 3 * codes + (scratch > rows ? scratch : rows);
 }
 
 static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
@@ -77,7 +77,8 @@ static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
                                            (g->mb + g->nb) * (int64_t)sizeof(int32_t));
     if (run->problem->paired.data) place_rows(&at, g, g->mp, false, &run->paired);
     run->extra = carve(&at, extra_bytes);
-    run->worker_bytes = worker_bytes(g, run->strips);
+    run->strip_memory = carve(&at, run->strips * hex_strip_bytes(g));
+    run->worker_bytes = worker_bytes(g);
     run->worker_memory = carve(&at, run->workers * run->worker_bytes);
     run->classes.row_id = (int32_t *)classes;
     return at - base;
@@ -97,7 +98,7 @@ static hex_worker worker_of(hex_run *run, int64_t index) {
     w.codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.col_codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.special = (uint8_t *)carve(&at, g->block_m * g->block_n);
-    w.strip_memory = run->strips ? carve(&at, hex_strip_bytes(g)) : NULL;
+    w.strip_memory = index < run->strips ? run->strip_memory + index * hex_strip_bytes(g) : NULL;
     w.scratch = at;
     return w;
 }
@@ -245,7 +246,7 @@ void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool 
     int64_t start = hex_profile_start();
     if (token || (keep && hex_workspace_budget() > 0)) run->token = hex_fingerprint(problem, &run->g);
     bool known = token && (uint64_t)token == run->token;
-    if (token && !known && settings) {
+    if (token && !known && settings && settings->reduction != HEX_REDUCTION_NONE) {
         uint64_t gradients = hex_gradient_fingerprint(run->token, problem, &run->g, settings, row_state);
         known = run->gradients_ready = (uint64_t)token == gradients;
     }
@@ -253,6 +254,7 @@ void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool 
     run->kept = known ? hex_slab_find((uint64_t)token) : NULL;
     if (run->kept) run->room = ((const struct hex_kept *)hex_slab_memory(run->kept))->room;
     run->gradients_ready = run->gradients_ready && run->kept;
+    if (run->gradients_ready) run->token = (uint64_t)token;   /* for another backward */
 }
 
 /* Packed rows, found or made. */
@@ -267,7 +269,10 @@ static bool open_kept(hex_run *run, hex_room room) {
     if (found) hex_slab_put(found, 0, false);
     run->room = room;
     run->kept = hex_slab_take(place_kept(run, NULL));
-    if (!run->kept) return false;
+    if (!run->kept) {
+        run->tiles = NULL;   /* where the pass for the size has put them */
+        return false;
+    }
     place_kept(run, hex_slab_memory(run->kept));
     *run->header = (struct hex_kept){.room = room};
     pack_rows(run, &run->problem->anchors, run->g.block_m, &run->a);
@@ -278,7 +283,7 @@ static bool open_kept(hex_run *run, hex_room room) {
 hex_status hex_run_open(hex_run *run, hex_room room, bool strips, int64_t extra_bytes) {
     const hex_geometry *g = &run->g;
     const hex_problem *problem = run->problem;
-    run->strips = strips;
+    run->strips = !strips ? 0 : run->workers < g->mb ? run->workers : g->mb;   /* as many as hex_each_strip has workers */
     run->scratch = hex_slab_take(place_scratch(run, NULL, extra_bytes));
     if (run->scratch) place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
     if (!run->scratch || !open_kept(run, room)) {

@@ -1,5 +1,5 @@
-/* sums, maxima, own: the elementwise work of the forward pass on a tile of cosines, for the anchors of its rows and, in a
- * symmetric problem, of its columns. Both sides run through the same inline functions; a "row" parameter is one number for
+/* sums, maxima, own: the elementwise work of the forward pass on a tile of cosines, for the anchors of its rows and, where
+ * the keys are anchors, too, of its columns. Both sides run through the same inline functions; a "row" parameter is one number for
  * the whole vector, a "column" parameter is a vector of its own. */
 
 /* Parameter `which` of the anchors of a vector: of row i, or of the columns from i on. */

@@ -65,7 +65,7 @@ enum { HEX_M_GLOBAL, HEX_M_HARD, HEX_M_POS, HEX_MAXIMA };
  * are nearly equal keep their variance. */
 enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_PIVOT, HEX_MOMENTS };
 
-/* Both sides of a tile: the anchors of its rows and, in a symmetric problem, those of its columns (col == NULL: none).
+/* Both sides of a tile: the anchors of its rows and, where the keys are anchors, too, those of its columns (col == NULL: none).
  * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */
 typedef struct {
     double inv_tau, beta;
