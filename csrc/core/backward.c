@@ -15,7 +15,7 @@ typedef struct {
     double factor;
     double *block_sc;           /* [mb or nb] sum of S c */
     double *paired, *paired_s;  /* [mp] cosine and coefficient of the paired positive */
-    double *extra;              /* [mp][d] the paired positive's part of a gradient */
+    double *extra;              /* [workers][block_m][d] the paired positive's part of a gradient */
 } backward;
 
 static void fill_params(hex_run *run, backward *b) {
@@ -82,13 +82,11 @@ static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->gradient.col_grad, g->block_m, i) : NULL;
-    const double *extra = NULL;
+    double *extra = b->paired ? b->extra + worker->index * g->block_m * g->d : NULL;
     int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
-    if (b->paired) {
+    if (b->paired)
         run->k->scale_rows(hex_block(run, run->paired.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d,
-                           b->extra + first * g->d);
-        extra = b->extra + first * g->d;
-    }
+                           extra);
     run->k->unpack(hex_block(run, b->gradient.row_grad, g->block_m, i), cols, extra, hex_block(run, run->a.k_major, g->block_m, i),
                    run->a.norms + first, first, rows, g->block_m, g->d, run->problem->normalize, b->gradient.inv_tau * b->factor,
                    run->problem->dtype, b->out->anchors, worker->scratch);
@@ -112,7 +110,7 @@ static void finish_paired(hex_worker *worker, int64_t i, void *context) {
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
-    double *extra = b->extra + first * g->d;
+    double *extra = b->extra + worker->index * g->block_m * g->d;
     run->k->scale_rows(hex_block(run, run->a.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d, extra);
     run->k->unpack(NULL, NULL, extra, hex_block(run, run->paired.k_major, g->block_m, i), run->paired.norms + first, first,
                    rows, g->block_m, g->d, run->problem->normalize, b->gradient.inv_tau * b->factor, run->problem->dtype, b->out->paired,
@@ -191,16 +189,17 @@ static bool spread_nan(hex_run *run, const backward *b) {
     return true;
 }
 
-static int64_t place(const hex_problem *p, const hex_geometry *g, bool sums, char *base, backward *b) {
+static int64_t place(const hex_run *run, bool sums, char *base, backward *b) {
+    const hex_geometry *g = &run->g;
     char *at = base;
     int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
     b->scale = (double *)at, at += g->ap * (int64_t)sizeof(double);
     b->gradient.params = at, at += HEX_PARAMS * g->ap * size;
     b->block_sc = (double *)at, at += hex_round_up((g->mb + g->nb) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
-    if (p->paired.data) {
+    if (run->problem->paired.data) {
         b->paired = (double *)at, at += row;
         b->paired_s = (double *)at, at += row;
-        b->extra = (double *)at, at += row * g->d;
+        b->extra = (double *)at, at += run->workers * g->block_m * g->d * (int64_t)sizeof(double);
     }
     if (!sums) return at - base;
     b->gradient.row_grad = at, at += b->gradient.rows ? g->mp * g->dp * size : 0;
@@ -235,9 +234,9 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     run.gradients_ready = run.gradients_ready && (!b.gradient.rows || run.room.row_grad) &&
                           (!b.gradient.cols || run.room.col_grad);
     bool sums = !run.gradients_ready;
-    hex_status status = hex_run_open(&run, (hex_room){0}, false, place(problem, &run.g, sums, NULL, &b));
+    hex_status status = hex_run_open(&run, (hex_room){0}, false, place(&run, sums, NULL, &b));
     if (status != HEX_OK) return status;
-    place(problem, &run.g, sums, run.extra, &b);
+    place(&run, sums, run.extra, &b);
     choose_scale(&run, &b, grad);
     if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);
     sum_tiles(&run, &b);

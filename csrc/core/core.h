@@ -141,7 +141,7 @@ struct hex_run {
     hex_geometry g;
     const hex_kernels *k;
     hex_slab *kept, *scratch;
-    hex_rows a, key, paired;   /* key == a when symmetric; paired without r_major */
+    hex_rows a, key, paired;   /* key == a when symmetric; paired without r_major, a too where only row_grad is kept */
     hex_classes classes;
     hex_task *task;
     hex_room room;             /* of the kept memory */

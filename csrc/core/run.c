@@ -34,7 +34,8 @@ static int64_t place_kept(hex_run *run, char *base) {
     const hex_geometry *g = &run->g;
     char *at = base;
     run->header = (struct hex_kept *)carve(&at, sizeof *run->header);
-    place_rows(&at, g, g->mp, true, &run->a);
+    /* anchors in rows are an operand of the gradient of the keys alone */
+    place_rows(&at, g, g->mp, !run->room.row_grad || run->room.col_grad, &run->a);
     if (g->symmetric)
         run->key = run->a;
     else
@@ -260,7 +261,8 @@ void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool 
 /* Packed rows, found or made. */
 static bool open_kept(hex_run *run, hex_room room) {
     hex_slab *found = run->kept;
-    if (found && (!room.tiles || run->room.tiles) && (!room.row_grad || run->room.row_grad) &&
+    bool sums = run->room.row_grad || run->room.col_grad;   /* of use only where they are what is wanted */
+    if (found && sums == run->gradients_ready && (!room.tiles || run->room.tiles) && (!room.row_grad || run->room.row_grad) &&
         (!room.col_grad || run->room.col_grad)) {
         place_kept(run, hex_slab_memory(found));
         run->tiles_ready = run->tiles && run->header->ready == run->token && !run->header->form.exponentials;
