@@ -175,32 +175,35 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
             0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
 
 
-def _decide(problem: Problem, threshold: Any,
-            normalize: bool) -> tuple[float | Tensor | Measurement | None, Tensor]:
-    """The threshold of this batch, or from what the core shall take it; and a token."""
+def _decide(problem: Problem, settings: Settings,
+            threshold: Any) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
+    """The settings and the threshold of this batch, or from what the core shall take that; and a token."""
     if threshold is None:
-        return None, _NO_TOKEN
+        return settings, None, _NO_TOKEN
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
-        return (threshold.detach() if isinstance(threshold, Tensor) else threshold), _NO_TOKEN
-    wanted = threshold.measures()
+        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), _NO_TOKEN
+    wanted, token = threshold.measures(), _NO_TOKEN
     if wanted is not None and problem.anchors.device.type == "cpu" and threshold.is_mean_quantile():
-        return wanted, _NO_TOKEN
+        return settings, wanted, token
     with torch.no_grad():
-        if wanted is None:
-            return threshold.decide(None, None), _NO_TOKEN
-        stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, normalize, True)
-        return threshold.decide(stats, mean), token
+        stats, mean = None, None
+        if wanted is not None:
+            stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
+                                         settings.normalize, True)
+        decided = threshold.decide(stats, mean)
+    if decided is None:  # warm-up is InfoNCE, whatever comes after it
+        settings = settings._replace(formulation="weighted")
+    return settings, decided, token
+
+
+def _object(threshold: Any) -> Any:
+    return _ADAPTIVE if isinstance(threshold, str) and threshold == "adaptive" else threshold
 
 
 def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tensor, Tensor]:
     """Loss and the (6,) vector of batch statistics, in the order of `HEXStats`."""
-    if isinstance(threshold, str) and threshold == "adaptive":
-        threshold = _ADAPTIVE
-    decided, token = _decide(problem, threshold, settings.normalize)
-    if decided is None and threshold is not None:  # warm-up is InfoNCE, whatever comes after it
-        settings = settings._replace(formulation="weighted")
-    return _contrast(problem, settings, decided, token)
+    return _contrast(problem, *_decide(problem, settings, _object(threshold)))
 
 
 def evaluate_both_ways(problem: Problem, settings: Settings,
@@ -208,23 +211,19 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
     In one pass over the cosines on the CPU, unless each direction has a threshold of its own: one that is measured,
-    or one per anchor. With reduction="none"
-    there must be as many anchors as keys.
+    or one per anchor. With reduction="none" there must be as many anchors as keys.
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
-    own = isinstance(threshold, str) or (isinstance(threshold, Threshold) and threshold.measures() is not None)
-    if own or problem.anchors.device.type != "cpu":
-        loss, seen = evaluate(problem, settings, threshold)
-    else:
-        decided, token = _decide(problem, threshold, settings.normalize)
-        plain = decided is None and threshold is not None  # warm-up is InfoNCE, whatever comes after it
-        form = settings._replace(formulation="weighted") if plain else settings
-        if not isinstance(decided, Tensor) or decided.dim() == 0:
-            loss, seen = _contrast(problem._replace(both_ways=True), form, decided, token)
-            if settings.reduction == "none":
-                loss = loss.view(2, -1).mean(0)
-            return loss, (seen[0], seen[1])
-        loss, seen = _contrast(problem, form, decided, token)
+    threshold = _object(threshold)
+    measured = isinstance(threshold, Threshold) and threshold.measures() is not None
+    form, decided, token = _decide(problem, settings, threshold)
+    shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
+    if shared and problem.anchors.device.type == "cpu":
+        loss, seen = _contrast(problem._replace(both_ways=True), form, decided, token)
+        if settings.reduction == "none":
+            loss = loss.view(2, -1).mean(0)
+        return loss, (seen[0], seen[1])
+    loss, seen = _contrast(problem, form, decided, token)
     back = problem._replace(anchors=problem.keys, keys=problem.anchors, groups=problem.key_groups,
                             key_groups=problem.groups,
                             relation=None if problem.relation is None else problem.relation.T.contiguous())

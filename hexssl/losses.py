@@ -72,11 +72,13 @@ class _Loss(nn.Module):
         self.normalize, self.reduction = normalize, reduction
         self._seen: tuple[Tensor, ...] = ()
 
-    def _settings(self, problem: Problem, **other: Any) -> Settings:
-        """This module's, checked; `other` in place of some."""
-        names = ("temperature", "beta", "tau_plus", "local_weight", "formulation", "positives", "denominator",
-                 "normalize", "reduction")
-        return make_settings(**{name: getattr(self, name) for name in names} | other, device=problem.anchors.device)
+    def _settings(self, problem: Problem, temperature: float | Tensor | None = None, normalize: bool | None = None,
+                  reduction: str | None = None) -> Settings:
+        """This module's, or those given, checked."""
+        return make_settings(
+            self.temperature if temperature is None else temperature, self.beta, self.tau_plus, self.local_weight,
+            self.formulation, self.positives, self.denominator, self.normalize if normalize is None else normalize,
+            self.reduction if reduction is None else reduction, problem.anchors.device)
 
     def _evaluate(self, problem: Problem) -> tuple[Tensor, Tensor]:
         return evaluate(problem, self._settings(problem), self.threshold)

@@ -1,5 +1,5 @@
-/* backward.c: hex_contrast_backward. The tiles' coefficients are multiplied into the gradients (gradient.c), unless forward left
- * their sums. Where one loss comes of all anchors everything is of the sum of their losses (both ways: of the mean of the two
+/* backward.c: hex_contrast_backward. The tiles' coefficients are multiplied into the gradients (gradient.c), unless forward
+ * left their sums. Where one loss comes of all anchors everything is of the sum of their losses (both ways: of the mean of the two
  * directions'), times `factor` in the end, which forward need not know. */
 #include <math.h>
 #include <string.h>
@@ -76,46 +76,50 @@ static bool has_columns(const hex_run *run, int64_t j) {
     return false;
 }
 
+/* The gradient of a block of rows, from the sums in either order and `extra`; each may be NULL. */
+static void unpack_block(hex_worker *worker, const backward *b, const hex_rows *of, int64_t count, int64_t block_rows,
+                         int64_t block, const void *row_sums, const void *col_sums, const double *extra, void *out) {
+    const hex_run *run = worker->run;
+    int64_t start = hex_profile_start(), first = block * block_rows;
+    run->k->unpack(row_sums, col_sums, extra, hex_block(run, of->k_major, block_rows, block), of->norms + first, first,
+                   hex_block_rows(count, block_rows, block), block_rows, run->g.d, run->problem->normalize,
+                   b->gradient.inv_tau * b->factor, run->problem->dtype, out, worker->scratch);
+    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
+}
+
+/* The paired positive's part of a block's gradient: its coefficients times the other side's rows. NULL: there is none. */
+static const double *paired_part(hex_worker *worker, const backward *b, const hex_rows *other, int64_t i) {
+    const hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    if (!b->paired) return NULL;
+    double *extra = b->extra + worker->index * g->block_m * g->d;
+    run->k->scale_rows(hex_block(run, other->k_major, g->block_m, i), b->paired_s + i * g->block_m,
+                       hex_block_rows(g->m, g->block_m, i), g->block_m, g->d, extra);
+    return extra;
+}
+
 static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
     const backward *b = context;
-    int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->gradient.col_grad, g->block_m, i) : NULL;
-    double *extra = b->paired ? b->extra + worker->index * g->block_m * g->d : NULL;
-    int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
-    if (b->paired)
-        run->k->scale_rows(hex_block(run, run->paired.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d,
-                           extra);
-    run->k->unpack(hex_block(run, b->gradient.row_grad, g->block_m, i), cols, extra, hex_block(run, run->a.k_major, g->block_m, i),
-                   run->a.norms + first, first, rows, g->block_m, g->d, run->problem->normalize, b->gradient.inv_tau * b->factor,
-                   run->problem->dtype, b->out->anchors, worker->scratch);
-    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
+    unpack_block(worker, b, &run->a, g->m, g->block_m, i, hex_block(run, b->gradient.row_grad, g->block_m, i), cols,
+                 paired_part(worker, b, &run->paired, i), b->out->anchors);
 }
 
 static void finish_keys(hex_worker *worker, int64_t j, void *context) {
     const backward *b = context;
-    int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
-    run->k->unpack(NULL, hex_block(run, b->gradient.col_grad, g->block_n, j), NULL, hex_block(run, run->key.k_major, g->block_n, j),
-                   run->key.norms + j * g->block_n, j * g->block_n, hex_block_rows(g->n, g->block_n, j), g->block_n, g->d,
-                   run->problem->normalize, b->gradient.inv_tau * b->factor, run->problem->dtype, b->out->keys, worker->scratch);
-    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
+    unpack_block(worker, b, &run->key, g->n, g->block_n, j, NULL, hex_block(run, b->gradient.col_grad, g->block_n, j), NULL,
+                 b->out->keys);
 }
 
 static void finish_paired(hex_worker *worker, int64_t i, void *context) {
     const backward *b = context;
-    int64_t start = hex_profile_start();
     const hex_run *run = worker->run;
-    const hex_geometry *g = &run->g;
-    int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
-    double *extra = b->extra + worker->index * g->block_m * g->d;
-    run->k->scale_rows(hex_block(run, run->a.k_major, g->block_m, i), b->paired_s + first, rows, g->block_m, g->d, extra);
-    run->k->unpack(NULL, NULL, extra, hex_block(run, run->paired.k_major, g->block_m, i), run->paired.norms + first, first,
-                   rows, g->block_m, g->d, run->problem->normalize, b->gradient.inv_tau * b->factor, run->problem->dtype, b->out->paired,
-                   worker->scratch);
-    hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
+    unpack_block(worker, b, &run->paired, run->g.m, run->g.block_m, i, NULL, NULL, paired_part(worker, b, &run->a, i),
+                 b->out->paired);
 }
 
 static void paired_block(hex_worker *worker, int64_t i, void *context) {
@@ -127,7 +131,8 @@ static void paired_block(hex_worker *worker, int64_t i, void *context) {
                      g->block_m, g->d, b->paired + first);
     for (int64_t r = first; r < first + rows; r++) {
         const double *state = b->row_state + r * HEX_ROW_STATE;
-        b->paired_s[r] = state[HEX_R_VALID] == 0 ? 0 : b->scale[r] * hex_row_positive(state, b->paired[r] * b->gradient.inv_tau);
+        double positive = hex_row_positive(state, b->paired[r] * b->gradient.inv_tau);
+        b->paired_s[r] = state[HEX_R_VALID] == 0 ? 0 : b->scale[r] * positive;
     }
 }
 
@@ -234,7 +239,7 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     run.gradients_ready = run.gradients_ready && (!b.gradient.rows || run.room.row_grad) &&
                           (!b.gradient.cols || run.room.col_grad);
     bool sums = !run.gradients_ready;
-    hex_status status = hex_run_open(&run, (hex_room){0}, false, place(&run, sums, NULL, &b));
+    hex_status status = hex_run_open(&run, (hex_room){0}, place(&run, sums, NULL, &b));
     if (status != HEX_OK) return status;
     place(&run, sums, run.extra, &b);
     choose_scale(&run, &b, grad);

@@ -33,7 +33,7 @@ typedef struct {
 } hex_geometry;
 
 void hex_geometry_of(const hex_problem *problem, hex_geometry *g);
-int64_t hex_tile_bytes(const hex_geometry *g);
+static inline int64_t hex_tile_bytes(const hex_geometry *g) { return g->block_m * g->block_n * g->k->size; }
 
 /* What one step leaves to the next beside packed rows: the first `tiles` tiles, or sums of the gradients. */
 typedef struct {
@@ -41,12 +41,15 @@ typedef struct {
     bool row_grad, col_grad;
 } hex_room;
 
+static inline bool hex_sums_gradients(hex_room room) { return room.row_grad || room.col_grad; }
+
 /* Of packed rows and so much room. run.c */
 int64_t hex_kept_bytes(const hex_geometry *g, hex_room room);
 /* How many tiles fit the budget. */
 int64_t hex_kept_tiles(const hex_geometry *g);
-/* What contrast is to leave. found: a measure step has left all tiles. fused: it sums the gradients. */
-hex_room hex_room_for(const hex_geometry *g, const hex_settings *settings, int needed, bool found, bool *fused);
+/* What contrast is to leave; where it has room for the gradients, contrast sums them. found: a measure step has left all
+ * tiles. */
+hex_room hex_room_for(const hex_geometry *g, const hex_settings *settings, int needed, bool found);
 /* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order. Symmetric: neighbours in
  * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
@@ -175,10 +178,12 @@ typedef struct {
  * settings and row_state which gradients would be its own. */
 void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool keep, const hex_settings *settings,
                   const double *row_state);
-/* Then: memory, packed rows, classes. What was found is used if it has tiles or gradients where `room` has. strips: room for
- * all tiles of a block of anchors per worker. Frees everything where it fails. */
-hex_status hex_run_open(hex_run *run, hex_room room, bool strips, int64_t extra_bytes);
-int64_t hex_strip_bytes(const hex_geometry *g);   /* of one worker */
+/* Then: memory, packed rows, classes. What was found is used if it has tiles or gradients where `room` has. Where that has the
+ * gradients workers get strips. Frees everything where it fails. */
+hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes);
+static inline int64_t hex_strip_bytes(const hex_geometry *g) { return g->nb * hex_tile_bytes(g); }
+/* As many as hex_each_strip has workers. */
+static inline int64_t hex_strips(const hex_geometry *g, int workers) { return workers < g->mb ? workers : g->mb; }
 /* After opening: tiles kept as these exponentials serve, too (run->form says which there are). */
 void hex_run_accept(hex_run *run, const hex_form *form);
 /* Does the tile of a task outlive the task? */
@@ -201,6 +206,8 @@ typedef void (*hex_block_body)(hex_worker *worker, int64_t block, void *context)
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context);
 /* The same for the blocks of anchors of a problem that is not symmetric, handed out in ascending order. */
 void hex_each_strip(hex_run *run, hex_block_body body, void *context);
+/* body(worker, task index, context) for the tasks of block i of the anchors. */
+void hex_tasks_of_strip(hex_worker *worker, int64_t i, hex_task_body body, void *context);
 /* What is added to block j of the keys within the last two waits for the blocks of anchors before i. */
 void hex_turn_wait(hex_run *run, int64_t i, int64_t j);
 void hex_turn_done(hex_run *run, int64_t i, int64_t j);

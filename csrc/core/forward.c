@@ -6,11 +6,10 @@
 
 typedef struct {
     const hex_settings *s;
-    hex_gradient gradient;      /* of the sum of all losses, where fused */
+    hex_gradient gradient;      /* of the sum of all losses, where they are summed here, too */
     double inv_tau;
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
-    bool fused;                 /* the gradients are summed here, too */
     bool own_needed;
     double shift;
     char *params;               /* T[HEX_PARAMS][ap] */
@@ -62,14 +61,39 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
     if (g->both_ways) hex_turn_done(run, task->i, task->j);
 }
 
-static void maxima_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MAXIMA); }
-static void sums_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, SUMS); }
-static void moments_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, MOMENTS); }
-static void own_tile(hex_worker *worker, int64_t t, void *c) { contrast_tile(worker, t, c, OWN); }
+/* Where passes go: everywhere, or within a block of anchors, whose tiles stay in a worker's strip from pass to pass. */
+typedef struct {
+    hex_run *run;
+    hex_worker *worker;         /* NULL: everywhere */
+    int64_t block;
+} scope;
 
-static void pass_over(hex_run *run, hex_task_body body, contrast *c) {
-    hex_each_task(run, body, c);
-    run->tiles_ready = run->tiles != NULL;
+typedef struct {
+    contrast *c;
+    enum pass pass;
+} pass_call;
+
+static void pass_tile(hex_worker *worker, int64_t t, void *context) {
+    const pass_call *call = context;
+    contrast_tile(worker, t, call->c, call->pass);
+}
+
+static void pass_over(const scope *where, contrast *c, enum pass pass) {
+    pass_call call = {c, pass};
+    if (where->worker) {
+        hex_tasks_of_strip(where->worker, where->block, pass_tile, &call);
+        where->worker->strip_ready = true;
+    } else {
+        hex_each_task(where->run, pass_tile, &call);
+        where->run->tiles_ready = where->run->tiles != NULL;
+    }
+}
+
+static void each_block(const scope *where, hex_block_body body, contrast *c) {
+    if (where->worker)
+        body(where->worker, where->block, c);
+    else
+        hex_each_block(where->run, where->run->g.ab, body, c);
 }
 
 static void paired_block(hex_worker *worker, int64_t b, void *context) {
@@ -265,57 +289,38 @@ static bool has_few_negatives(const hex_run *run) {
 static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
     const hex_settings *s = c->s;
     return c->shared && s->threshold_count <= 1 && (s->beta == 0 || s->beta == 1) && !c->own_needed &&
-           (c->fused || (run->tiles && run->token != 0));
+           (hex_sums_gradients(run->room) || (run->tiles && run->token != 0));
 }
 
-/* Passes over all tiles, one after another. */
-static void contrast_tiles(hex_run *run, contrast *c) {
-    if (run->problem->paired.data) hex_each_block(run, run->g.mb, paired_block, c);
+/* From tiles to losses. */
+static void contrast_passes(const scope *where, contrast *c) {
+    if (where->run->problem->paired.data) each_block(where, paired_block, c);
     if (!c->shared) {
-        pass_over(run, maxima_tile, c);
-        hex_each_block(run, run->g.ab, shifts_block, c);
+        pass_over(where, c, MAXIMA);
+        each_block(where, shifts_block, c);
     }
-    if (c->few_negatives) pass_over(run, moments_tile, c);
-    pass_over(run, sums_tile, c);
-    if (c->exponentials) {
-        double shift = run->k->widen(param(run, c, HEX_P_SHIFT_G, 0), 0);   /* as the kernels know it */
-        run->form = (hex_form){true, c->inv_tau, shift, hex_row_threshold(c->s, 0)};
-    }
+    if (c->few_negatives) pass_over(where, c, MOMENTS);
+    pass_over(where, c, SUMS);
     if (c->own_needed) {
-        hex_each_block(run, run->g.ab, negatives_block, c);
-        pass_over(run, own_tile, c);
+        each_block(where, negatives_block, c);
+        pass_over(where, c, OWN);
     }
-    hex_each_block(run, run->g.ab, loss_block, c);
+    each_block(where, loss_block, c);
 }
 
-static void strip_pass(hex_worker *worker, int64_t i, contrast *c, enum pass pass) {
-    int64_t nb = worker->run->g.nb;
-    for (int64_t j = 0; j < nb; j++) contrast_tile(worker, i * nb + j, c, pass);
-    worker->strip_ready = true;
+static void gradient_tile(hex_worker *worker, int64_t t, void *context) {
+    const contrast *c = context;
+    hex_gradient_tile(worker, &c->gradient, t, c->exponentials);
 }
 
-/* The same passes and then the gradients' sums for one block of anchors, whose tiles stay in this worker's strip. Where the
- * problem is not symmetric an anchor's loss depends on its own tiles alone, so that nothing else has to be waited for. */
+/* Where the problem is not symmetric an anchor's loss depends on its own tiles alone, so that its gradients can follow at once. */
 static void fused_block(hex_worker *worker, int64_t i, void *context) {
     contrast *c = context;
-    const hex_run *run = worker->run;
-    const hex_geometry *g = &run->g;
     worker->strip = worker->strip_memory;
     worker->strip_ready = false;
-    if (run->problem->paired.data) paired_block(worker, i, c);
-    if (!c->shared) {
-        strip_pass(worker, i, c, MAXIMA);
-        shifts_block(worker, i, c);
-    }
-    if (c->few_negatives) strip_pass(worker, i, c, MOMENTS);
-    strip_pass(worker, i, c, SUMS);
-    if (c->own_needed) {
-        negatives_block(worker, i, c);
-        strip_pass(worker, i, c, OWN);
-    }
-    loss_block(worker, i, c);
-    hex_gradient_params(run, &c->gradient, c->row_state, NULL, i);
-    for (int64_t j = 0; j < g->nb; j++) hex_gradient_tile(worker, &c->gradient, i * g->nb + j, c->exponentials);
+    contrast_passes(&(scope){worker->run, worker, i}, c);
+    hex_gradient_params(worker->run, &c->gradient, c->row_state, NULL, i);
+    hex_tasks_of_strip(worker, i, gradient_tile, c);
 }
 
 static void prepare(const hex_run *run, contrast *c) {
@@ -352,8 +357,8 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     int64_t own = place(&run.g, NULL, &c, &column), extra = own;
     if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, &what);
-    hex_room room = hex_room_for(&run.g, s, needed, run.room.tiles == run.g.tasks, &c.fused);
-    hex_status status = hex_run_open(&run, room, c.fused, extra);
+    hex_room room = hex_room_for(&run.g, s, needed, run.room.tiles == run.g.tasks);
+    hex_status status = hex_run_open(&run, room, extra);
     if (status != HEX_OK) return status;
     place(&run.g, run.extra, &c, &column);
     if (s->adaptive) {
@@ -363,15 +368,19 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     c.inv_tau = hex_inverse(run.k, s->temperature);
     prepare(&run, &c);
     c.exponentials = needed && may_leave_exponentials(&run, &c);
-    if (c.fused)
+    if (c.exponentials) {
+        double shift = run.k->widen(param(&run, &c, HEX_P_SHIFT_G, 0), 0);   /* as the kernels know it */
+        run.form = (hex_form){true, c.inv_tau, shift, hex_row_threshold(s, 0)};
+    }
+    if (hex_sums_gradients(run.room))
         hex_each_strip(&run, fused_block, &c);
     else
-        contrast_tiles(&run, &c);
+        contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, losses);
     double cosines = c.few_negatives ? 0 : sum_of_cosines(&run, column);
     batch_statistics(&run, &c, false, cosines, batch_stats);
     if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, batch_stats + HEX_BATCH_STATS);
-    if (c.fused) run.token = hex_gradient_fingerprint(run.token, problem, &run.g, s, row_state);
+    if (hex_sums_gradients(run.room)) run.token = hex_gradient_fingerprint(run.token, problem, &run.g, s, row_state);
     *token = hex_run_close(&run, needed != 0);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return HEX_OK;

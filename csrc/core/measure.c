@@ -240,7 +240,7 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
     hex_run_find(&run, problem, 0, keep, NULL, NULL);
     int64_t extra = hex_measure_plan(&run.g, &what);
     hex_room room = {.tiles = keep ? hex_kept_tiles(&run.g) : 0};
-    hex_status status = hex_run_open(&run, room, false, extra);
+    hex_status status = hex_run_open(&run, room, extra);
     if (status != HEX_OK) return status;
     *mean_quantile = hex_measure_rows(&run, &what, run.extra, row_stats);
     *token = hex_run_close(&run, keep);

@@ -50,8 +50,9 @@ void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
     g->tasks = g->symmetric ? g->mb * (g->mb + 1) / 2 : g->mb * g->nb;
 }
 
-int64_t hex_tile_bytes(const hex_geometry *g) {
-    int64_t tile = g->block_m * g->block_n * g->k->size;
+/* Of all tiles, or as many as can be said. */
+static int64_t bytes_of_tiles(const hex_geometry *g) {
+    int64_t tile = hex_tile_bytes(g);
     return g->tasks > INT64_MAX / tile ? INT64_MAX : g->tasks * tile;
 }
 
@@ -63,31 +64,31 @@ static const double SHARE = 0.35;
 
 static int64_t tiles_for(const hex_geometry *g, bool adaptive) {
     int64_t most = hex_kept_tiles(g), share = (int64_t)(SHARE * (double)(g->mb * g->nb));
-    bool all = adaptive || hex_tile_bytes(g) <= FREELY_KEPT || hex_budget_was_set();
+    bool all = adaptive || bytes_of_tiles(g) <= FREELY_KEPT || hex_budget_was_set();
     return all || most < share ? most : share;
 }
 
 /* The sums of gradients, where an anchor's loss depends on its own tiles alone and one number will scale them all, unless all
  * tiles are needed for a threshold first and can be kept from then on. */
-hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, bool found, bool *fused) {
-    int64_t tiles = tiles_for(g, s->adaptive), workers = hex_threads() < g->mb ? hex_threads() : g->mb;
+hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, bool found) {
+    int64_t tiles = tiles_for(g, s->adaptive), strips = hex_strips(g, hex_threads()) * hex_strip_bytes(g);
     hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
                      .col_grad = needed & HEX_NEED_KEYS};
+    bool alone = !g->symmetric && !g->both_ways, one_number = s->reduction != HEX_REDUCTION_NONE;
     bool measured = found || (s->adaptive && tiles == g->tasks);
-    *fused = !g->symmetric && !g->both_ways && (sums.row_grad || sums.col_grad) && s->reduction != HEX_REDUCTION_NONE && !measured &&
-             hex_kept_bytes(g, sums) + workers * hex_strip_bytes(g) <= hex_workspace_budget();
-    if (*fused) return sums;
+    if (hex_sums_gradients(sums) && alone && one_number && !measured &&
+        hex_kept_bytes(g, sums) + strips <= hex_workspace_budget())
+        return sums;
     return (hex_room){.tiles = needed & ~HEX_NEED_PAIRED || s->adaptive ? tiles : 0};
 }
 
 void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan) {
     hex_settings settings = {.adaptive = adaptive, .reduction = HEX_REDUCTION_MEAN};
     hex_geometry g;
-    bool fused;
     hex_geometry_of(problem, &g);
-    hex_room room = hex_room_for(&g, &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false, &fused);
-    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, hex_tile_bytes(&g), room.tiles, hex_kept_bytes(&g, room), fused,
-                       second_level_cache()};
+    hex_room room = hex_room_for(&g, &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false);
+    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, bytes_of_tiles(&g), room.tiles, hex_kept_bytes(&g, room),
+                       hex_sums_gradients(room), second_level_cache()};
 }
 
 static void add_task(const hex_geometry *g, hex_task *task, int64_t *count, int32_t *turns, int64_t i, int64_t j) {

@@ -27,8 +27,6 @@ struct hex_kept {
     hex_form form;
 };
 
-static int64_t tile_bytes(const hex_geometry *g) { return g->block_m * g->block_n * g->k->size; }
-
 /* Two passes over one layout: with base NULL only the size matters. */
 static int64_t place_kept(hex_run *run, char *base) {
     const hex_geometry *g = &run->g;
@@ -40,7 +38,7 @@ static int64_t place_kept(hex_run *run, char *base) {
         run->key = run->a;
     else
         place_rows(&at, g, g->np, true, &run->key);
-    run->tiles = run->room.tiles ? carve(&at, run->room.tiles * tile_bytes(g)) : NULL;
+    run->tiles = run->room.tiles ? carve(&at, run->room.tiles * hex_tile_bytes(g)) : NULL;
     run->row_grad = run->room.row_grad ? carve(&at, g->mp * g->dp * g->k->size) : NULL;
     run->col_grad = run->room.col_grad ? carve(&at, g->np * g->dp * g->k->size) : NULL;
     return at - base;
@@ -53,16 +51,14 @@ int64_t hex_kept_bytes(const hex_geometry *g, hex_room room) {
 
 int64_t hex_kept_tiles(const hex_geometry *g) {
     int64_t budget = hex_workspace_budget();
-    int64_t left = budget - hex_kept_bytes(g, (hex_room){0}), tiles = left > 0 ? left / tile_bytes(g) : 0;
+    int64_t left = budget - hex_kept_bytes(g, (hex_room){0}), tiles = left > 0 ? left / hex_tile_bytes(g) : 0;
     tiles = tiles < g->tasks ? tiles : g->tasks;
     while (tiles > 0 && hex_kept_bytes(g, (hex_room){.tiles = tiles}) > budget) tiles--;   /* whole pages */
     return tiles;
 }
 
-int64_t hex_strip_bytes(const hex_geometry *g) { return hex_round_up(g->nb * tile_bytes(g), HEX_PANEL_BYTES); }
-
 static int64_t worker_bytes(const hex_geometry *g) {
-    int64_t tile = hex_round_up(tile_bytes(g), HEX_PANEL_BYTES);
+    int64_t tile = hex_round_up(hex_tile_bytes(g), HEX_PANEL_BYTES);
     int64_t codes = hex_round_up(g->block_m * g->block_n, HEX_PANEL_BYTES);
     int64_t scratch = hex_round_up(hex_scratch_elements(g->block_m, g->block_n) * g->k->size, HEX_PANEL_BYTES);
     int64_t rows = HEX_PANEL_BYTES * (g->dp + g->k->panel);   /* a panel of rows, as pack and unpack take them */
@@ -94,8 +90,8 @@ static hex_worker worker_of(hex_run *run, int64_t index) {
     const hex_geometry *g = &run->g;
     char *at = run->worker_memory + index * run->worker_bytes;
     hex_worker w = {.run = run, .index = (int)index};
-    w.tile = carve(&at, tile_bytes(g));
-    w.out = carve(&at, tile_bytes(g));
+    w.tile = carve(&at, hex_tile_bytes(g));
+    w.out = carve(&at, hex_tile_bytes(g));
     w.codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.col_codes = (hex_code *)carve(&at, g->block_m * g->block_n);
     w.special = (uint8_t *)carve(&at, g->block_m * g->block_n);
@@ -172,6 +168,11 @@ void hex_each_strip(hex_run *run, hex_block_body body, void *context) {
     run_crew(&(crew){.run = run, .block_body = body, .context = context, .count = run->g.mb}, work_blocks);
 }
 
+void hex_tasks_of_strip(hex_worker *worker, int64_t i, hex_task_body body, void *context) {
+    int64_t nb = worker->run->g.nb;
+    for (int64_t j = 0; j < nb; j++) body(worker, i * nb + j, context);
+}
+
 typedef struct {
     hex_task_body body;
     void *context;
@@ -179,8 +180,7 @@ typedef struct {
 
 static void tasks_of_strip(hex_worker *worker, int64_t i, void *context) {
     const task_call *call = context;
-    int64_t nb = worker->run->g.nb;
-    for (int64_t j = 0; j < nb; j++) call->body(worker, i * nb + j, call->context);
+    hex_tasks_of_strip(worker, i, call->body, call->context);
 }
 
 void hex_each_task(hex_run *run, hex_task_body body, void *context) {
@@ -261,8 +261,8 @@ void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool 
 /* Packed rows, found or made. */
 static bool open_kept(hex_run *run, hex_room room) {
     hex_slab *found = run->kept;
-    bool sums = run->room.row_grad || run->room.col_grad;   /* of use only where they are what is wanted */
-    if (found && sums == run->gradients_ready && (!room.tiles || run->room.tiles) && (!room.row_grad || run->room.row_grad) &&
+    /* sums are of use only where they are what is wanted */
+    if (found && hex_sums_gradients(run->room) == run->gradients_ready && (!room.tiles || run->room.tiles) && (!room.row_grad || run->room.row_grad) &&
         (!room.col_grad || run->room.col_grad)) {
         place_kept(run, hex_slab_memory(found));
         run->tiles_ready = run->tiles && run->header->ready == run->token && !run->header->form.exponentials;
@@ -282,10 +282,10 @@ static bool open_kept(hex_run *run, hex_room room) {
     return true;
 }
 
-hex_status hex_run_open(hex_run *run, hex_room room, bool strips, int64_t extra_bytes) {
+hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes) {
     const hex_geometry *g = &run->g;
     const hex_problem *problem = run->problem;
-    run->strips = !strips ? 0 : run->workers < g->mb ? run->workers : g->mb;   /* as many as hex_each_strip has workers */
+    run->strips = hex_sums_gradients(room) ? hex_strips(g, run->workers) : 0;
     run->scratch = hex_slab_take(place_scratch(run, NULL, extra_bytes));
     if (run->scratch) place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
     if (!run->scratch || !open_kept(run, room)) {
@@ -384,9 +384,9 @@ hex_tile hex_fetch(hex_worker *worker, int64_t task, int view) {
     hex_tile tile = empty_tile(run, i, j);
     char *slot = worker->tile;
     if (worker->strip)
-        slot = worker->strip + j * tile_bytes(g);
+        slot = worker->strip + j * hex_tile_bytes(g);
     else if (hex_tile_stays(worker, task))
-        slot = (char *)run->tiles + task * tile_bytes(g);
+        slot = (char *)run->tiles + task * hex_tile_bytes(g);
     if (!hex_tile_ready(worker, task)) multiply(run, i, j, &tile, slot);
     tile.values = slot;
     classify(worker, i, j, view, &tile);

@@ -44,16 +44,14 @@ class DropIn(_Loss):
                  normalize: bool | None = None, reduction: str | None = None) -> Tensor:
         """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
         problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
-        given = {"temperature": temperature, "normalize": normalize, "reduction": reduction}
-        settings = self._settings(problem, **{name: value for name, value in given.items() if value is not None})
-        loss, seen = evaluate(problem, settings, self.threshold)
+        loss, seen = evaluate(problem, self._settings(problem, temperature, normalize, reduction), self.threshold)
         self._seen = (seen,)
         return loss
 
     def contrast_both_ways(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
         """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
         problem = make_problem(anchors, keys, None, None, None, None, None)
-        loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature=temperature), self.threshold)
+        loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature), self.threshold)
         return loss
 
     def _shown(self) -> list[str]:

@@ -72,8 +72,7 @@ static packed pack_into(const hex_kernels *k, const hex_matrix *src, hex_dtype d
                         int64_t block, bool normalize) {
     int64_t padded = round_up(src->cols, k->panel);
     packed out = {room(k, block * padded, 9), room(k, block * padded, 9), room(k, k->panel * (padded + k->panel), 9),
-                  doubles(block, -1), block,
-                  padded};
+                  doubles(block, -1), block, padded};
     k->pack(src, dtype, first, rows, block, normalize, out.k_major, out.r_major, out.norms, out.buffer);
     return out;
 }
