@@ -55,7 +55,7 @@ def draw(histories: dict[str, History], untrained: float, cosines: dict[str, dic
         below[0].set_ylabel("density")
         for axes in below:
             axes.legend(loc="upper left")
-        top = 1.2 * max(axes.get_ylim()[1] for axes in below)  # room for the legend
+        top = 1.5 * max(axes.get_ylim()[1] for axes in below)  # room for the legend
         for axes in below:
             axes.set_ylim(0, top)
         path.parent.mkdir(parents=True, exist_ok=True)
