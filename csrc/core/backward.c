@@ -19,13 +19,13 @@ typedef struct {
 } backward;
 
 static void fill_params(hex_run *run, backward *b) {
-    double lowest = INFINITY, unused;
+    double lowest = INFINITY;
     int64_t anchors = hex_anchors(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
         double eps = b->row_state[i * HEX_ROW_STATE + HEX_R_EPS];
         lowest = eps < lowest ? eps : lowest;
     }
-    b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &unused);
+    b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &b->gradient.power);
     for (int64_t block = 0; block < run->g.ab; block++)
         hex_gradient_params(run, &b->gradient, b->row_state, b->scale, block);
 }

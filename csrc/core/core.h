@@ -271,6 +271,7 @@ static inline double hex_moment_sum(const double *moment, int64_t ld) {
 typedef struct {
     double inv_tau, beta;
     bool shared;               /* hex_one_shift */
+    double power;
     bool rows, cols;           /* gradient of the tiles' anchors / keys wanted */
     char *params;              /* T[HEX_PARAMS][ap] */
     char *row_grad, *col_grad; /* as in hex_run */
@@ -303,9 +304,10 @@ typedef struct {
 /* 1 / temperature as the kernels use it, so that all terms agree: in T, finite; NaN for what is no temperature. */
 double hex_inverse(const hex_kernels *k, double temperature);
 /* One exponential e^(s - shift) serves every class of both sides of a tile when nothing it is used in can leave the number
- * format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum. lowest: of the thresholds.
+ * format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum. lowest: of the thresholds. The
+ * shift is power / HEX_LOG2_E, no less than the largest s.
  * Forward and backward decide alike. */
-bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *shift);
+bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *power);
 
 /* Several positives with a denominator each: needs the sums of hex_kernels.own before hex_row_loss. */
 bool hex_row_needs_own(const hex_settings *s, const hex_row *row);

@@ -11,7 +11,7 @@ typedef struct {
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
-    double shift;
+    double power, shift;        /* of all, where shared */
     char *params;               /* T[HEX_PARAMS][ap] */
     char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
     double *sums;               /* [HEX_SUMS][ap] */
@@ -32,9 +32,10 @@ enum pass { MAXIMA, SUMS, OWN, MOMENTS };
 
 static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t i, int64_t j, bool both) {
     const hex_run *run = worker->run;
-    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared_shift = c->shared, .row = param(run, c, 0, i),
-                       .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap, .row_log_neg = c->log_neg + i,
-                       .col_log_neg = both ? c->log_neg + j : NULL, .scratch = worker->scratch};
+    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared_shift = c->shared, .power = c->power,
+                       .row = param(run, c, 0, i), .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap,
+                       .row_log_neg = c->log_neg + i, .col_log_neg = both ? c->log_neg + j : NULL,
+                       .scratch = worker->scratch};
 }
 
 static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass pass) {
@@ -108,7 +109,8 @@ static void choose_shift(const hex_run *run, contrast *c) {
     double lowest = INFINITY;
     int64_t count = c->s->threshold_count;
     for (int64_t i = 0; i < count; i++) lowest = c->s->threshold[i] < lowest ? c->s->threshold[i] : lowest;
-    c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->shift);
+    c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->power);
+    c->shift = c->power / HEX_LOG2_E;
 }
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
@@ -140,9 +142,9 @@ static hex_row row_of(const hex_run *run, const contrast *c, int64_t i, int64_t 
     hex_row row = {.inv_tau = c->inv_tau, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
                    .positives = run->classes.positives[number], .negatives = run->classes.negatives[number],
                    .own_log = c->own[i], .own_share = c->own[run->g.ap + i]};
-    row.shift_g = run->k->widen(param(run, c, HEX_P_SHIFT_G, i), 0);
-    row.shift_h = run->k->widen(param(run, c, HEX_P_SHIFT_H, i), 0);
-    row.shift_p = run->k->widen(param(run, c, HEX_P_SHIFT_P, i), 0);
+    row.shift_g = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_G, i), 0);
+    row.shift_h = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_H, i), 0);
+    row.shift_p = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_P, i), 0);
     for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.ap + i];
     if (run->problem->paired.data) {
         row.positives += 1;
@@ -334,9 +336,9 @@ static void prepare(const hex_run *run, contrast *c) {
     c->own_needed = any_needs_own(run, c);
     c->few_negatives = has_few_negatives(run);
     if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
-    c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .rows = run->room.row_grad,
-                                 .cols = run->room.col_grad, .params = c->params, .row_grad = run->row_grad,
-                                 .col_grad = run->col_grad};
+    c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .power = c->power,
+                                 .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
+                                 .row_grad = run->row_grad, .col_grad = run->col_grad};
 }
 
 /* The threshold from the tiles that the contrast will use. */
@@ -368,10 +370,7 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     c.inv_tau = hex_inverse(run.k, s->temperature);
     prepare(&run, &c);
     c.exponentials = needed && may_leave_exponentials(&run, &c);
-    if (c.exponentials) {
-        double shift = run.k->widen(param(&run, &c, HEX_P_SHIFT_G, 0), 0);   /* as the kernels know it */
-        run.form = (hex_form){true, c.inv_tau, shift, hex_row_threshold(s, 0)};
-    }
+    if (c.exponentials) run.form = (hex_form){true, c.inv_tau, c.shift, hex_row_threshold(s, 0)};
     if (hex_sums_gradients(run.room))
         hex_each_strip(&run, fused_block, &c);
     else

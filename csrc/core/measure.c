@@ -117,14 +117,14 @@ static bool prepare_again(const hex_run *run, measure *me) {
     return any;
 }
 
-/* Standard deviations above the mean that a share `tail` of normal values exceeds (Mills' ratio, by iteration), less three
- * standard errors of the sample's own mean and spread. */
+/* Standard deviations above the mean that a share `tail` of normal values exceeds (Mills' ratio, by iteration), less four
+ * standard errors of the sample's mean. */
 static double guess_of(double quantile, int64_t n, int64_t sample) {
     double tail = quantile >= 0.5 ? 1 - quantile : quantile, x = 1;
     if (tail * (double)n < 1) tail = 1 / (double)n;
     if (tail > 0.1) return 0;   /* lists would be long, whatever the bound */
     for (int step = 0; step < 20; step++) x = sqrt(-2 * log(tail * 2.5066 * x / (1 - 1 / (1 + x * x))));
-    return x - 3 / sqrt((double)sample);
+    return x - 4 / sqrt((double)sample);
 }
 
 static void finish_moments(const hex_run *run, const measure *me, double *stats) {

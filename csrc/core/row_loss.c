@@ -21,13 +21,13 @@ double hex_inverse(const hex_kernels *k, double temperature) {
     return k->size == 4 ? (double)(float)inverse : inverse;
 }
 
-bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *shift) {
+bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *power) {
     double keys = run->key.largest > run->paired.largest ? run->key.largest : run->paired.largest;
     double bound = run->problem->normalize ? 1 : run->a.largest * keys;
     double hard = lowest > -bound ? bound - lowest : 2 * bound;
     hard = hard > 0 ? hard : 0;
     bool one = (2 * bound + beta * hard) * inv_tau <= (double)run->k->limit;
-    *shift = one ? bound * inv_tau : 0;
+    *power = one ? ceil(bound * inv_tau * HEX_LOG2_E) : 0;
     return one;
 }
 

@@ -32,7 +32,7 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
                                           LOCAL(mark) *mark) {
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, *row_gg = t->row + HEX_P_GG * t->ld;
     const uint8_t *special = t->special;
-    const V inv_tau = t->inv_tau, shift = t->shift;
+    const V scale = t->scale, power = t->power;
     const int64_t rows = t->rows;
     int64_t count = 0;
     V col_eps[NV], col_gg[NV];
@@ -48,13 +48,15 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
             const V value = LOCAL(load)(values + i * P + v * W);
             VI above = kept ? (VI)(value < 0) : (VI)(value > eps);
             V e = value, weight = gg;
-            if (!kept) e = LOCAL(exp_bounded)(value * inv_tau - shift);
+            if (!kept) e = LOCAL(exp2_bounded)(value * scale - power);
             if (both && !kept) above |= (VI)(value > col_eps[v]);
             if (both) weight += col_gg[v];
             hard |= LOCAL(bits)(above) << (v * W);
             LOCAL(store)(out + i * P + v * W, e * weight);
         }
-        mark[count] = (LOCAL(mark)){(uint16_t)i, (uint16_t)hard};
+        mark[count].row = (uint16_t)i;
+        mark[count].hard = (uint16_t)hard;
+        if (special && special[i]) mark[count].other = (uint16_t)LOCAL(other_lanes)(t, i);
         count += (hard != 0) | (special && special[i]);
     }
     return count;
@@ -73,17 +75,17 @@ INLINE V LOCAL(negative_side)(V value, V e, V weight, const bool kept, const V *
 
 INLINE V LOCAL(negatives)(const LOCAL(panel) *t, V value, const bool kept, const V *row, const V *col) {
     const V x = value * t->inv_tau - t->shift;
-    const V e = kept ? LOCAL(magnitude)(value) : LOCAL(exp_bounded)(x), weight = LOCAL(hardness)(x, e, t->beta);
+    const V e = kept ? LOCAL(magnitude)(value) : LOCAL(e_of)(t, value), weight = LOCAL(hardness)(x, e, t->beta);
     V s = LOCAL(negative_side)(value, e, weight, kept, row);
     if (col) s += LOCAL(negative_side)(value, e, weight, kept, col);
     return s;
 }
 
-/* Single elements. */
+/* Single hierarchical negatives. */
 INLINE void LOCAL(hard_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, const LOCAL(marked) *m,
                                      T *out) {
-    for (int from = 0; from < m->places; from += W) {
-        const int32_t *place = m->place + from;
+    for (int from = 0; from < m->hard.count; from += W) {
+        const int32_t *place = m->hard.place + from;
         T value[W] __attribute__((aligned(HEX_VECTOR_BYTES))), of[2][LOCAL(QS)][W] __attribute__((aligned(HEX_VECTOR_BYTES)));
         for (int l = 0; l < W; l++) {
             value[l] = t->values[place[l]];
@@ -111,7 +113,7 @@ INLINE void LOCAL(dense_coefficients)(const LOCAL(panel) *t, const bool both, co
         for (int q = 0; q < LOCAL(QS); q++)
             col[v][q] = LOCAL(load)(t->col + LOCAL(negative_params)[q] * t->ld + v * W);
     for (int at = 0; at < m->denses; at++) {
-        const int64_t i = m->dense[at];
+        const int64_t i = m->mark[m->dense[at]].row;
         V row[LOCAL(QS)];
         for (int q = 0; q < LOCAL(QS); q++) row[q] = LOCAL(splat)(t->row[LOCAL(negative_params)[q] * t->ld + i]);
 #pragma GCC unroll 8
@@ -122,12 +124,37 @@ INLINE void LOCAL(dense_coefficients)(const LOCAL(panel) *t, const bool both, co
     }
 }
 
-/* Row i, which holds more than negatives. */
+/* dObjective/ds of a positive, one side. */
+INLINE T LOCAL(positive_side)(T c, T e, T inv_tau, const T *of, int64_t ld) {
+    T s = of[HEX_P_PA * ld] + of[HEX_P_PB * ld] * e;
+    if (of[HEX_P_PO * ld] != 0) s += of[HEX_P_PO * ld] / (T)(1 + exp((double)of[HEX_P_OWN * ld] - (double)(c * inv_tau)));
+    return s;
+}
+
+/* Single elements that are no negatives. */
+static void LOCAL(other_coefficients)(const LOCAL(panel) *t, const bool kept, const LOCAL(singles) *other, T *out) {
+    T value[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
+    for (int from = 0; from < other->count; from += W) {
+        const int32_t *place = other->place + from;
+        for (int l = 0; l < W; l++) value[l] = t->values[place[l]];
+        const V e = kept ? LOCAL(magnitude)(LOCAL(load)(value)) : LOCAL(e_of)(t, LOCAL(load)(value));
+        for (int l = 0; l < W; l++) {
+            T s = 0;
+            if (t->codes[place[l]] > 0) {
+                s = LOCAL(positive_side)(value[l], e[l], t->inv_tau[0], t->row + place[l] / P, t->ld);
+                if (t->col) s += LOCAL(positive_side)(value[l], e[l], t->inv_tau[0], t->col + place[l] % P, t->ld);
+            }
+            out[place[l]] = s;
+        }
+    }
+}
+
+/* Row i, a mixture. */
 static void LOCAL(special_coefficients)(const LOCAL(panel) *t, const bool kept, int64_t i, T *out) {
     for (int v = 0; v < NV; v++) {
         int64_t at = i * P + v * W;
         const V value = LOCAL(load)(t->values + at), c = kept ? LOCAL(splat)(0) : value;
-        const V e = kept ? LOCAL(magnitude)(value) : LOCAL(exp_bounded)(value * t->inv_tau - t->shift);
+        const V e = kept ? LOCAL(magnitude)(value) : LOCAL(e_of)(t, value);
         VI above = kept ? (VI)(value < 0) : (VI)(value > LOCAL(splat)(t->row[HEX_P_EPS * t->ld + i]));
         V s = LOCAL(side_coefficients)(c, above, &e, t->inv_tau, t->beta, t->row, t->ld, i, true, t->codes + at);
         if (t->col) {
@@ -142,7 +169,8 @@ INLINE void LOCAL(panel_coefficients)(const LOCAL(panel) *t, const bool both, co
     LOCAL(sort_marks)(t, LOCAL(global_coefficients)(t, both, kept, out, m->mark), m);
     for (int at = 0; at < m->specials; at++) LOCAL(special_coefficients)(t, kept, m->special[at], out);
     if (m->denses > 0) LOCAL(dense_coefficients)(t, both, kept, m, out);
-    if (m->places > 0) LOCAL(hard_coefficients)(t, both, kept, m, out);
+    if (m->other.count > 0) LOCAL(other_coefficients)(t, kept, &m->other, out);
+    if (m->hard.count > 0) LOCAL(hard_coefficients)(t, both, kept, m, out);
 }
 
 /* The common case, as in sums_shared. */

@@ -134,7 +134,9 @@ const hex_kernels *hex_kernels_for(hex_dtype dtype) {
 
 int64_t hex_scratch_elements(int64_t rows, int64_t cols) {
     const int64_t lanes = HEX_PANEL_BYTES / 4;   /* no tier has wider vectors */
-    return HEX_SUMS * (rows * lanes + (cols + lanes - 1) / lanes * lanes);
+    rows = (rows + lanes - 1) / lanes * lanes;
+    cols = (cols + lanes - 1) / lanes * lanes;
+    return HEX_SUMS * (rows * lanes + cols) + (HEX_S_HARD_C - HEX_S_HARD_A + 1) * (rows + cols);
 }
 
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns) {

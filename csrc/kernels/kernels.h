@@ -16,6 +16,8 @@
 
 enum { HEX_PANEL_BYTES = 64, HEX_TILE_ROWS = 256, HEX_DIGEST_LANES = 16 };
 
+#define HEX_LOG2_E 1.4426950408889634
+
 /* Classes of a tile's elements, laid out as the tile: < 0 negative (or member, in measure), > 0 positive, 0 neither
  * (self, padding, unrelated). */
 typedef int8_t hex_code;
@@ -69,7 +71,8 @@ enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_
  * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */
 typedef struct {
     double inv_tau, beta;
-    bool shared_shift;         /* the three shifts of all anchors are one number */
+    bool shared_shift;         /* the three shifts of all anchors are one number, power / HEX_LOG2_E */
+    double power;              /* a whole number: no rounding where it is subtracted from scaled cosines */
     const void *row, *col;     /* T[HEX_PARAMS][ld] */
     int64_t ld;
     const double *row_log_neg, *col_log_neg; /* own only */
@@ -128,7 +131,9 @@ typedef struct {
     void (*fill)(void *out, int64_t count, double value);
     /* Mixes bytes (unaligned) into state[HEX_DIGEST_LANES]; the same bytes in other portions may give another state. */
     void (*digest)(const void *bytes, int64_t count, uint64_t *state);
-    void (*exponential)(const void *x, int64_t count, void *out); /* count a multiple of P; x <= 0 or NaN; for tests */
+    /* For tests; counts are multiples of P. e^x, x <= 0 or NaN; 2^y, y <= 0 and no less than a normal number's. */
+    void (*exponential)(const void *x, int64_t count, void *out);
+    void (*power)(const void *y, int64_t count, void *out);
 } hex_kernels;
 
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */

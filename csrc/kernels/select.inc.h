@@ -169,35 +169,77 @@ static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selecti
     }
 }
 
-/* The bound of a row from mean and spread of what its tile holds besides its largest value (which may be the anchor itself):
- * `deviations` above the mean, but no higher than the tile's own second largest, for distributions that end early. */
+INLINE V LOCAL(larger_of)(V a, V b) { return LOCAL(pick)((VI)(a > b), a, b); }
+INLINE V LOCAL(smaller_of)(V a, V b) { return LOCAL(pick)((VI)(a > b), b, a); }
+
+/* What a sample of a row has shown: sums, and the two largest values. Lanes are parts of a row's columns, or rows. */
+typedef struct {
+    V sum, squares, first, second;
+} LOCAL(sample);
+
+INLINE LOCAL(sample) LOCAL(sample_of)(const T *row, int64_t stride, int64_t panels, V sign) {
+    const V none = LOCAL(splat)((T)-INFINITY);
+    LOCAL(sample) s = {{0}, {0}, none, none};
+    for (int64_t p = 0; p < panels; p++, row += stride)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V x = LOCAL(load)(row + v * W) * sign;
+            s.sum += x;
+            s.squares += x * x;
+            s.second = LOCAL(larger_of)(s.second, LOCAL(smaller_of)(s.first, x));
+            s.first = LOCAL(larger_of)(s.first, x);
+        }
+    return s;
+}
+
+/* Of W rows whose samples' lanes are parts of their columns: one whose lanes are the rows. */
+INLINE LOCAL(sample) LOCAL(sample_of_rows)(const LOCAL(sample) *rows) {
+    V sum[W], squares[W], first[W], second[W];
+    for (int r = 0; r < W; r++) {
+        sum[r] = rows[r].sum, squares[r] = rows[r].squares;
+        first[r] = rows[r].first, second[r] = rows[r].second;
+    }
+    LOCAL(transpose)(sum);
+    LOCAL(transpose)(squares);
+    LOCAL(transpose)(first);
+    LOCAL(transpose)(second);
+    LOCAL(sample) s = {sum[0], squares[0], first[0], second[0]};
+    for (int l = 1; l < W; l++) {
+        s.sum += sum[l];
+        s.squares += squares[l];
+        s.second = LOCAL(larger_of)(LOCAL(larger_of)(s.second, second[l]), LOCAL(smaller_of)(s.first, first[l]));
+        s.first = LOCAL(larger_of)(s.first, first[l]);
+    }
+    return s;
+}
+
+/* The bound of a row: `deviations` above the mean of what its tile holds besides its largest value (which may be the anchor
+ * itself), with the rows' common spread, which a tile shows better than its parts; but no higher than the row's own second
+ * largest, for distributions that end early. */
 static void KERNEL(select_guess)(const hex_tile *tile, double sign, double deviations, const hex_selection *row) {
-    const T *values = tile->values;
+    const int64_t panels = tile->cols / P;
+    const T share = 1 / (T)(panels * P - 1);
+    T mean[HEX_TILE_ROWS + W], second[HEX_TILE_ROWS + W];
+    double variance = 0;
+    if (panels < 2) return;
+    for (int64_t i = 0; i < tile->rows; i += W) {
+        LOCAL(sample) rows[W];
+        for (int64_t r = 0; r < W; r++) {
+            const int64_t at = i + r < tile->rows ? i + r : tile->rows - 1;
+            rows[r] = LOCAL(sample_of)((const T *)tile->values + at * P, tile->stride, panels, LOCAL(splat)((T)sign));
+        }
+        const LOCAL(sample) s = LOCAL(sample_of_rows)(rows);
+        const V m = (s.sum - s.first) * share;
+        variance += LOCAL(total)((s.squares - s.first * s.first) * share - m * m);
+        memcpy(mean + i, &m, sizeof m);
+        memcpy(second + i, &s.second, sizeof m);
+    }
+    variance /= (double)((tile->rows + W - 1) / W * W);
+    const T spread = variance > 0 ? (T)sqrt(variance) : 0;
     for (int64_t i = 0; i < tile->rows; i++) {
-        V sum = {0}, squares = {0}, first = LOCAL(splat)((T)-INFINITY), second = first;
-        int64_t count = tile->cols / P * P;
-        if (row->k[i] < 1 || count < 2 * P) continue;
-        for (int64_t j = 0; j < count; j += W) {
-            V x = LOCAL(load)(values + j / P * tile->stride + i * P + j % P) * (T)sign;
-            sum += x;
-            squares += x * x;
-            VI above = (VI)(x > first);
-            V lower = LOCAL(pick)(above, first, x);
-            first = LOCAL(pick)(above, x, first);
-            second = LOCAL(pick)((VI)(lower > second), lower, second);
-        }
-        T top = first[0], next = second[0];
-        for (int l = 1; l < W; l++) {
-            T other = first[l] > top ? top : first[l];
-            top = first[l] > top ? first[l] : top;
-            next = other > next ? other : next;
-            next = second[l] > next ? second[l] : next;
-        }
-        double mean = (LOCAL(total)(sum) - (double)top) / (double)(count - 1);
-        double variance = (LOCAL(total)(squares) - (double)top * (double)top) / (double)(count - 1) - mean * mean;
-        double spread = variance > 0 ? sqrt(variance) : 0, guess = mean + deviations * spread;
-        double ceiling = (double)next - 0.25 * spread;
-        ((T *)row->bound)[i] = (T)(guess < ceiling ? guess : ceiling);
+        if (row->k[i] < 1) continue;
+        const T guess = mean[i] + (T)deviations * spread, ceiling = second[i] - (T)0.25 * spread;
+        ((T *)row->bound)[i] = guess < ceiling ? guess : ceiling;
     }
 }
 

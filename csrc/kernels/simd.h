@@ -139,7 +139,7 @@ INLINE void LOCAL(transpose_panel)(const T *in, T *out, int64_t stride, const bo
 
 /* exp for x <= 0 (and a little above): 1 + r + r^2 q(r) on |r| <= ln2/2, times 2^n. NaN stays NaN; below the smallest
  * normal number the result is 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range. */
-INLINE V LOCAL(exp_any)(V x, const bool bounded) {
+INLINE V LOCAL(exp_nonpositive)(V x) {
 #if HEX_T_IS_FLOAT
     const V magic = LOCAL(splat)(0x1.8p23f), inv_ln2 = LOCAL(splat)(0x1.715476p+0f);
     const V ln2_hi = LOCAL(splat)(0x1.62e4p-1f), ln2_lo = LOCAL(splat)(0x1.7f7d1cp-20f);
@@ -169,11 +169,28 @@ INLINE V LOCAL(exp_any)(V x, const bool bounded) {
     /* unsigned: lanes that are masked afterwards may wrap */
     VU scale = ((VU)shifted << mantissa) + ((TU)bias << mantissa);
     V e = poly * (V)scale;
-    if (bounded) return e;
     return (V)((VI)e & ~(x < tiny));   /* the comparison is false for NaN */
 }
 
-INLINE V LOCAL(exp_nonpositive)(V x) { return LOCAL(exp_any)(x, false); }
-
-/* For x known not to lie below the smallest normal result. */
-INLINE V LOCAL(exp_bounded)(V x) { return LOCAL(exp_any)(x, true); }
+/* 2^y for y <= 0 (and a little above) whose result is a normal number: 1 + f t(f) on |f| <= 1/2 with 2^n added to its exponent.
+ * Less work than exp: no reduction by parts, no mask. Error: under 1.4 ulp. */
+INLINE V LOCAL(exp2_bounded)(V y) {
+#if HEX_T_IS_FLOAT
+    const V magic = LOCAL(splat)(0x1.8p23f);
+    const int mantissa = 23;
+    static const T t[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f, 0x1.c6af8ap-5f, 0x1.3b2e0cp-7f, 0x1.5f03ecp-10f, 0x1.414ebcp-13f};
+#else
+    const V magic = LOCAL(splat)(0x1.8p52);
+    const int mantissa = 52;
+    static const T t[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,  0x1.c6b08d704a0bcp-5,  0x1.3b2ab6fba4e28p-7,
+                          0x1.5d87fe78a76cdp-10, 0x1.430912f8a5400p-13, 0x1.ffcbfc5355d2ep-17, 0x1.62c0208972022p-20,
+                          0x1.b52538a5a530ep-24, 0x1.e4d930fe6a5e6p-28, 0x1.e958ce3269a64p-32, 0x1.b11ce2a71c72bp-36};
+#endif
+    const int count = (int)(sizeof t / sizeof *t);   /* even */
+    const V shifted = y + magic, f = y - (shifted - magic), square = f * f;
+    V poly = t[count - 1] * f + t[count - 2];
+#pragma GCC unroll 16
+    for (int d = count - 4; d >= 0; d -= 2) poly = poly * square + (t[d + 1] * f + t[d]);
+    poly = poly * f + 1;
+    return (V)((VU)poly + ((VU)shifted << mantissa));
+}

@@ -5,6 +5,7 @@
 #include "pack.inc.h"
 #include "select.inc.h"
 #include "contrast.inc.h"
+#include "sums.inc.h"
 #include "coefficients.inc.h"
 #include "digest.inc.h"
 
@@ -37,4 +38,5 @@ const hex_kernels KERNEL(hex_kernels) = {
     .fill = KERNEL(fill),
     .digest = KERNEL(digest),
     .exponential = KERNEL(exponential),
+    .power = KERNEL(power),
 };

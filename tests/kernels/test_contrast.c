@@ -46,8 +46,8 @@ static int64_t position(const hex_kernels *k, const problem *q, int64_t i, int64
 static void fill_shifts(const hex_kernels *k, problem *q, const setting *s) {
     const int which[] = {HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P};
     for (int64_t i = 0; i < 3 * q->ld; i++) {
-        put(k, q->row, HEX_P_SHIFT_G * q->ld + i, s->shared ? s->inv_tau : -INFINITY);
-        put(k, q->col, HEX_P_SHIFT_G * q->ld + i, s->shared ? s->inv_tau : -INFINITY);
+        put(k, q->row, HEX_P_SHIFT_G * q->ld + i, s->shared ? q->sides.power / HEX_LOG2_E : -INFINITY);
+        put(k, q->col, HEX_P_SHIFT_G * q->ld + i, s->shared ? q->sides.power / HEX_LOG2_E : -INFINITY);
     }
     if (s->shared) return;
     EACH_ELEMENT_AND_SIDE(q) {
@@ -89,8 +89,10 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
     draw_codes(k, rows, cols, stride, s->codes == 2, q.codes, q.col_codes, q.special);
     q.tile = (hex_tile){q.values, stride, rows, cols, q.codes, s->codes == 2 ? q.col_codes : q.codes, q.special};
     if (!s->codes) q.tile.codes = q.tile.col_codes = NULL, q.tile.special = NULL;
-    q.sides = (hex_sides){rounded(k, s->inv_tau), s->beta, s->shared, q.row, s->both ? q.col : NULL, ld, q.row_log_neg,
-                          s->both ? q.col_log_neg : NULL, q.scratch};
+    q.sides = (hex_sides){.inv_tau = rounded(k, s->inv_tau), .beta = s->beta, .shared_shift = s->shared,
+                          .power = s->shared ? ceil(s->inv_tau * HEX_LOG2_E) : 0, .row = q.row, .col = s->both ? q.col : NULL,
+                          .ld = ld, .row_log_neg = q.row_log_neg, .col_log_neg = s->both ? q.col_log_neg : NULL,
+                          .scratch = q.scratch};
     const double low = below(2) ? -1 : 0.97;   /* thresholds everywhere, or high, where most vectors are global */
     for (int64_t i = 0; i < ld; i++) {
         put(k, q.row, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);

@@ -114,6 +114,22 @@ void test_exponential(const hex_kernels *k) {
     free(x), free(e);
 }
 
+void test_power(const hex_kernels *k) {
+    enum { COUNT = 20000 };
+    const double lowest = k->size == 4 ? -125 : -1021, bound = 1.4;   /* as simd.h says */
+    const int64_t count = COUNT / k->panel * k->panel;
+    void *y = room(k, count, 0), *e = room(k, count, 0);
+    for (int64_t i = 0; i < count; i++) put(k, y, i, i % 2 ? uniform(lowest, 0.3) : -exp(uniform(-20, log(-lowest))));
+    put(k, y, 0, 0), put(k, y, 1, -0.0), put(k, y, 2, -1), put(k, y, 3, lowest);
+    k->power(y, count, e);
+    for (int64_t i = 0; i < 4; i++) CHECK(get(k, e, i) == exp2(get(k, y, i)), "2^%g is %g", get(k, y, i), get(k, e, i));
+    for (int64_t i = 4; i < count; i++) {
+        double distance = ulps(k, get(k, e, i), exp2l((long double)get(k, y, i)));
+        CHECK(distance <= bound, "2^%.17g is %g ulp off", get(k, y, i), distance);
+    }
+    free(y), free(e);
+}
+
 /* column_sums, row_dots, scale_rows, narrow, widen, fill. */
 void test_small(const hex_kernels *k) {
     const int64_t p = k->panel, block = 21, rows = 19, cols = 2 * p + 3, count = 3 * p * block;
@@ -182,7 +198,7 @@ static const struct {
     const char *name;
     test *run;
 } tests[] = {
-    {"product", test_product}, {"mirror", test_mirror}, {"exponential", test_exponential}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
+    {"product", test_product}, {"mirror", test_mirror}, {"exponential", test_exponential}, {"power", test_power}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
