@@ -212,7 +212,7 @@ static int64_t place(const hex_run *run, bool sums, char *base, backward *b) {
     return at - base;
 }
 
-/* The sums of the gradients, those that forward left or new ones. */
+/* The sums of the gradients: those that forward left, or new ones, and with these the anchors' gradient. */
 static void sum_tiles(hex_run *run, backward *b) {
     if (run->gradients_ready) {
         b->gradient.row_grad = run->row_grad;
@@ -223,7 +223,7 @@ static void sum_tiles(hex_run *run, backward *b) {
     fill_params(run, b);
     accept_exponentials(run, b);
     hex_profile_stop(HEX_PHASE_ROWS, start, 0);
-    if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, b);
+    if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, b->out->anchors ? finish_anchors : NULL, b);
 }
 
 hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *s, const double *grad,
@@ -244,10 +244,10 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     place(&run, sums, run.extra, &b);
     choose_scale(&run, &b, grad);
     if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);
+    bool poisoned = spread_nan(&run, &b);
     sum_tiles(&run, &b);
     if (gradients->temperature) *gradients->temperature = temperature_gradient(&run, &b);
-    bool poisoned = spread_nan(&run, &b);
-    if (gradients->anchors) hex_each_block(&run, run.g.mb, finish_anchors, &b);
+    if (gradients->anchors && run.gradients_ready) hex_each_block(&run, run.g.mb, finish_anchors, &b);
     if (gradients->keys) hex_each_block(&run, run.g.nb, finish_keys, &b);
     if (gradients->paired) hex_each_block(&run, run.g.mb, finish_paired, &b);
     if (gradients->temperature && poisoned) *gradients->temperature = NAN;

@@ -197,12 +197,13 @@ static inline bool hex_tile_ready(const hex_worker *worker, int64_t task) {
 /* Returns what is kept: a token, or 0. */
 int64_t hex_run_close(hex_run *run, bool keep);
 
-/* body(worker, task index, context) for all tasks. Those that share a block come one after another in a fixed order, but
- * where the problem is not symmetric those of a block of keys may run at once: see hex_turn_wait. */
 typedef void (*hex_task_body)(hex_worker *worker, int64_t task, void *context);
-void hex_each_task(hex_run *run, hex_task_body body, void *context);
-/* body(worker, block) for independent blocks. */
 typedef void (*hex_block_body)(hex_worker *worker, int64_t block, void *context);
+/* body(worker, task index, context) for all tasks. Those that share a block come one after another in a fixed order, but
+ * where the problem is not symmetric those of a block of keys may run at once: see hex_turn_wait. after (or NULL): for every
+ * block of anchors, as soon as its last task is done, which spares another round of waking threads. */
+void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void *context);
+/* body(worker, block) for independent blocks. */
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context);
 /* The same for the blocks of anchors of a problem that is not symmetric, handed out in ascending order. */
 void hex_each_strip(hex_run *run, hex_block_body body, void *context);
@@ -293,6 +294,7 @@ typedef struct {
     double inv_tau;
     double keys;                        /* N */
     double shift_g, shift_h, shift_p;
+    double least;                       /* e^(-1/tau - shift_h) */
     double sums[HEX_SUMS];              /* paired positive included */
     double positives, negatives;        /* counts, paired positive included */
     double own_log, own_share;          /* denominator "own" with several positives: the sums of hex_kernels.own */

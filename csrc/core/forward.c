@@ -11,7 +11,7 @@ typedef struct {
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
-    double power, shift;        /* of all, where shared */
+    double power, shift, least; /* of all, where shared: hex_sides.power, hex_row's shifts and least */
     char *params;               /* T[HEX_PARAMS][ap] */
     char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
     double *sums;               /* [HEX_SUMS][ap] */
@@ -72,6 +72,7 @@ typedef struct {
 typedef struct {
     contrast *c;
     enum pass pass;
+    hex_block_body after;       /* for every block of anchors whose pass is done, or NULL */
 } pass_call;
 
 static void pass_tile(hex_worker *worker, int64_t t, void *context) {
@@ -79,13 +80,19 @@ static void pass_tile(hex_worker *worker, int64_t t, void *context) {
     contrast_tile(worker, t, call->c, call->pass);
 }
 
-static void pass_over(const scope *where, contrast *c, enum pass pass) {
-    pass_call call = {c, pass};
+static void pass_done(hex_worker *worker, int64_t b, void *context) {
+    const pass_call *call = context;
+    call->after(worker, b, call->c);
+}
+
+static void pass_over(const scope *where, contrast *c, enum pass pass, hex_block_body after) {
+    pass_call call = {c, pass, after};
     if (where->worker) {
         hex_tasks_of_strip(where->worker, where->block, pass_tile, &call);
         where->worker->strip_ready = true;
+        if (after) after(where->worker, where->block, c);
     } else {
-        hex_each_task(where->run, pass_tile, &call);
+        hex_each_task(where->run, pass_tile, after ? pass_done : NULL, &call);
         where->run->tiles_ready = where->run->tiles != NULL;
     }
 }
@@ -111,6 +118,7 @@ static void choose_shift(const hex_run *run, contrast *c) {
     for (int64_t i = 0; i < count; i++) lowest = c->s->threshold[i] < lowest ? c->s->threshold[i] : lowest;
     c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->power);
     c->shift = c->power / HEX_LOG2_E;
+    c->least = exp(-c->inv_tau - c->shift);
 }
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
@@ -145,6 +153,7 @@ static hex_row row_of(const hex_run *run, const contrast *c, int64_t i, int64_t 
     row.shift_g = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_G, i), 0);
     row.shift_h = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_H, i), 0);
     row.shift_p = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_P, i), 0);
+    row.least = c->shared ? c->least : exp(-row.inv_tau - row.shift_h);
     for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.ap + i];
     if (run->problem->paired.data) {
         row.positives += 1;
@@ -296,18 +305,18 @@ static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
 
 /* From tiles to losses. */
 static void contrast_passes(const scope *where, contrast *c) {
+    /* keys as anchors are done with the last tile of all */
+    const bool at_once = !where->run->g.both_ways;
     if (where->run->problem->paired.data) each_block(where, paired_block, c);
-    if (!c->shared) {
-        pass_over(where, c, MAXIMA);
-        each_block(where, shifts_block, c);
-    }
-    if (c->few_negatives) pass_over(where, c, MOMENTS);
-    pass_over(where, c, SUMS);
+    if (!c->shared) pass_over(where, c, MAXIMA, at_once ? shifts_block : NULL);
+    if (!c->shared && !at_once) each_block(where, shifts_block, c);
+    if (c->few_negatives) pass_over(where, c, MOMENTS, NULL);
     if (c->own_needed) {
-        each_block(where, negatives_block, c);
-        pass_over(where, c, OWN);
+        pass_over(where, c, SUMS, at_once ? negatives_block : NULL);
+        if (!at_once) each_block(where, negatives_block, c);
     }
-    each_block(where, loss_block, c);
+    pass_over(where, c, c->own_needed ? OWN : SUMS, at_once ? loss_block : NULL);
+    if (!at_once) each_block(where, loss_block, c);
 }
 
 static void gradient_tile(hex_worker *worker, int64_t t, void *context) {

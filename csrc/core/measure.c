@@ -17,6 +17,8 @@ typedef struct {
     int view;
     double sign;              /* -1: the k-th smallest */
     int32_t *k, *count;       /* (m) */
+    int32_t *open;            /* (mb) rows that are measured again, once `again` */
+    bool again;
     int64_t capacity;
     char *bound, *values;     /* T: (m) bounds; candidates of all anchors, or of one block per worker */
     bool by_block;
@@ -68,6 +70,7 @@ static void measure_tile(hex_worker *worker, int64_t t, void *context) {
     const hex_geometry *g = &run->g;
     int64_t i = run->task[t].i, j = run->task[t].j;
     bool both = g->symmetric && i != j;
+    if (me->again && !me->open[i] && !(both && me->open[j])) return;
     hex_tile tile = hex_fetch(worker, t, me->view);
     int64_t start = hex_profile_start();
     if (me->quantile && !me->by_block) {
@@ -99,22 +102,24 @@ static void measure_block(hex_worker *worker, int64_t b, void *context) {
 static void finish_block(hex_worker *worker, int64_t b, void *context) {
     const measure *me = context;
     const hex_geometry *g = &worker->run->g;
+    if (me->again && !me->open[b]) return;
     hex_selection s = selection_at(worker->run, me, b * g->block_m, b * g->block_m);
     finish_rows(worker->run, me, b * g->block_m, hex_block_rows(g->m, g->block_m, b), &s);
 }
 
 /* Rows whose guess was too high hold fewer than k: measured again, alone and without a guess. */
 static bool prepare_again(const hex_run *run, measure *me) {
-    bool any = false;
+    memset(me->open, 0, (size_t)run->g.mb * sizeof *me->open);
     for (int64_t i = 0; i < run->g.m; i++) {
         bool again = me->count[i] < me->k[i];
-        any |= again;
+        me->open[i / run->g.block_m] += again;
+        me->again |= again;
         run->k->fill(me->bound + i * run->k->size, 1, again ? -INFINITY : INFINITY);
         if (again) me->count[i] = 0;
     }
     me->deviations = 0;
     me->moments = false;
-    return any;
+    return me->again;
 }
 
 /* Standard deviations above the mean that a share `tail` of normal values exceeds (Mills' ratio, by iteration), less four
@@ -141,9 +146,10 @@ static void finish_moments(const hex_run *run, const measure *me, double *stats)
     }
 }
 
-/* Extra memory of a call: k, count, bounds, lists, moments. */
+/* Extra memory of a call: k, count, open, bounds, lists, moments. */
 static int64_t extra_bytes(const hex_geometry *g, int64_t capacity, int64_t lists, bool moments) {
     int64_t bytes = 2 * hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+    bytes += hex_round_up(g->mb * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
     bytes += hex_round_up(g->mp * g->k->size, HEX_PANEL_BYTES);
     bytes += hex_round_up(lists * capacity * g->k->size, HEX_PANEL_BYTES);
     return bytes + (moments ? HEX_MOMENTS * g->mp * (int64_t)sizeof(double) : 0);
@@ -161,6 +167,8 @@ static void place(const hex_geometry *g, measure *me, char *at, int64_t lists) {
     at += hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
     me->count = (int32_t *)at;
     at += hex_round_up(g->mp * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
+    me->open = (int32_t *)at;
+    at += hex_round_up(g->mb * (int64_t)sizeof(int32_t), HEX_PANEL_BYTES);
     me->bound = at;
     at += hex_round_up(g->mp * g->k->size, HEX_PANEL_BYTES);
     me->values = at;
@@ -179,16 +187,17 @@ static void run_passes(hex_run *run, measure *me, double quantile) {
         me->moment[HEX_MO_MIN * g->mp + i] = INFINITY;
         me->moment[HEX_MO_MAX * g->mp + i] = -INFINITY;
     }
-    if (me->moments || (me->quantile && !me->by_block)) {
-        hex_each_task(run, measure_tile, me);
+    hex_block_body after = me->quantile && !me->by_block ? finish_block : NULL;
+    if (me->moments || after) {
+        hex_each_task(run, measure_tile, after, me);
         run->tiles_ready = run->tiles != NULL;
     }
     if (me->moments) finish_moments(run, me, me->row_stats);
     bool moments = me->moments;
     if (me->quantile && !me->by_block && me->deviations > 0 && prepare_again(run, me))
-        hex_each_task(run, measure_tile, me);
+        hex_each_task(run, measure_tile, after, me);
     me->moments = moments;
-    if (me->quantile) hex_each_block(run, g->mb, me->by_block ? measure_block : finish_block, me);
+    if (me->quantile && me->by_block) hex_each_block(run, g->mb, measure_block, me);
 }
 
 /* NaN where an embedding is not finite; the mean over the rows that have members. */

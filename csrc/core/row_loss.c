@@ -133,7 +133,7 @@ static double plain_loss(const hex_settings *s, const hex_row *row, double *stat
     double neg = row->negatives - hard > 0 ? sum[HEX_S_GLOBAL] : 0, term = 0, floor = 0;
     bool local = hard > 0 && lambda > 0, floored = false;
     if (local) {
-        floor = hard * exp(-row->inv_tau - row->shift_h);
+        floor = hard * row->least;
         term = hard * (sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B] - s->tau_plus * pos / row->positives) / rest;
         floored = term < floor;
         neg += lambda * (floored ? floor : term);

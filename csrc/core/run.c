@@ -143,6 +143,10 @@ static void work_tasks(int64_t begin, int64_t end, void *context) {
             c->task_body(&worker, t, c->context);
             atomic_store_explicit(i, task->turn_i + 1, memory_order_release);
             if (j != i) atomic_store_explicit(j, task->turn_j + 1, memory_order_release);
+            if (!c->block_body) continue;
+            /* every block meets every other, and itself */
+            if (task->turn_i + 1 == c->run->g.mb) c->block_body(&worker, task->i, c->context);
+            if (j != i && task->turn_j + 1 == c->run->g.mb) c->block_body(&worker, task->j, c->context);
         }
     }
 }
@@ -175,21 +179,23 @@ void hex_tasks_of_strip(hex_worker *worker, int64_t i, hex_task_body body, void 
 
 typedef struct {
     hex_task_body body;
+    hex_block_body after;
     void *context;
 } task_call;
 
 static void tasks_of_strip(hex_worker *worker, int64_t i, void *context) {
     const task_call *call = context;
     hex_tasks_of_strip(worker, i, call->body, call->context);
+    if (call->after) call->after(worker, i, call->context);
 }
 
-void hex_each_task(hex_run *run, hex_task_body body, void *context) {
+void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void *context) {
     if (!run->g.symmetric) {
-        hex_each_strip(run, tasks_of_strip, &(task_call){body, context});
+        hex_each_strip(run, tasks_of_strip, &(task_call){body, after, context});
         return;
     }
     reset_turns(run);
-    run_crew(&(crew){.run = run, .task_body = body, .context = context, .count = run->g.tasks}, work_tasks);
+    run_crew(&(crew){.run = run, .task_body = body, .block_body = after, .context = context, .count = run->g.tasks}, work_tasks);
 }
 
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context) {

@@ -68,20 +68,43 @@ static void LOCAL(read_row)(const hex_matrix *src, hex_dtype dtype, int64_t row,
         for (int64_t d = 0; d < src->cols; d++) out[d] = x[d * step];
 }
 
-/* Length of a row in double: no float overflows or vanishes. For T = double, large or tiny rows are rescaled first. */
+/* A vector of double and as many elements of T. */
+typedef double LOCAL(wide) __attribute__((vector_size(HEX_VECTOR_BYTES)));
+typedef T LOCAL(part) __attribute__((vector_size(HEX_VECTOR_BYTES / 8 * sizeof(T)), may_alias));
+enum { LOCAL(WIDE) = HEX_VECTOR_BYTES / 8, LOCAL(PARTS) = P / LOCAL(WIDE) };   /* lanes; vectors of a panel */
+
+INLINE LOCAL(wide) LOCAL(widened)(const T *x) { return __builtin_convertvector(*(const LOCAL(part) *)x, LOCAL(wide)); }
+INLINE void LOCAL(store_narrowed)(T *x, LOCAL(wide) y) { *(LOCAL(part) *)x = __builtin_convertvector(y, LOCAL(part)); }
+
+/* Sum of the lanes of a panel's vectors. */
+INLINE double LOCAL(wide_total)(const LOCAL(wide) *x) {
+    LOCAL(wide) sum = x[0];
+    double total = 0;
+#pragma GCC unroll 8
+    for (int v = 1; v < LOCAL(PARTS); v++) sum += x[v];
+#pragma GCC unroll 8
+    for (int l = 0; l < LOCAL(WIDE); l++) total += sum[l];
+    return total;
+}
+
+/* Length of an aligned row, zeros from count up to whole panels, in double: no float overflows or vanishes. For T = double,
+ * large or tiny rows are rescaled first. */
 static double LOCAL(length)(const T *x, int64_t count) {
-    double lanes[8] = {0};
-    int64_t d = 0;
-    for (; d + 8 <= count; d += 8)
-        for (int l = 0; l < 8; l++) lanes[l] += (double)x[d + l] * (double)x[d + l];
-    for (; d < count; d++) lanes[0] += (double)x[d] * (double)x[d];
-    double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    LOCAL(wide) squares[LOCAL(PARTS)] = {{0}};
+    for (int64_t d = 0; d < count; d += P)
+#pragma GCC unroll 8
+        for (int v = 0; v < LOCAL(PARTS); v++) {
+            const LOCAL(wide) y = LOCAL(widened)(x + d + v * LOCAL(WIDE));
+            squares[v] += y * y;
+        }
+    double sum = LOCAL(wide_total)(squares);
 #if !HEX_T_IS_FLOAT
     if (!(sum >= 1e-280 && sum <= 1e280)) {
         double largest = 0;
-        for (d = 0; d < count; d++) largest = fabs(x[d]) <= largest ? largest : fabs(x[d]);
+        for (int64_t d = 0; d < count; d++) largest = fabs(x[d]) <= largest ? largest : fabs(x[d]);
         if (largest > 0 && largest <= 1.7976931348623157e308) {
-            for (sum = 0, d = 0; d < count; d++) sum += (x[d] / largest) * (x[d] / largest);
+            sum = 0;
+            for (int64_t d = 0; d < count; d++) sum += (x[d] / largest) * (x[d] / largest);
             return largest * sqrt(sum);
         }
     }
@@ -92,18 +115,23 @@ static double LOCAL(length)(const T *x, int64_t count) {
 /* Of a buffer of P rows: a panel more than the rows, which would share few sets of the cache where D is a power of two. */
 static inline int64_t LOCAL(buffer_stride)(int64_t cols) { return (cols + P - 1) / P * P + P; }
 
-/* One row, normalised, zeros up to whole panels. Returns its length before. */
-static double LOCAL(pack_row)(const hex_matrix *src, hex_dtype dtype, int64_t row, bool normalize, int64_t padded, T *out) {
-    LOCAL(read_row)(src, dtype, row, out);
-    for (int64_t d = src->cols; d < padded; d++) out[d] = 0;
-    double length = LOCAL(length)(out, src->cols);
-    if (!(length <= 1.7976931348623157e308)) {
-        memset(out, 0, sizeof(T) * (size_t)padded);
-    } else if (normalize) {
-        double inverse = 1 / (length < 1e-12 ? 1e-12 : length);
-        for (int64_t d = 0; d < padded; d++) out[d] = (T)((double)out[d] * inverse);
+/* Rows first + [0, count) into P rows of a buffer, zeros up to whole panels; their lengths, and what they are to be multiplied
+ * by. In two steps, since a row's length takes longer than all else and the next row need not wait for it. */
+static void LOCAL(read_rows)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t count, bool normalize, T *buffer,
+                             double *norms, double *factor) {
+    const int64_t padded = (src->cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(src->cols);
+    for (int64_t r = 0; r < P; r++) {
+        T *out = buffer + r * stride;
+        if (r < count) LOCAL(read_row)(src, dtype, first + r, out);
+        for (int64_t d = r < count ? src->cols : 0; d < padded; d++) out[d] = 0;
+        if (r < count) norms[r] = LOCAL(length)(out, src->cols);
     }
-    return length;
+    for (int64_t r = 0; r < P; r++) {
+        factor[r] = r < count && normalize ? 1 / (norms[r] < 1e-12 ? 1e-12 : norms[r]) : 1;
+        if (r >= count || norms[r] <= 1.7976931348623157e308) continue;
+        memset(buffer + r * stride, 0, sizeof(T) * (size_t)padded);
+        factor[r] = 1;
+    }
 }
 
 static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block,
@@ -111,15 +139,17 @@ static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, 
     T *k_major = k_major_, *r_major = r_major_, *buffer = buffer_;
     int64_t d_panels = (src->cols + P - 1) / P, padded = d_panels * P, stride = LOCAL(buffer_stride)(src->cols);
     for (int64_t i0 = 0; i0 < block; i0 += P) {
-        for (int64_t r = 0; r < P; r++) {
-            if (i0 + r < rows)
-                norms[i0 + r] = LOCAL(pack_row)(src, dtype, first + i0 + r, normalize, padded, buffer + r * stride);
-            else
-                memset(buffer + r * stride, 0, sizeof(T) * (size_t)padded);
-        }
+        double factor[P];
+        int64_t left = rows - i0 < 0 ? 0 : rows - i0;
+        LOCAL(read_rows)(src, dtype, first + i0, left < P ? left : P, normalize, buffer, norms + i0, factor);
         for (int64_t p = 0; p < d_panels; p++) {
             T *panel = k_major + (p * block + i0) * P;
-            for (int64_t r = 0; r < P; r++) memcpy(panel + r * P, buffer + r * stride + p * P, HEX_PANEL_BYTES);
+            for (int64_t r = 0; r < P; r++)
+#pragma GCC unroll 8
+                for (int l = 0; l < P; l += LOCAL(WIDE)) {
+                    const LOCAL(wide) x = LOCAL(widened)(buffer + r * stride + p * P + l);
+                    LOCAL(store_narrowed)(panel + r * P + l, x * factor[r]);   /* or as it is, times 1 */
+                }
             if (r_major) LOCAL(transpose_panel)(panel, r_major + (i0 / P * padded + p * P) * P, P, false);
         }
     }
@@ -215,14 +245,14 @@ static void KERNEL(column_sums)(const void *k_major, int64_t rows, int64_t block
 }
 
 static void KERNEL(row_dots)(const void *x_, const void *y_, int64_t rows, int64_t block, int64_t cols, double *dots) {
-    const T *x = x_, *y = y_;
     for (int64_t i = 0; i < rows; i++) {
-        double dot = 0;
-        for (int64_t d = 0; d < cols; d++) {
-            int64_t at = (d / P * block + i) * P + d % P;
-            dot += (double)x[at] * (double)y[at];
-        }
-        dots[i] = dot;
+        const T *x = (const T *)x_ + i * P, *y = (const T *)y_ + i * P;
+        LOCAL(wide) sum[LOCAL(PARTS)] = {{0}};   /* padding adds zeros */
+        for (int64_t d = 0; d < cols; d += P, x += block * P, y += block * P)
+#pragma GCC unroll 8
+            for (int v = 0; v < LOCAL(PARTS); v++)
+                sum[v] += LOCAL(widened)(x + v * LOCAL(WIDE)) * LOCAL(widened)(y + v * LOCAL(WIDE));
+        dots[i] = LOCAL(wide_total)(sum);
     }
 }
 
@@ -230,8 +260,10 @@ static void KERNEL(scale_rows)(const void *x_, const double *weight, int64_t row
                                double *out) {
     const T *x = x_;
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t d = 0; d < cols; d++)
-            out[i * cols + d] = weight[i] * (double)x[(d / P * block + i) * P + d % P];
+        for (int64_t d = 0; d < cols; d += LOCAL(WIDE)) {
+            const LOCAL(wide) y = LOCAL(widened)(x + (d / P * block + i) * P + d % P) * weight[i];
+            memcpy(out + i * cols + d, &y, sizeof(double) * (size_t)(cols - d < LOCAL(WIDE) ? cols - d : LOCAL(WIDE)));
+        }
 }
 
 static void KERNEL(narrow)(const double *values, int64_t count, void *out) {

@@ -137,6 +137,9 @@ void test_small(const hex_kernels *k) {
     double *sums = doubles(cols, 2), *dots = doubles(rows, 5), *weight = doubles(rows, 0);
     double *scaled = doubles(rows * cols, 5);
     for (int64_t i = 0; i < count; i++) put(k, x, i, uniform(-1, 1)), put(k, y, i, uniform(-1, 1));
+    for (int64_t i = 0; i < block; i++)
+        for (int64_t l = cols % p; l < p; l++)   /* padding */
+            put(k, x, 2 * p * block + i * p + l, 0), put(k, y, 2 * p * block + i * p + l, 0);
     for (int64_t i = 0; i < rows; i++) weight[i] = uniform(-3, 3);
     k->column_sums(x, rows, block, cols, sums);
     k->row_dots(x, y, rows, block, cols, dots);
