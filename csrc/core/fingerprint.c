@@ -16,13 +16,15 @@ typedef struct {
 static void print_blocks(int64_t begin, int64_t end, void *context) {
     const print_job *job = context;
     const hex_matrix *x = job->x;
-    bool by_row = x->col_stride == 1, whole = by_row && x->row_stride == x->cols;
+    bool by_row = x->col_stride == 1, whole = by_row && x->row_stride == x->cols, by_column = !by_row && x->row_stride == 1;
     for (int64_t b = begin; b < end; b++) {
         uint64_t state[HEX_DIGEST_LANES] = {(uint64_t)b + 1};
         int64_t first = b * job->block, rows = x->rows - first < job->block ? x->rows - first : job->block;
         const char *row = (const char *)x->data + first * x->row_stride * job->bytes;
         if (whole) job->k->digest(row, rows * x->cols * job->bytes, state);
-        for (int64_t r = 0; !whole && r < rows; r++, row += x->row_stride * job->bytes) {
+        for (int64_t d = 0; by_column && d < x->cols; d++)
+            job->k->digest(row + d * x->col_stride * job->bytes, rows * job->bytes, state);
+        for (int64_t r = 0; !whole && !by_column && r < rows; r++, row += x->row_stride * job->bytes) {
             if (by_row) job->k->digest(row, x->cols * job->bytes, state);
             for (int64_t d = 0; !by_row && d < x->cols; d++)
                 job->k->digest(row + d * x->col_stride * job->bytes, job->bytes, state);

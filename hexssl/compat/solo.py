@@ -153,10 +153,8 @@ def mocov2plus_loss_func(
     >>> round(mocov2plus_loss_func(torch.eye(4), torch.eye(4), torch.zeros(4, 6), temperature=0.2).item(), 4)
     0.0396
     """
-    if queue.dim() == 2:
-        queue = queue.mT.contiguous()  # one copy costs much less than reading columns again and again
     with named(anchors="query", keys="queue", paired="key"):
-        return hex_loss(query, queue, paired=key, temperature=temperature, normalize=False,
+        return hex_loss(query, queue.mT if queue.dim() == 2 else queue, paired=key, temperature=temperature, normalize=False,
                         threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
                         formulation=formulation)
 
