@@ -195,7 +195,8 @@ void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void 
         return;
     }
     reset_turns(run);
-    run_crew(&(crew){.run = run, .task_body = body, .block_body = after, .context = context, .count = run->g.tasks}, work_tasks);
+    run_crew(&(crew){.run = run, .task_body = body, .block_body = after, .context = context, .count = run->g.tasks},
+             work_tasks);
 }
 
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context) {

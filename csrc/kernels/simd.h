@@ -172,8 +172,8 @@ INLINE V LOCAL(exp_nonpositive)(V x) {
     return (V)((VI)e & ~(x < tiny));   /* the comparison is false for NaN */
 }
 
-/* 2^y for y <= 0 (and a little above) whose result is a normal number: 1 + f t(f) on |f| <= 1/2 with 2^n added to its exponent.
- * Less work than exp: no reduction by parts, no mask. Error: under 1.4 ulp. */
+/* 2^y for y <= 0 (and a little above) whose result is a normal number: 1 + f t(f) on |f| <= 1/2, with n added to its exponent.
+ * Less work than exp: no reduction by parts, no mask. Error: under 1.4 ulp (float), 1.5 ulp (double). */
 INLINE V LOCAL(exp2_bounded)(V y) {
 #if HEX_T_IS_FLOAT
     const V magic = LOCAL(splat)(0x1.8p23f);

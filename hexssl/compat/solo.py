@@ -154,8 +154,8 @@ def mocov2plus_loss_func(
     0.0396
     """
     with named(anchors="query", keys="queue", paired="key"):
-        return hex_loss(query, queue.mT if queue.dim() == 2 else queue, paired=key, temperature=temperature, normalize=False,
-                        threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+        return hex_loss(query, queue.mT if queue.dim() == 2 else queue, paired=key, temperature=temperature,
+                        normalize=False, threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
                         formulation=formulation)
 
 
