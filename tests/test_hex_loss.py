@@ -56,6 +56,25 @@ def test_equals_the_reference(name: str, form: dict[str, str]) -> None:
             torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10 if tau > 0.05 else 1e-8, equal_nan=True)
 
 
+@pytest.mark.parametrize(("spread", "settings"), [
+    (None, {"temperature": 10.0, "threshold": -1.1, "beta": 150.0, "tau_plus": 0.0}),
+    (0.27, {"temperature": 0.2, "threshold": 0.9, "beta": 120.0, "tau_plus": 0.1}),
+    (0.95, {"temperature": 1.0, "threshold": 0.5, "beta": 100.0, "tau_plus": 0.1}),
+    (None, {"temperature": 0.1, "threshold": -1.0, "beta": 150.0, "tau_plus": 0.0, "normalize": False}),
+])
+def test_large_beta(spread: float | None, settings: dict[str, Any]) -> None:
+    """e^(beta (s - shift)) of all of a row's hierarchical negatives may not vanish: then shifts are their own."""
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.nn.functional.normalize(torch.randn(32, 64, generator=generator))
+    rows = noise if spread is None else noise[:1] + spread * noise
+    z = (rows * (1.0 if settings.get("normalize", True) else 0.1)).requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    loss, expected = hex_loss(z, **settings), reference.hex_loss(exact, **settings)[0]
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # float32, weights e^100 apart
+    (found,), (wanted,) = torch.autograd.grad(loss, z), torch.autograd.grad(expected, exact)
+    assert (found - wanted).norm() <= 1e-4 * wanted.norm()  # beta times float32's error in s
+
+
 @pytest.mark.parametrize("form", FORMS, ids=form_name)
 @pytest.mark.parametrize("count", [63, 64, 65, 129, 515, 600])
 def test_tiles_and_tails(count: int, form: dict[str, str]) -> None:

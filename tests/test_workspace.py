@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from hexssl import hex_loss, similarity_stats, workspace
+from hexssl import hex_loss, info_nce, similarity_stats, workspace
 from hexssl.profiling import Profile
 
 
@@ -143,6 +143,16 @@ def test_fused_gradients_are_not_taken_for_others():
     loss = makers[0]()
     workspace.release()
     assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, (x, y)), alone[0], strict=True))
+
+
+@pytest.mark.parametrize("rows", [32, 48, 64])
+def test_a_matrix_is_not_taken_for_its_transpose(rows):
+    """Whose bytes are the same, line by line."""
+    z = torch.randn(rows, rows, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    losses = info_nce(z, temperature=0.2), info_nce(z.T, temperature=0.2)
+    alone = info_nce(z.clone(), temperature=0.2), info_nce(z.T.contiguous(), temperature=0.2)
+    for loss, single in zip(losses, alone, strict=True):
+        assert torch.equal(*torch.autograd.grad(loss, z), *torch.autograd.grad(single, z))
 
 
 def test_gradients_summed_in_forward_serve_again():

@@ -18,7 +18,7 @@ static void print_blocks(int64_t begin, int64_t end, void *context) {
     const hex_matrix *x = job->x;
     bool by_row = x->col_stride == 1, whole = by_row && x->row_stride == x->cols, by_column = !by_row && x->row_stride == 1;
     for (int64_t b = begin; b < end; b++) {
-        uint64_t state[HEX_DIGEST_LANES] = {(uint64_t)b + 1};
+        uint64_t state[HEX_DIGEST_LANES] = {(uint64_t)b + 1, by_column};   /* W and its transpose have the same bytes */
         int64_t first = b * job->block, rows = x->rows - first < job->block ? x->rows - first : job->block;
         const char *row = (const char *)x->data + first * x->row_stride * job->bytes;
         if (whole) job->k->digest(row, rows * x->cols * job->bytes, state);

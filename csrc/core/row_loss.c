@@ -26,8 +26,9 @@ bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowes
     double bound = run->problem->normalize ? 1 : run->a.largest * keys;
     double hard = lowest > -bound ? bound - lowest : 2 * bound;
     hard = hard > 0 ? hard : 0;
-    bool one = (2 * bound + beta * hard) * inv_tau <= (double)run->k->limit;
-    *power = one ? ceil(bound * inv_tau * HEX_LOG2_E) : 0;
+    double whole = ceil(bound * inv_tau * HEX_LOG2_E), more = whole / HEX_LOG2_E - bound * inv_tau;   /* than the largest s */
+    bool one = (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit;
+    *power = one ? whole : 0;
     return one;
 }
 

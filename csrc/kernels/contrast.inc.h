@@ -43,21 +43,20 @@ INLINE void LOCAL(store_hard)(const V *sums, T *acc, int64_t ld_acc) {
 }
 
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
- * shifts are the same. Returns whether there were hierarchical negatives. */
-INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
+ * shifts are the same. */
+INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
                              const bool is_row, const hex_code *codes, T *acc, int64_t ld_acc) {
     LOCAL(classes) k = LOCAL(classify)((VI)(c > LOCAL(param)(params, ld, HEX_P_EPS, i, is_row)), codes);
     V e_global = shared ? *shared
                         : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_G, i, is_row));
     LOCAL(add_to)(acc + HEX_S_GLOBAL * ld_acc, LOCAL(keep)(e_global, k.global));
-    const bool any_hard = LOCAL(any)(k.hard);
-    if (any_hard) {
+    if (LOCAL(any)(k.hard)) {
         V x = c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_H, i, is_row);
         V e = shared ? *shared : LOCAL(exp_nonpositive)(x), sums[LOCAL(HARD_SUMS)] = {{0}};
         LOCAL(add_hard)(c, e, LOCAL(hardness)(x, e, beta), k.hard, sums);
         LOCAL(store_hard)(sums, acc, ld_acc);
     }
-    if (!codes) return any_hard;
+    if (!codes) return;
     LOCAL(add_to)(acc + HEX_S_OTHER_C * ld_acc, LOCAL(keep)(c, k.other));
     if (LOCAL(any)(k.positive)) {
         V e = shared ? *shared
@@ -65,7 +64,6 @@ INLINE bool LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
         LOCAL(add_to)(acc + HEX_S_POS * ld_acc, LOCAL(keep)(e, k.positive));
         LOCAL(add_to)(acc + HEX_S_POS_C * ld_acc, LOCAL(keep)(c, k.positive));
     }
-    return any_hard;
 }
 
 /* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives and

@@ -116,13 +116,14 @@ static double LOCAL(length)(const T *x, int64_t count) {
 static inline int64_t LOCAL(buffer_stride)(int64_t cols) { return (cols + P - 1) / P * P + P; }
 
 /* P rows that lie in memory as columns, element after element of one column: read in squares, a line of memory at a time. */
-static void LOCAL(read_columns)(const hex_matrix *src, int64_t first, T *buffer, int64_t stride) {
+static void LOCAL(read_columns)(const hex_matrix *src, hex_dtype dtype, int64_t first, T *buffer, int64_t stride) {
     T square[P * P] __attribute__((aligned(HEX_PANEL_BYTES)));
-    const T *x = (const T *)src->data + first;
+    const int64_t bytes = dtype == HEX_F16 || dtype == HEX_BF16 ? 2 : (int64_t)sizeof(T);
+    const hex_matrix columns = {(const char *)src->data + first * bytes, src->cols, P, src->col_stride, 1};
     for (int64_t d0 = 0; d0 < src->cols; d0 += P) {
         for (int64_t d = d0; d < d0 + P; d++) {
             if (d < src->cols)
-                memcpy(square + (d - d0) * P, x + d * src->col_stride, HEX_PANEL_BYTES);
+                LOCAL(read_row)(&columns, dtype, d, square + (d - d0) * P);
             else
                 memset(square + (d - d0) * P, 0, HEX_PANEL_BYTES);
         }
@@ -135,8 +136,8 @@ static void LOCAL(read_columns)(const hex_matrix *src, int64_t first, T *buffer,
 static void LOCAL(read_rows)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t count, bool normalize, T *buffer,
                              double *norms, double *factor) {
     const int64_t padded = (src->cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(src->cols);
-    const bool whole = sizeof(T) == 8 || dtype == HEX_F32, columns = whole && src->row_stride == 1 && count == P;
-    if (columns) LOCAL(read_columns)(src, first, buffer, stride);
+    const bool columns = src->row_stride == 1 && src->col_stride != 1 && count == P;
+    if (columns) LOCAL(read_columns)(src, dtype, first, buffer, stride);
     for (int64_t r = 0; r < P; r++) {
         T *out = buffer + r * stride;
         if (r < count && !columns) LOCAL(read_row)(src, dtype, first + r, out);

@@ -169,6 +169,7 @@ static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selecti
     }
 }
 
+/* Of a guess: what becomes of NaN does not matter. */
 INLINE V LOCAL(larger_of)(V a, V b) { return LOCAL(pick)((VI)(a > b), a, b); }
 INLINE V LOCAL(smaller_of)(V a, V b) { return LOCAL(pick)((VI)(a > b), b, a); }
 
