@@ -72,7 +72,7 @@ typedef struct {
 typedef struct {
     contrast *c;
     enum pass pass;
-    hex_block_body after;       /* for every block of anchors whose pass is done, or NULL */
+    hex_block_body after;       /* for every block of those that have a loss, once its pass is done; or NULL */
 } pass_call;
 
 static void pass_tile(hex_worker *worker, int64_t t, void *context) {
@@ -85,23 +85,25 @@ static void pass_done(hex_worker *worker, int64_t b, void *context) {
     call->after(worker, b, call->c);
 }
 
-static void pass_over(const scope *where, contrast *c, enum pass pass, hex_block_body after) {
-    pass_call call = {c, pass, after};
-    if (where->worker) {
-        hex_tasks_of_strip(where->worker, where->block, pass_tile, &call);
-        where->worker->strip_ready = true;
-        if (after) after(where->worker, where->block, c);
-    } else {
-        hex_each_task(where->run, pass_tile, after ? pass_done : NULL, &call);
-        where->run->tiles_ready = where->run->tiles != NULL;
-    }
-}
-
 static void each_block(const scope *where, hex_block_body body, contrast *c) {
     if (where->worker)
         body(where->worker, where->block, c);
     else
         hex_each_block(where->run, where->run->g.ab, body, c);
+}
+
+static void pass_over(const scope *where, contrast *c, enum pass pass, hex_block_body after) {
+    /* within the pass, but for keys as anchors, which are done with the last tile of all */
+    const bool within = after && !where->worker && !where->run->g.both_ways;
+    pass_call call = {c, pass, after};
+    if (where->worker) {
+        hex_tasks_of_strip(where->worker, where->block, pass_tile, &call);
+        where->worker->strip_ready = true;
+    } else {
+        hex_each_task(where->run, pass_tile, within ? pass_done : NULL, &call);
+        where->run->tiles_ready = where->run->tiles != NULL;
+    }
+    if (after && !within) each_block(where, after, c);
 }
 
 static void paired_block(hex_worker *worker, int64_t b, void *context) {
@@ -145,14 +147,19 @@ static void shifts_block(hex_worker *worker, int64_t b, void *context) {
         }
 }
 
+/* Of class HEX_P_SHIFT_G, _H or _P. */
+static double shift_of(const hex_run *run, const contrast *c, int which, int64_t i) {
+    return c->shared ? c->shift : run->k->widen(param(run, c, which, i), 0);
+}
+
 /* The anchor at i of padded arrays, whose number without padding is `number`. */
 static hex_row row_of(const hex_run *run, const contrast *c, int64_t i, int64_t number) {
     hex_row row = {.inv_tau = c->inv_tau, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
                    .positives = run->classes.positives[number], .negatives = run->classes.negatives[number],
                    .own_log = c->own[i], .own_share = c->own[run->g.ap + i]};
-    row.shift_g = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_G, i), 0);
-    row.shift_h = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_H, i), 0);
-    row.shift_p = c->shared ? c->shift : run->k->widen(param(run, c, HEX_P_SHIFT_P, i), 0);
+    row.shift_g = shift_of(run, c, HEX_P_SHIFT_G, i);
+    row.shift_h = shift_of(run, c, HEX_P_SHIFT_H, i);
+    row.shift_p = shift_of(run, c, HEX_P_SHIFT_P, i);
     row.least = c->shared ? c->least : exp(-row.inv_tau - row.shift_h);
     for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.ap + i];
     if (run->problem->paired.data) {
@@ -305,18 +312,11 @@ static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
 
 /* From tiles to losses. */
 static void contrast_passes(const scope *where, contrast *c) {
-    /* keys as anchors are done with the last tile of all */
-    const bool at_once = !where->run->g.both_ways;
     if (where->run->problem->paired.data) each_block(where, paired_block, c);
-    if (!c->shared) pass_over(where, c, MAXIMA, at_once ? shifts_block : NULL);
-    if (!c->shared && !at_once) each_block(where, shifts_block, c);
+    if (!c->shared) pass_over(where, c, MAXIMA, shifts_block);
     if (c->few_negatives) pass_over(where, c, MOMENTS, NULL);
-    if (c->own_needed) {
-        pass_over(where, c, SUMS, at_once ? negatives_block : NULL);
-        if (!at_once) each_block(where, negatives_block, c);
-    }
-    pass_over(where, c, c->own_needed ? OWN : SUMS, at_once ? loss_block : NULL);
-    if (!at_once) each_block(where, loss_block, c);
+    pass_over(where, c, SUMS, c->own_needed ? negatives_block : loss_block);
+    if (c->own_needed) pass_over(where, c, OWN, loss_block);
 }
 
 static void gradient_tile(hex_worker *worker, int64_t t, void *context) {

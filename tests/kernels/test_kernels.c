@@ -95,38 +95,45 @@ static double ulps(const hex_kernels *k, double found, long double truth) {
     return (double)(fabsl((long double)found - truth) / ldexpl(1, exponent - (k->size == 4 ? 24 : 53)));
 }
 
+enum { EXPONENTS = 20000 };
+
+/* Exponents of the whole range and near 0. */
+static void *draw_exponents(const hex_kernels *k, int64_t count, double lowest) {
+    void *x = room(k, count, 0);
+    for (int64_t i = 0; i < count; i++) put(k, x, i, i % 2 ? uniform(lowest, 0.3) : -exp(uniform(-20, log(-lowest))));
+    return x;
+}
+
+static void check_ulps(const hex_kernels *k, const char *base, long double (*truth)(long double), const void *x,
+                       const void *e, int64_t first, int64_t count, double bound) {
+    for (int64_t i = first; i < count; i++) {
+        double distance = ulps(k, get(k, e, i), truth((long double)get(k, x, i)));
+        CHECK(distance <= bound, "%s^%.17g is %g ulp off", base, get(k, x, i), distance);
+    }
+}
+
 void test_exponential(const hex_kernels *k) {
-    enum { COUNT = 20000 };
     const double lowest = k->size == 4 ? -87.336 : -708.39, bound = k->size == 4 ? 1.2 : 1.3;   /* as simd.h says */
-    const int64_t count = COUNT / k->panel * k->panel;
-    void *x = room(k, count, 0), *e = room(k, count, 0);
-    for (int64_t i = 8; i < count; i++) put(k, x, i, i % 2 ? uniform(lowest, 0.3) : -exp(uniform(-20, log(-lowest))));
+    const int64_t count = EXPONENTS / k->panel * k->panel;
+    void *x = draw_exponents(k, count, lowest), *e = room(k, count, 0);
     const double special[] = {0, -0.0, NAN, -INFINITY, lowest - 0.01, -1e30, lowest, -1e-30};
     for (int i = 0; i < 8; i++) put(k, x, i, special[i]);
     k->exponential(x, count, e);
     CHECK(get(k, e, 0) == 1 && get(k, e, 1) == 1, "e^0 is %g", get(k, e, 0));
     CHECK(isnan(get(k, e, 2)), "e^NaN is %g", get(k, e, 2));
     for (int i = 3; i < 6; i++) CHECK(get(k, e, i) == 0, "e^%g is %g", special[i], get(k, e, i));
-    for (int64_t i = 6; i < count; i++) {
-        double distance = ulps(k, get(k, e, i), expl((long double)get(k, x, i)));
-        CHECK(distance <= bound, "e^%.17g is %g ulp off", get(k, x, i), distance);
-    }
+    check_ulps(k, "e", expl, x, e, 6, count, bound);
     free(x), free(e);
 }
 
 void test_power(const hex_kernels *k) {
-    enum { COUNT = 20000 };
     const double lowest = k->size == 4 ? -125 : -1021, bound = k->size == 4 ? 1.4 : 1.5;   /* as simd.h says */
-    const int64_t count = COUNT / k->panel * k->panel;
-    void *y = room(k, count, 0), *e = room(k, count, 0);
-    for (int64_t i = 0; i < count; i++) put(k, y, i, i % 2 ? uniform(lowest, 0.3) : -exp(uniform(-20, log(-lowest))));
+    const int64_t count = EXPONENTS / k->panel * k->panel;
+    void *y = draw_exponents(k, count, lowest), *e = room(k, count, 0);
     put(k, y, 0, 0), put(k, y, 1, -0.0), put(k, y, 2, -1), put(k, y, 3, lowest);
     k->power(y, count, e);
     for (int64_t i = 0; i < 4; i++) CHECK(get(k, e, i) == exp2(get(k, y, i)), "2^%g is %g", get(k, y, i), get(k, e, i));
-    for (int64_t i = 4; i < count; i++) {
-        double distance = ulps(k, get(k, e, i), exp2l((long double)get(k, y, i)));
-        CHECK(distance <= bound, "2^%.17g is %g ulp off", get(k, y, i), distance);
-    }
+    check_ulps(k, "2", exp2l, y, e, 4, count, bound);
     free(y), free(e);
 }
 
