@@ -226,12 +226,22 @@ static void sum_tiles(hex_run *run, backward *b) {
     if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, b->out->anchors ? finish_anchors : NULL, b);
 }
 
-hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *s, const double *grad,
-                                 const double *row_state, int64_t token, const hex_gradients *gradients) {
-    int64_t start = hex_profile_start();
+typedef struct {
+    const hex_problem *problem;
+    const hex_settings *settings;
+    const double *grad, *row_state;
+    int64_t token;
+    const hex_gradients *gradients;
+} backward_call;
+
+static hex_status lead(hex_team *team, void *context) {
+    const backward_call *call = context;
+    const hex_problem *problem = call->problem;
+    const hex_settings *s = call->settings;
+    const hex_gradients *gradients = call->gradients;
     hex_run run;
-    backward b = {.s = s, .row_state = row_state, .out = gradients};
-    hex_run_find(&run, problem, token, false, s, row_state);
+    backward b = {.s = s, .row_state = call->row_state, .out = gradients};
+    hex_run_find(&run, team, problem, call->token, false, s, call->row_state);
     b.gradient = (hex_gradient){.inv_tau = hex_inverse(run.k, s->temperature), .beta = s->beta};
     b.gradient.rows = gradients->anchors != NULL;
     if (gradients->temperature && !gradients->keys) b.gradient.rows = true;   /* its gradient comes from theirs */
@@ -242,7 +252,7 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     hex_status status = hex_run_open(&run, (hex_room){0}, place(&run, sums, NULL, &b));
     if (status != HEX_OK) return status;
     place(&run, sums, run.extra, &b);
-    choose_scale(&run, &b, grad);
+    choose_scale(&run, &b, call->grad);
     if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);
     bool poisoned = spread_nan(&run, &b);
     sum_tiles(&run, &b);
@@ -253,6 +263,14 @@ hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings 
     if (gradients->temperature && poisoned) *gradients->temperature = NAN;
     if (poisoned) run.token = 0;   /* the kept norms were overwritten */
     hex_run_close(&run, false);
-    hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return HEX_OK;
+}
+
+hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *settings, const double *grad,
+                                 const double *row_state, int64_t token, const hex_gradients *gradients) {
+    int64_t start = hex_profile_start();
+    backward_call call = {problem, settings, grad, row_state, token, gradients};
+    hex_status status = hex_run_call(problem, lead, &call);
+    hex_profile_stop(HEX_PHASE_CALL, start, 0);
+    return status;
 }

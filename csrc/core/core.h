@@ -67,17 +67,27 @@ char *hex_slab_memory(hex_slab *slab);
 bool hex_budget_was_set(void);
 int64_t hex_slab_bytes(int64_t bytes);   /* what a slab of so many takes */
 
-/* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */
-
-uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g);
-/* Of the gradients of these embeddings: who is compared with whom and what row_loss.c made of it enter, too. */
-uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const hex_geometry *g,
-                                  const hex_settings *settings, const double *row_state);
-
 /* pool.c */
 
 int hex_threads(void);
-void hex_parallel(int64_t tasks, hex_body body, void *context);
+/* The threads of one call. They are woken once and then wait, awake, for the rounds of the one that leads: waking a thread takes
+ * longer than packing a batch. */
+typedef struct hex_team hex_team;
+typedef hex_status (*hex_lead)(hex_team *team, void *context);
+/* What lead(team, context) returns. */
+hex_status hex_with_team(int threads, hex_lead lead, void *context);
+int hex_team_threads(const hex_team *team);
+/* body for tasks 0 to `tasks`; returns when all are done. For the leader. */
+void hex_team_round(hex_team *team, int64_t tasks, hex_body body, void *context);
+/* For a loop that waits, in its `spins`-th turn. */
+void hex_pause(int spins);
+
+/* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */
+
+uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g, hex_team *team);
+/* Of the gradients of these embeddings: who is compared with whom and what row_loss.c made of it enter, too. */
+uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const hex_geometry *g,
+                                  const hex_settings *settings, const double *row_state);
 
 /* profile.c: off, a phase costs the test of a flag.
  *
@@ -156,6 +166,7 @@ struct hex_run {
     bool gradients_ready;      /* they were found */
     struct hex_kept *header;   /* of the kept memory */
     uint64_t token;
+    hex_team *team;
     int workers;
     int64_t strips;            /* how many workers have them */
     char *extra;               /* the caller's extra bytes, 64-byte aligned, uninitialised */
@@ -174,10 +185,12 @@ typedef struct {
     bool strip_ready;              /* they are multiplied */
 } hex_worker;
 
+/* What lead returns, with the threads that the problem has work for. */
+hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context);
 /* First: looks for what an earlier step left under token. keep: the next step may want what this one leaves. Backward says by
  * settings and row_state which gradients would be its own. */
-void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool keep, const hex_settings *settings,
-                  const double *row_state);
+void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
+                  const hex_settings *settings, const double *row_state);
 /* Then: memory, packed rows, classes. What was found is used if it has tiles or gradients where `room` has. Where that has the
  * gradients workers get strips. Frees everything where it fails. */
 hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes);
@@ -203,7 +216,7 @@ typedef void (*hex_block_body)(hex_worker *worker, int64_t block, void *context)
  * where the problem is not symmetric those of a block of keys may run at once: see hex_turn_wait. after (or NULL): for every
  * block of anchors, as soon as its last task is done, which spares another round of waking threads. */
 void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void *context);
-/* body(worker, block) for independent blocks. */
+/* body(worker, block, context) for independent blocks. */
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context);
 /* The same for the blocks of anchors of a problem that is not symmetric, handed out in ascending order. */
 void hex_each_strip(hex_run *run, hex_block_body body, void *context);

@@ -34,29 +34,26 @@ static void print_blocks(int64_t begin, int64_t end, void *context) {
     }
 }
 
-enum { BLOCKS = 64, BLOCK_ROWS = 64, FEW = 1 << 17 };   /* FEW elements are not worth another thread */
+enum { BLOCKS = 64, BLOCK_ROWS = 64 };
 
-static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matrix *x, hex_dtype dtype) {
+static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matrix *x, hex_dtype dtype, hex_team *team) {
     uint64_t out[BLOCKS];
     int64_t block = (x->rows + BLOCKS - 1) / BLOCKS, bytes = dtype == HEX_F64 ? 8 : dtype == HEX_F32 ? 4 : 2;
     block = block < BLOCK_ROWS ? BLOCK_ROWS : block;
     int64_t blocks = (x->rows + block - 1) / block;
     print_job job = {k, x, bytes, block, out};
-    if (x->rows * x->cols < FEW)
-        print_blocks(0, blocks, &job);
-    else
-        hex_parallel(blocks, print_blocks, &job);
+    hex_team_round(team, blocks, print_blocks, &job);
     for (int64_t b = 0; b < blocks; b++) seed = mix(seed, out[b]);
     return seed;
 }
 
-uint64_t hex_fingerprint(const hex_problem *p, const hex_geometry *g) {
+uint64_t hex_fingerprint(const hex_problem *p, const hex_geometry *g, hex_team *team) {
     const uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
                               (uint64_t)g->symmetric, (uint64_t)g->block_m, (uint64_t)g->block_n};
     uint64_t print = 1;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) print = mix(print, parts[i]);
-    print = print_matrix(print, g->k, &p->anchors, p->dtype);
-    if (!g->symmetric) print = print_matrix(print, g->k, &p->keys, p->dtype);
+    print = print_matrix(print, g->k, &p->anchors, p->dtype, team);
+    if (!g->symmetric) print = print_matrix(print, g->k, &p->keys, p->dtype, team);
     return print ? print : 1;
 }
 

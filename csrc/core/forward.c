@@ -357,14 +357,22 @@ static double adaptive_threshold(hex_run *run, const hex_measurement *what, char
     return what->negatives_only && mean != mean ? INFINITY : mean;   /* NaN from NaN embeddings: the loss is NaN anyway */
 }
 
-hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
-                        double *batch_stats, double *row_state, int64_t *token) {
-    int64_t start = hex_profile_start();
-    hex_settings decided = *settings, *s = &decided;
-    contrast c = {.s = s, .row_state = row_state};
+typedef struct {
+    const hex_problem *problem;
+    hex_settings settings;
+    int needed;
+    double *losses, *batch_stats, *row_state;
+    int64_t *token;
+} contrast_call;
+
+static hex_status lead(hex_team *team, void *context) {
+    contrast_call *call = context;
+    hex_settings *s = &call->settings;
+    const int needed = call->needed;
+    contrast c = {.s = s, .row_state = call->row_state};
     double *column, threshold;
     hex_run run;
-    hex_run_find(&run, problem, *token, needed != 0, NULL, NULL);
+    hex_run_find(&run, team, call->problem, *call->token, needed != 0, NULL, NULL);
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     int64_t own = place(&run.g, NULL, &c, &column), extra = own;
     if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, &what);
@@ -384,12 +392,21 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
         hex_each_strip(&run, fused_block, &c);
     else
         contrast_passes(&(scope){&run, NULL, 0}, &c);
-    reduce(&run, &c, losses);
+    reduce(&run, &c, call->losses);
     double cosines = c.few_negatives ? 0 : sum_of_cosines(&run, column);
-    batch_statistics(&run, &c, false, cosines, batch_stats);
-    if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, batch_stats + HEX_BATCH_STATS);
-    if (hex_sums_gradients(run.room)) run.token = hex_gradient_fingerprint(run.token, problem, &run.g, s, row_state);
-    *token = hex_run_close(&run, needed != 0);
-    hex_profile_stop(HEX_PHASE_CALL, start, 0);
+    batch_statistics(&run, &c, false, cosines, call->batch_stats);
+    if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, call->batch_stats + HEX_BATCH_STATS);
+    if (hex_sums_gradients(run.room))
+        run.token = hex_gradient_fingerprint(run.token, call->problem, &run.g, s, call->row_state);
+    *call->token = hex_run_close(&run, needed != 0);
     return HEX_OK;
+}
+
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
+                        double *batch_stats, double *row_state, int64_t *token) {
+    int64_t start = hex_profile_start();
+    contrast_call call = {problem, *settings, needed, losses, batch_stats, row_state, token};
+    hex_status status = hex_run_call(problem, lead, &call);
+    hex_profile_stop(HEX_PHASE_CALL, start, 0);
+    return status;
 }

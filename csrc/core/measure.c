@@ -241,18 +241,32 @@ double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory,
     return finish(run, &me);
 }
 
+typedef struct {
+    const hex_problem *problem;
+    hex_measurement what;
+    bool keep;
+    double *row_stats, *mean_quantile;
+    int64_t *token;
+} measure_call;
+
+static hex_status lead(hex_team *team, void *context) {
+    measure_call *call = context;
+    hex_run run;
+    hex_run_find(&run, team, call->problem, 0, call->keep, NULL, NULL);
+    int64_t extra = hex_measure_plan(&run.g, &call->what);
+    hex_room room = {.tiles = call->keep ? hex_kept_tiles(&run.g) : 0};
+    hex_status status = hex_run_open(&run, room, extra);
+    if (status != HEX_OK) return status;
+    *call->mean_quantile = hex_measure_rows(&run, &call->what, run.extra, call->row_stats);
+    *call->token = hex_run_close(&run, call->keep);
+    return HEX_OK;
+}
+
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token) {
     int64_t start = hex_profile_start();
-    hex_measurement what = {quantile, negatives_only, want, 0, 0, false};
-    hex_run run;
-    hex_run_find(&run, problem, 0, keep, NULL, NULL);
-    int64_t extra = hex_measure_plan(&run.g, &what);
-    hex_room room = {.tiles = keep ? hex_kept_tiles(&run.g) : 0};
-    hex_status status = hex_run_open(&run, room, extra);
-    if (status != HEX_OK) return status;
-    *mean_quantile = hex_measure_rows(&run, &what, run.extra, row_stats);
-    *token = hex_run_close(&run, keep);
+    measure_call call = {problem, {quantile, negatives_only, want, 0, 0, false}, keep, row_stats, mean_quantile, token};
+    hex_status status = hex_run_call(problem, lead, &call);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
-    return HEX_OK;
+    return status;
 }

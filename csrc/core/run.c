@@ -1,6 +1,5 @@
 /* run.c: one call's frame: packed rows, classes, memory, and tiles that are kept or multiplied anew. */
 #include <math.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -83,9 +82,6 @@ static int64_t place_scratch(hex_run *run, char *base, int64_t extra_bytes) {
 
 /* --- workers --- */
 
-/* Passes over rows of fewer elements than this take less time than waking another thread. */
-enum { SMALL = 1 << 16 };
-
 static hex_worker worker_of(hex_run *run, int64_t index) {
     const hex_geometry *g = &run->g;
     char *at = run->worker_memory + index * run->worker_bytes;
@@ -117,8 +113,7 @@ static void reset_turns(const hex_run *run) {
 }
 
 static void wait_for(atomic_int *done, int32_t turn) {
-    for (int spins = 0; atomic_load_explicit(done, memory_order_acquire) != turn; spins++)
-        if (spins > 1000) sched_yield();
+    for (int spins = 0; atomic_load_explicit(done, memory_order_acquire) != turn; spins++) hex_pause(spins);
 }
 
 void hex_turn_wait(hex_run *run, int64_t i, int64_t j) { wait_for(turns_of(run) + run->g.mb + j, (int32_t)i); }
@@ -164,7 +159,7 @@ static void work_blocks(int64_t begin, int64_t end, void *context) {
 }
 
 static void run_crew(crew *c, hex_body body) {
-    hex_parallel(c->run->workers < c->count ? c->run->workers : c->count, body, c);
+    hex_team_round(c->run->team, c->run->workers < c->count ? c->run->workers : c->count, body, c);
 }
 
 void hex_each_strip(hex_run *run, hex_block_body body, void *context) {
@@ -200,11 +195,7 @@ void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void 
 }
 
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context) {
-    crew c = {.run = run, .block_body = body, .context = context, .count = blocks};
-    if (blocks * run->g.block_m * run->g.d < SMALL)
-        work_blocks(0, 1, &c);
-    else
-        run_crew(&c, work_blocks);
+    run_crew(&(crew){.run = run, .block_body = body, .context = context, .count = blocks}, work_blocks);
 }
 
 /* --- rows --- */
@@ -245,14 +236,20 @@ static void survey_rows(int64_t count, hex_rows *rows) {
 
 /* --- opening and closing --- */
 
-void hex_run_find(hex_run *run, const hex_problem *problem, int64_t token, bool keep, const hex_settings *settings,
-                  const double *row_state) {
-    *run = (hex_run){.problem = problem, .workers = hex_threads()};
+hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context) {
+    hex_geometry g;
+    hex_geometry_of(problem, &g);
+    int threads = hex_threads();
+    return hex_with_team(threads < g.tasks ? threads : (int)g.tasks, lead, context);
+}
+
+void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
+                  const hex_settings *settings, const double *row_state) {
+    *run = (hex_run){.problem = problem, .team = team, .workers = hex_team_threads(team)};
     hex_geometry_of(problem, &run->g);
     run->k = run->g.k;
-    if (run->workers > run->g.tasks) run->workers = (int)run->g.tasks;
     int64_t start = hex_profile_start();
-    if (token || (keep && hex_workspace_budget() > 0)) run->token = hex_fingerprint(problem, &run->g);
+    if (token || (keep && hex_workspace_budget() > 0)) run->token = hex_fingerprint(problem, &run->g, team);
     bool known = token && (uint64_t)token == run->token;
     if (token && !known && settings && settings->reduction != HEX_REDUCTION_NONE) {
         uint64_t gradients = hex_gradient_fingerprint(run->token, problem, &run->g, settings, row_state);
