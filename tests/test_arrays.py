@@ -155,7 +155,7 @@ def test_gil_is_released() -> None:
 
 
 def test_thread_counts_agree_bitwise() -> None:
-    z = RNG.standard_normal((300, 24)).astype(np.float32)
+    z = RNG.standard_normal((300, 128)).astype(np.float32)
     threads = torch.get_num_threads()
     results = []
     try:

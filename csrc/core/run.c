@@ -236,10 +236,13 @@ static void survey_rows(int64_t count, hex_rows *rows) {
 
 /* --- opening and closing --- */
 
+/* One thread is through with scores of fewer multiply-adds before another is awake. */
+enum { FOR_ONE = 1 << 22 };
+
 hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context) {
     hex_geometry g;
     hex_geometry_of(problem, &g);
-    int threads = hex_threads();
+    int threads = g.tasks * g.block_m * g.block_n * g.d < FOR_ONE ? 1 : hex_threads();
     return hex_with_team(threads < g.tasks ? threads : (int)g.tasks, lead, context);
 }
 
