@@ -1,7 +1,8 @@
 """The drop-ins of `hexssl.compat` and, for each, what it stands in for, computed as that library does.
 
 Where a library is not imported its loss is written out here from its definition, with the N x N arrays that it makes.
-"512 x 128" is the shape of each embedding that a loss takes; `tensors` says how many of them it takes.
+"512 x 128" is the shape of each embedding that a loss takes; `tensors` says how many of them it takes. Their rows are
+of about unit length, so that the losses that do not normalise them (MoCo v2+, open_clip) see similarities as usual.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Loss = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class DropIn:
-    """ours, peer: make the loss, a function of one embedding (the views stacked) or of two.
+    """ours, peer: make the loss, a function of one embedding (the views stacked) or of two, leaves both.
 
     arrays, cubes : what the peer holds at its peak, as in `variants.Variant`
     sizes : rows of an embedding that the peer can be compared at
@@ -149,12 +150,11 @@ def _bank() -> Loss:
     return loss
 
 
-def _fixed_queue(function: Loss, transposed: bool = False, unit: bool = False) -> Callable[[], Loss]:
+def _fixed_queue(function: Loss, transposed: bool = False) -> Callable[[], Loss]:
     """`function` of a query, a key without gradient, and the queue."""
     def make() -> Loss:
         queue = _queue().T.contiguous() if transposed else _queue()
-        rows: Callable[[Tensor], Tensor] = normalize if unit else lambda x: x
-        return lambda a, k: function(rows(a), rows(k.detach()), queue)
+        return lambda a, k: function(a, k.detach(), queue)
 
     return make
 
@@ -178,8 +178,8 @@ DROP_INS: dict[str, DropIn] = {
     "solo-nnclr": DropIn("solo nnclr_loss_func", 2, lambda: lambda a, k: solo.nnclr_loss_func(a, k, TAU),
                          lambda: _crossed),
     "solo-mocov2plus": DropIn("solo mocov2plus_loss_func", 2, _fixed_queue(
-        lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True, True),
-        _fixed_queue(_with_queue, True, True)),
+        lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True),
+        _fixed_queue(_with_queue, True)),
     "solo-mocov3": DropIn("solo mocov3_loss_func", 2, lambda: lambda a, k: solo.mocov3_loss_func(a, k, TAU),
                           lambda: _mocov3),
     "solo-simclr-adaptive": DropIn(

@@ -153,9 +153,19 @@ def _info_nce_package(inputs: Inputs) -> Step:
 
 
 def _drop_in(make: Callable[[], Loss], tensors: int) -> Callable[[Inputs], Step]:
+    """Of embeddings that are leaves each, in the memory of the anchors, which change from step to step."""
     def make_step(inputs: Inputs) -> Step:
         loss = make()
-        return _train(lambda given: loss(*given.anchors.chunk(tensors)))(inputs)
+        embeddings = [part.requires_grad_() for part in inputs.anchors.detach().chunk(tensors)]
+
+        def step() -> Tensor:
+            for part in embeddings:
+                part.grad = None
+            value = loss(*embeddings)
+            value.backward()
+            return value.detach()
+
+        return step
 
     return make_step
 

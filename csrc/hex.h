@@ -46,7 +46,7 @@ typedef struct {
     const int64_t *key_groups; /* (N,) contiguous, any values; NULL when the keys are the anchors */
     int64_t period;            /* > 0: the group of row r is r % period; 0: every key but self is a negative */
     int64_t self_offset;       /* key i + self_offset is anchor i itself; -1: no key is an anchor */
-    bool normalize;            /* rows are divided by max(norm, 1e-12) */
+    bool normalize, normalize_keys; /* rows of anchors and paired, of keys, are divided by max(norm, 1e-12) */
     bool both_ways;            /* contrast: the keys are anchors, too, whose keys are the anchors; needs keys, no paired, and
                                 * self_offset -1 */
 } hex_problem;

@@ -92,6 +92,7 @@ class Settings(NamedTuple):
     positives: str
     denominator: str
     normalize: bool
+    normalize_keys: bool
     reduction: str
 
 
@@ -130,13 +131,14 @@ def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: 
 
 
 def make_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any, formulation: Any, positives: Any,
-                  denominator: Any, normalize: Any, reduction: Any, device: torch.device | None = None) -> Settings:
-    """Validate."""
+                  denominator: Any, normalize: Any, reduction: Any, device: torch.device | None = None, *,
+                  normalize_keys: bool | None = None) -> Settings:
+    """Validate. normalize_keys: of keys that are no anchors; None: like the anchors and their paired keys."""
     temperature = validation.temperature(temperature, device)
     beta, tau_plus, local_weight = validation.weights(beta, tau_plus, local_weight)
     validation.form(formulation, positives, denominator, reduction, normalize, local_weight)
     return Settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
-                    reduction)
+                    normalize if normalize_keys is None else normalize_keys, reduction)
 
 
 def _who(problem: Problem) -> dict[str, Any]:
@@ -158,20 +160,20 @@ def _who(problem: Problem) -> dict[str, Any]:
 
 
 def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
-            keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+            normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row statistics (M, 6), the mean quantile, and a token for what is kept for the contrast that follows."""
     with torch.no_grad():
         if problem.anchors.device.type != "cpu":
             stats, mean = reference.similarity_stats(
                 problem.anchors, **_who(problem), quantile=0.0 if quantile is None else quantile,
-                rows=rows, normalize=normalize)
+                rows=rows, normalize=normalize, normalize_keys=normalize_keys)
             return stats, mean, _NO_TOKEN
         want = operators.WANT_MOMENTS if moments else 0
         if quantile is not None:
             want |= operators.WANT_QUANTILE
         return operators.measure(
             problem.anchors, problem.keys, problem.groups, problem.key_groups,
-            problem.relation, problem.period, problem.self_offset, normalize,
+            problem.relation, problem.period, problem.self_offset, normalize, normalize_keys,
             0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
 
 
@@ -190,7 +192,7 @@ def _decide(problem: Problem, settings: Settings,
         stats, mean = None, None
         if wanted is not None:
             stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
-                                         settings.normalize, True)
+                                         settings.normalize, settings.normalize_keys, True)
         decided = threshold.decide(stats, mean)
     if decided is None:  # warm-up is InfoNCE, whatever comes after it
         settings = settings._replace(formulation="weighted")
@@ -214,6 +216,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
     or one per anchor. With reduction="none" there must be as many anchors as keys.
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
+    assert settings.normalize == settings.normalize_keys
     threshold = _object(threshold)
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = _decide(problem, settings, threshold)
@@ -254,8 +257,8 @@ def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Me
     return operators.contrast(
         problem.anchors, problem.keys, problem.paired, problem.groups,
         problem.key_groups, problem.relation, decided, temperature, token,
-        (problem.period, problem.self_offset, settings.normalize, problem.both_ways, settings.beta, settings.tau_plus,
-         settings.local_weight, validation.FORMULATIONS[settings.formulation],
+        (problem.period, problem.self_offset, settings.normalize, settings.normalize_keys, problem.both_ways,
+         settings.beta, settings.tau_plus, settings.local_weight, validation.FORMULATIONS[settings.formulation],
          validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
          validation.REDUCTIONS[settings.reduction]), adaptive)
 
@@ -453,5 +456,5 @@ def similarity_stats(
     quantile = validation.statistic(quantile, rows)
     validation.flag("normalize", normalize)
     problem = make_problem(anchors, keys, None, groups, key_groups, relation, self_offset)
-    stats, _, _ = measure(problem, quantile, rows, True, normalize, False)
+    stats, _, _ = measure(problem, quantile, rows, True, normalize, normalize, False)
     return RowStats(*stats.unbind(1))

@@ -73,12 +73,12 @@ class _Loss(nn.Module):
         self._seen: tuple[Tensor, ...] = ()
 
     def _settings(self, problem: Problem, temperature: float | Tensor | None = None, normalize: bool | None = None,
-                  reduction: str | None = None) -> Settings:
+                  reduction: str | None = None, normalize_keys: bool | None = None) -> Settings:
         """This module's, or those given, checked."""
         return make_settings(
             self.temperature if temperature is None else temperature, self.beta, self.tau_plus, self.local_weight,
             self.formulation, self.positives, self.denominator, self.normalize if normalize is None else normalize,
-            self.reduction if reduction is None else reduction, problem.anchors.device)
+            self.reduction if reduction is None else reduction, problem.anchors.device, normalize_keys=normalize_keys)
 
     def _evaluate(self, problem: Problem) -> tuple[Tensor, Tensor]:
         return evaluate(problem, self._settings(problem), self.threshold)

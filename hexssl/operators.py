@@ -62,9 +62,9 @@ def _measure_fake(anchors: Tensor, keys: Tensor, groups: Tensor, key_groups: Ten
 @torch.library.register_fake("hexssl::contrast")
 def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor, key_groups: Tensor,
                    relation: Tensor, threshold: Tensor, temperature: Tensor, token: Tensor, period: int,
-                   self_offset: int, normalize: bool, both_ways: bool, beta: float, tau_plus: float,
-                   local_weight: float, formulation: int, positives: int, denominator: int, reduction: int,
-                   adaptive: bool, quantile: float, negatives_only: bool,
+                   self_offset: int, normalize: bool, normalize_keys: bool, both_ways: bool, beta: float,
+                   tau_plus: float, local_weight: float, formulation: int, positives: int, denominator: int,
+                   reduction: int, adaptive: bool, quantile: float, negatives_only: bool,
                    needed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0] + (keys.shape[0] if both_ways else 0)
@@ -79,8 +79,8 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
 
 @torch.library.register_fake("hexssl::contrast_backward")
 def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor,
-                            key_groups: Tensor, relation: Tensor, temperature: Tensor,
-                            row_state: Tensor, token: Tensor, period: int, self_offset: int, normalize: bool,
+                            key_groups: Tensor, relation: Tensor, temperature: Tensor, row_state: Tensor,
+                            token: Tensor, period: int, self_offset: int, normalize: bool, normalize_keys: bool,
                             both_ways: bool, beta: float, tau_plus: float, local_weight: float, formulation: int,
                             positives: int, denominator: int, reduction: int, need_anchors: bool, need_keys: bool,
                             need_paired: bool, need_temperature: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

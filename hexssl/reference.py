@@ -49,7 +49,8 @@ def hex_loss(
     key_groups: Tensor | None = None, relation: Tensor | None = None, self_offset: int | None = None,
     threshold: float | Tensor | None = None, temperature: float | Tensor = 0.1, beta: float = 1.0,
     tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted", positives: str = "sum",
-    denominator: str = "all", normalize: bool = True, reduction: str = "mean", chunk_rows: int | None = None,
+    denominator: str = "all", normalize: bool = True, normalize_keys: bool | None = None, reduction: str = "mean",
+    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """HEX loss (Kokilepersaud et al., WACV 2025, arXiv 2410.23200) and its batch statistics.
 
@@ -79,6 +80,8 @@ def hex_loss(
     denominator : {"all", "own", "negatives"}
     normalize : bool
         Divide rows by ``max(norm, 1e-12)``.
+    normalize_keys : bool, optional
+        The same of `keys`. Default: as `normalize`.
     reduction : {"mean", "sum", "none"}
         The mean is over anchors that have a positive and a denominator; the others have loss 0.
     chunk_rows : int, optional
@@ -103,7 +106,8 @@ def hex_loss(
     0.5514
     """
     with _full_precision(anchors.device):
-        problem = _problem(anchors, keys, paired, groups, key_groups, relation, self_offset, normalize)
+        problem = _problem(anchors, keys, paired, groups, key_groups, relation, self_offset, normalize,
+                           normalize_keys)
         tau = _scalar(temperature, problem.anchors)
         epsilon = _thresholds(threshold, problem)
         form = _Form(beta, tau_plus, local_weight, formulation, positives, denominator)
@@ -121,13 +125,13 @@ def hex_loss(
 def similarity_stats(
     anchors: Tensor, keys: Tensor | None = None, *, groups: Tensor | None = None, key_groups: Tensor | None = None,
     relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
-    normalize: bool = True, chunk_rows: int | None = None,
+    normalize: bool = True, normalize_keys: bool | None = None, chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Statistics of every anchor's cosines with the keys, from which a threshold is decided.
 
     Parameters
     ----------
-    anchors, keys, groups, key_groups, relation, self_offset, normalize, chunk_rows
+    anchors, keys, groups, key_groups, relation, self_offset, normalize, normalize_keys, chunk_rows
         As in `hex_loss`.
     quantile : float
         In [0, 1]; "nearest": the element at ``round_half_even(quantile * (n - 1))`` of the ascending row.
@@ -149,7 +153,8 @@ def similarity_stats(
     ([0.0, 1.0, 0.5, 0.25, 4.0, 1.0], 1.0)
     """
     with _full_precision(anchors.device):
-        problem = _problem(anchors, keys, None, groups, key_groups, relation, self_offset, normalize)
+        problem = _problem(anchors, keys, None, groups, key_groups, relation, self_offset, normalize,
+                           normalize_keys)
         (row_stats,) = _by_chunks(
             lambda first, last: (_measure_rows(problem, quantile, rows == "negatives", first, last),),
             problem, chunk_rows)
@@ -165,7 +170,8 @@ def _full_precision(device: torch.device) -> AbstractContextManager:
 
 
 def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
-             key_groups: Tensor | None, relation: Tensor | None, self_offset: int | None, normalize: bool) -> _Problem:
+             key_groups: Tensor | None, relation: Tensor | None, self_offset: int | None, normalize: bool,
+             normalize_keys: bool | None) -> _Problem:
     """The defaults filled in and the rows made ready."""
     wide = torch.float32 if anchors.device.type == "mps" else torch.float64
     dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32
@@ -175,7 +181,8 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         groups, key_groups = (groups % max(m // 2, 1), None) if keys is None else (
             groups, torch.arange(n, device=anchors.device))
     rows, finite = _ready(anchors, dtype, wide, normalize)
-    key_rows, key_finite = (rows, finite) if keys is None else _ready(keys, dtype, wide, normalize)
+    key_rows, key_finite = (rows, finite) if keys is None else _ready(
+        keys, dtype, wide, normalize if normalize_keys is None else normalize_keys)
     broken = ~finite | ~key_finite.all()
     if paired is not None:
         paired, paired_finite = _ready(paired, dtype, wide, normalize)

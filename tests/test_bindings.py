@@ -15,6 +15,7 @@ from torch import Tensor
 
 import hexssl  # noqa: F401  registers the operators
 from hexssl import _C
+from hexssl.reference import similarity_stats
 
 M, N, D = 10, 14, 6
 NONE = torch.empty(0)
@@ -31,12 +32,14 @@ def embeddings(rows: int) -> Tensor:
 
 MEASURE: dict[str, Any] = {
     "anchors": embeddings(M), "keys": NONE, "groups": LONG, "key_groups": LONG, "relation": NONE, "period": M // 2,
-    "self_offset": 0, "normalize": True, "quantile": 0.9, "negatives_only": False, "want": 3, "keep": False,
+    "self_offset": 0, "normalize": True, "normalize_keys": True, "quantile": 0.9,
+    "negatives_only": False, "want": 3, "keep": False,
 }
 CONTRAST: dict[str, Any] = {
     "anchors": embeddings(M), "keys": NONE, "paired": NONE, "groups": LONG, "key_groups": LONG, "relation": NONE,
     "threshold": torch.tensor(0.3, dtype=torch.float64), "temperature": torch.tensor(0.2),
     "token": torch.zeros((), dtype=torch.int64), "period": M // 2, "self_offset": 0, "normalize": True,
+    "normalize_keys": True,
     "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0,
     "denominator": 0, "reduction": 1,
     "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
@@ -295,6 +298,41 @@ def test_thread_counts_agree_bitwise_with_keys(both_ways: bool, temperature: flo
         return [*call("contrast", CONTRAST, **who)[:3], *call("contrast_backward", backward_arguments(**who))]
 
     assert_threads_agree(everything)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.005])
+@pytest.mark.parametrize("needed", [0, 15])
+@pytest.mark.parametrize("sides", [(True, False), (False, True)])
+def test_keys_are_normalized_by_themselves(sides: tuple[bool, bool], needed: int, temperature: float) -> None:
+    """Either side alone, as if torch had done it; the low temperature needs a shift for each class."""
+    unit, source = torch.nn.functional.normalize, generator()
+    rows = {name: 3 * torch.randn(count, D, generator=source, dtype=torch.float64)
+            for name, count in (("anchors", 9), ("keys", 11), ("paired", 9))}
+    leaves = {name: x.clone().requires_grad_() for name, x in rows.items()}
+    ready = {name: unit(x) if sides[name == "keys"] else x for name, x in leaves.items()}
+    settings = {"groups": torch.arange(9), "key_groups": torch.arange(11) % 3 + 5, "period": 0, "self_offset": -1}
+    form = {**settings, "temperature": torch.tensor(temperature, dtype=torch.float64)}
+    as_given = {"normalize": False, "normalize_keys": False}
+    given = {name: x.detach() for name, x in ready.items()}
+    expected = call("contrast_backward", backward_arguments(**given, **form, **as_given))
+    torch.autograd.backward(list(ready.values()), list(expected[:3]))
+
+    who = {**rows, **form, "normalize": sides[0], "normalize_keys": sides[1]}
+    found = call("contrast_backward", backward_arguments(**who, needed=needed))
+    for name, gradient in zip(rows, found, strict=False):
+        wanted = leaves[name].grad
+        assert wanted is not None
+        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-10 * wanted.abs().max().item())
+    torch.testing.assert_close(found[3], expected[3], rtol=1e-9, atol=0)
+    loss = call("contrast", CONTRAST, **who)[0]
+    torch.testing.assert_close(loss, call("contrast", CONTRAST, **given, **form, **as_given)[0], rtol=1e-12, atol=0)
+    del who["paired"], who["temperature"], given["paired"]
+    measured, wanted = (call("measure", MEASURE, **case)[0] for case in (who, {**given, **settings, **as_given}))
+    torch.testing.assert_close(measured, wanted, rtol=1e-9, atol=1e-12)
+    reference, _ = similarity_stats(rows["anchors"], rows["keys"], groups=torch.arange(9),
+                                    key_groups=torch.arange(11) % 3 + 5, quantile=0.9, normalize=sides[0],
+                                    normalize_keys=sides[1])
+    torch.testing.assert_close(measured, reference, rtol=1e-9, atol=1e-12)
 
 
 def test_token_of_a_mean_is_none_of_single_losses() -> None:

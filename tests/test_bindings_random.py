@@ -95,8 +95,8 @@ def call(operator: str, *arguments: Any) -> tuple[Tensor, ...] | None:
 def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     """Which operators ran."""
     (anchors, keys, *groups), paired, who, m = draw.problem()
-    normalize, keep = draw.seldom(0.5), draw.seldom(0.5)
-    measured = call("measure", anchors, keys, *groups, *who, normalize, draw.number(1), draw.seldom(0.5),
+    normalize, keep = (draw.seldom(0.5), draw.seldom(0.5)), draw.seldom(0.5)
+    measured = call("measure", anchors, keys, *groups, *who, *normalize, draw.number(1), draw.seldom(0.5),
                     draw.choice(3), keep)
     if measured is not None:
         draw.saw(measured[2])
@@ -108,7 +108,7 @@ def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     both_ways = draw.seldom(0.5 if keys.numel() > 0 and paired.numel() == 0 and not adaptive[0] else 0.02)
     if both_ways and draw.seldom(0.9):
         who[1] = -1
-    settings = (*who, normalize, both_ways, *(draw.number(0.9) for _ in range(3)),
+    settings = (*who, *normalize, both_ways, *(draw.number(0.9) for _ in range(3)),
                 *(draw.choice(most) for most in (1, 1, 2, 2)))
     contrasted = call("contrast", *tensors, threshold, temperature, draw.token(), *settings, *adaptive, draw.choice(15))
     if contrasted is None:

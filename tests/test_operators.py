@@ -24,21 +24,22 @@ def rows(count, seed=0, dtype=torch.float32):
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset, normalize, both_ways. The
-# threshold leaves some hierarchical negatives: opcheck takes NaN in the statistics for a difference.
+# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset, normalize, normalize_keys,
+# both_ways. The threshold leaves some hierarchical negatives: opcheck takes NaN in the statistics for a difference.
 PROBLEMS = {
-    "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, False)),
-    "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0, True, False)),
+    "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, True, False)),
+    "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0, True, True, False)),
     "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()),
-             (9, -1, True, False)),
-    "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1, True, False)),
+             (9, -1, True, True, False)),
+    "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1, True, False, False)),
     "gathered": ((rows(3), rows(9, 1), ABSENT, torch.arange(3), torch.arange(9) % 3, ABSENT, THRESHOLD),
-                 (0, 3, True, False)),
+                 (0, 3, True, True, False)),
     "relation": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, (torch.arange(54).view(6, 9) % 3 - 1).to(torch.int8),
-                  THRESHOLD), (0, -1, True, False)),
+                  THRESHOLD), (0, -1, True, True, False)),
     "both ways": ((rows(6), rows(9, 1), ABSENT, torch.arange(6) % 2, torch.arange(9) % 3, ABSENT, THRESHOLD),
-                  (0, -1, True, True)),
-    "half": ((rows(8, 0, torch.bfloat16), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, False)),
+                  (0, -1, True, True, True)),
+    "half": ((rows(8, 0, torch.bfloat16), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD),
+             (4, 0, True, True, False)),
 }
 
 
@@ -46,7 +47,7 @@ PROBLEMS = {
 def test_opcheck(name):
     tensors, who = PROBLEMS[name]
     anchors, keys, paired, groups, key_groups, relation, threshold = tensors
-    measure = (anchors, keys, groups, key_groups, relation, *who[:3], 0.9, True, 3, False)
+    measure = (anchors, keys, groups, key_groups, relation, *who[:4], 0.9, True, 3, False)
     torch.library.opcheck(torch.ops.hexssl.measure.default, measure)
     for reduction in (MEAN, NONE):
         arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE, 0)

@@ -82,7 +82,7 @@ static void unpack_block(hex_worker *worker, const backward *b, const hex_rows *
     const hex_run *run = worker->run;
     int64_t start = hex_profile_start(), first = block * block_rows;
     run->k->unpack(row_sums, col_sums, extra, hex_block(run, of->k_major, block_rows, block), of->norms + first, first,
-                   hex_block_rows(count, block_rows, block), block_rows, run->g.d, run->problem->normalize,
+                   hex_block_rows(count, block_rows, block), block_rows, run->g.d, of->normalize,
                    b->gradient.inv_tau * b->factor, run->problem->dtype, out, worker->scratch);
     hex_profile_stop(HEX_PHASE_UNPACK, start, 0);
 }

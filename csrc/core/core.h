@@ -138,8 +138,9 @@ void hex_classify(const hex_classes *c, int64_t i, int64_t j, int view, hex_code
 typedef struct {
     void *k_major, *r_major;   /* blocks of rows, block after block */
     double *norms;             /* padded count */
+    bool normalize;
     bool finite;               /* every row is */
-    double largest;            /* largest norm of a finite row */
+    double longest;            /* as packed: the largest norm of a finite row, or 1 */
 } hex_rows;
 
 /* What kept tiles hold: cosines, or e^(s - shift) as hex_sides.exponentials says, of these. */

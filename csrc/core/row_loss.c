@@ -22,8 +22,8 @@ double hex_inverse(const hex_kernels *k, double temperature) {
 }
 
 bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *power) {
-    double keys = run->key.largest > run->paired.largest ? run->key.largest : run->paired.largest;
-    double bound = run->problem->normalize ? 1 : run->a.largest * keys;
+    double key = run->key.longest, paired = run->problem->paired.data ? run->paired.longest : 0;
+    double bound = run->a.longest * (key > paired ? key : paired);
     double hard = lowest > -bound ? bound - lowest : 2 * bound;
     hard = hard > 0 ? hard : 0;
     double whole = ceil(bound * inv_tau * HEX_LOG2_E), more = whole / HEX_LOG2_E - bound * inv_tau;   /* than the largest s */

@@ -213,7 +213,7 @@ static void pack_block(hex_worker *worker, int64_t b, void *context) {
     int64_t start = hex_profile_start();
     void *r_major = job->rows->r_major ? hex_block(run, job->rows->r_major, job->block, b) : NULL;
     run->k->pack(job->src, p->dtype, b * job->block, hex_block_rows(job->src->rows, job->block, b), job->block,
-                 p->normalize, hex_block(run, job->rows->k_major, job->block, b), r_major,
+                 job->rows->normalize, hex_block(run, job->rows->k_major, job->block, b), r_major,
                  job->rows->norms + b * job->block, worker->scratch);
     hex_profile_stop(HEX_PHASE_PACK, start, 0);
 }
@@ -225,12 +225,12 @@ static void pack_rows(hex_run *run, const hex_matrix *src, int64_t block, hex_ro
 
 static void survey_rows(int64_t count, hex_rows *rows) {
     rows->finite = true;
-    rows->largest = 0;
+    rows->longest = rows->normalize ? 1 : 0;
     for (int64_t i = 0; i < count; i++) {
         if (!isfinite(rows->norms[i]))
             rows->finite = false;
-        else if (rows->norms[i] > rows->largest)
-            rows->largest = rows->norms[i];
+        else if (!rows->normalize && rows->norms[i] > rows->longest)
+            rows->longest = rows->norms[i];
     }
 }
 
@@ -249,6 +249,8 @@ hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context
 void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
                   const hex_settings *settings, const double *row_state) {
     *run = (hex_run){.problem = problem, .team = team, .workers = hex_team_threads(team)};
+    run->a.normalize = run->paired.normalize = problem->normalize;
+    run->key.normalize = problem->normalize_keys;
     hex_geometry_of(problem, &run->g);
     run->k = run->g.k;
     int64_t start = hex_profile_start();

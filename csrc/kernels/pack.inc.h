@@ -212,43 +212,41 @@ static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t
         for (int64_t d = 0; d < cols; d++) g[r * stride + d] += (T)extra[(i0 + r) * cols + d];
 }
 
-/* g = (g - (g . x) x) factor for P rows x of a k-major block, each with a factor; `along[r]` false: no projection. */
-static void LOCAL(project)(const T *unit, int64_t block, int64_t cols, const bool *along, const double *factor, T *g) {
-    int64_t padded = (cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(cols);
-    V dot[P] = {{0}};
-    for (int64_t d = 0; d < padded; d += W)
-        for (int r = 0; r < P; r++)
-            dot[r] += LOCAL(load)(g + r * stride + d) * LOCAL(load)(unit + (d / P * block + r) * P + d % P);
-    for (int r = 0; r < P; r++) {
-        const V projection = LOCAL(splat)(along[r] ? (T)LOCAL(total)(dot[r]) : 0), times = LOCAL(splat)((T)factor[r]);
-        for (int64_t d = 0; d < padded; d += W) {
-            V x = LOCAL(load)(unit + (d / P * block + r) * P + d % P);
-            LOCAL(store)(g + r * stride + d, (LOCAL(load)(g + r * stride + d) - projection * x) * times);
+/* g = (g - (g . x) x) factor for a row x of a k-major block; `along` false: no projection. */
+INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool along, double factor, T *g) {
+    V dot[NV] = {{0}};
+    for (int64_t d = 0; along && d < padded; d += P)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) dot[v] += LOCAL(load)(g + d + v * W) * LOCAL(load)(unit + d * block + v * W);
+#pragma GCC unroll 8
+    for (int v = 1; v < NV; v++) dot[0] += dot[v];
+    const V projection = LOCAL(splat)((T)LOCAL(total)(dot[0])), times = LOCAL(splat)((T)factor);
+    for (int64_t d = 0; d < padded; d += P)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V x = LOCAL(load)(unit + d * block + v * W);
+            LOCAL(store)(g + d + v * W, (LOCAL(load)(g + d + v * W) - projection * x) * times);
         }
-    }
 }
 
 static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, const void *k_major,
                            const double *norms, int64_t first, int64_t rows, int64_t block, int64_t cols,
                            bool normalize, double scale, hex_dtype dtype, void *out, void *buffer) {
-    int64_t stride = LOCAL(buffer_stride)(cols);
+    const int64_t padded = (cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(cols);
     for (int64_t i0 = 0; i0 < rows; i0 += P) {
         const int64_t count = rows - i0 < P ? rows - i0 : P;
-        bool along[P] = {false}, tiny[P] = {false};
-        double factor[P] = {0};
-        for (int64_t r = 0; r < count; r++) {
-            double norm = norms[i0 + r];
-            tiny[r] = norm < 1e-12;
-            along[r] = normalize && !tiny[r];   /* below 1e-12 the divisor is a constant, so nothing is projected out */
-            factor[r] = norm <= 1.7976931348623157e308 ? scale : NAN;
-            if (normalize) factor[r] = factor[r] / (tiny[r] ? 1e-12 : norm);
-        }
         LOCAL(gather)(gk, gr, extra, i0, count, block, cols, buffer);
-        LOCAL(project)((const T *)k_major + i0 * P, block, cols, along, factor, buffer);
-        /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
-         * the signal that gradient scalers wait for. */
-        for (int64_t r = 0; r < count; r++)
-            LOCAL(write_row)((const T *)buffer + r * stride, cols, dtype, out, (first + i0 + r) * cols, normalize && tiny[r]);
+        for (int64_t r = 0; r < count; r++) {
+            const double norm = norms[i0 + r];
+            const bool tiny = norm < 1e-12;   /* the divisor is a constant then, so nothing is projected out */
+            double factor = norm <= 1.7976931348623157e308 ? scale : NAN;
+            if (normalize) factor = factor / (tiny ? 1e-12 : norm);
+            T *g = (T *)buffer + r * stride;
+            LOCAL(project)((const T *)k_major + (i0 + r) * P, block, padded, normalize && !tiny, factor, g);
+            /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
+             * the signal that gradient scalers wait for. */
+            LOCAL(write_row)(g, cols, dtype, out, (first + i0 + r) * cols, normalize && tiny);
+        }
     }
 }
 

@@ -113,7 +113,8 @@ static bool read_problem(call *c, const arguments *a) {
         !read_exactly(c, a->relation, "relation", NPY_INT8, rows, cols, &relation))
         return false;
     p->groups = groups, p->key_groups = key_groups, p->relation = relation;
-    p->period = a->period, p->self_offset = a->self_offset, p->normalize = a->normalize;
+    p->period = a->period, p->self_offset = a->self_offset;
+    p->normalize = p->normalize_keys = a->normalize;
     return true;
 }
 

@@ -156,7 +156,8 @@ static void gradients_of(const hex_ready *r, const sides *in, const hex_gradient
     fill(out->keys, r->n * r->d, 0);
     fill(out->paired, r->m * r->d, 0);
     if (out->anchors) through_rows(in->anchors, r->anchors, r->anchor_norms, r->m, r->d, p->normalize, out->anchors);
-    if (key_side) through_rows(in->keys, r->keys, r->key_norms, r->n, r->d, p->normalize, key_side);
+    if (key_side) through_rows(in->keys, r->keys, r->key_norms, r->n, r->d,
+                               p->keys.data ? p->normalize_keys : p->normalize, key_side);
     if (out->paired) through_rows(in->paired, r->paired, r->paired_norms, r->m, r->d, p->normalize, out->paired);
     if (out->temperature) *out->temperature = in->temperature;
 }

@@ -50,7 +50,7 @@ bool hex_ready_make(hex_ready *r, const hex_problem *p) {
     }
     bool finite, keys_finite = true;
     for (int64_t j = 0; j < r->n; j++) {
-        r->key_norms[j] = ready_row(keys, j, p->normalize, r->keys + j * r->d, &finite);
+        r->key_norms[j] = ready_row(keys, j, p->keys.data ? p->normalize_keys : p->normalize, r->keys + j * r->d, &finite);
         keys_finite &= finite;
     }
     r->finite = true;

@@ -152,8 +152,8 @@ bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem 
     tensor_view view;
     int ids = first + 2 + has_paired;
     *problem = (hex_problem){.period = call_integer(c, scalars), .self_offset = call_integer(c, scalars + 1),
-                             .normalize = call_boolean(c, scalars + 2),
-                             .both_ways = has_paired && call_boolean(c, scalars + 3)};
+                             .normalize = call_boolean(c, scalars + 2), .normalize_keys = call_boolean(c, scalars + 3),
+                             .both_ways = has_paired && call_boolean(c, scalars + 4)};
     if (!call_tensor(c, first, "anchors", &view) || !read_dtype(c, view.dtype, &problem->dtype))
         return false;
     if (view.numel == 0)

@@ -6,16 +6,16 @@
 /* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
 static const char measure_schema[] =
     "measure(Tensor anchors, Tensor keys, Tensor groups, Tensor key_groups, Tensor relation, SymInt period, "
-    "SymInt self_offset, bool normalize, float quantile, bool negatives_only, int want, bool keep) "
+    "SymInt self_offset, bool normalize, bool normalize_keys, float quantile, bool negatives_only, int want, bool keep) "
     "-> (Tensor row_stats, Tensor mean_quantile, Tensor token)";
 
 static bool measure(call *c) {
     hex_problem problem;
     void *row_stats, *mean_quantile, *token;
-    double quantile = call_number(c, 8);
+    double quantile = call_number(c, 9);
     int want;
     if (!call_problem(c, 0, false, 5, &problem) ||
-        !call_choice(c, 10, "want", HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, &want))
+        !call_choice(c, 11, "want", HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, &want))
         return false;
     if (!(quantile >= 0 && quantile <= 1))
         return fail(c, "quantile must be in [0, 1], got %g", quantile);
@@ -25,14 +25,14 @@ static bool measure(call *c) {
         !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
         return false;
     *(int64_t *)token = 0;
-    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, 9), want, call_boolean(c, 11), row_stats,
+    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, 10), want, call_boolean(c, 12), row_stats,
                                       mean_quantile, token));
 }
 
 static const char contrast_schema[] =
     "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
     "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
-    "bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
+    "bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
     "bool adaptive, float quantile, bool negatives_only, int needed) "
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token)";
 
@@ -42,9 +42,9 @@ static bool contrast(call *c) {
     int64_t kept;
     int needed;
     void *loss, *batch_stats, *row_state, *token;
-    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 13, &settings) ||
-        !call_threshold(c, 6, 20, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
-        !call_choice(c, 23, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
+    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 14, &settings) ||
+        !call_threshold(c, 6, 21, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
+        !call_choice(c, 24, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
         return false;
     int64_t rows = hex_anchors(&problem);
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
@@ -70,7 +70,7 @@ static bool contrast(call *c) {
 static const char backward_schema[] =
     "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
     "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
-    "SymInt period, SymInt self_offset, bool normalize, bool both_ways, float beta, float tau_plus, float local_weight, "
+    "SymInt period, SymInt self_offset, bool normalize, bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, "
     "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
     "bool need_paired, bool need_temperature) "
     "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
@@ -98,7 +98,7 @@ static bool contrast_backward(call *c) {
     int64_t kept;
     void *out_temperature;
     double grad_temperature = 0;
-    if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 14, &settings) ||
+    if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 15, &settings) ||
         !call_token(c, 9, &kept) || !call_check(c, &problem, &settings) ||
         !call_exact_tensor(c, 8, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_anchors(&problem),
                          HEX_ROW_STATE, &row_state))
@@ -108,10 +108,10 @@ static bool contrast_backward(call *c) {
     double *grad_loss = call_buffer(c, losses);
     if (!grad_loss || !call_tensor(c, 0, "grad_loss", &view) ||
         !call_doubles(c, &view, "grad_loss", losses, grad_loss) ||
-        !new_gradient(c, 1, "anchors", call_boolean(c, 21), &gradients.anchors) ||
-        !new_gradient(c, 2, "keys", call_boolean(c, 22), &gradients.keys) ||
-        !new_gradient(c, 3, "paired", call_boolean(c, 23), &gradients.paired) ||
-        !new_gradient(c, 7, "temperature", call_boolean(c, 24), &out_temperature))
+        !new_gradient(c, 1, "anchors", call_boolean(c, 22), &gradients.anchors) ||
+        !new_gradient(c, 2, "keys", call_boolean(c, 23), &gradients.keys) ||
+        !new_gradient(c, 3, "paired", call_boolean(c, 24), &gradients.paired) ||
+        !new_gradient(c, 7, "temperature", call_boolean(c, 25), &out_temperature))
         return false;
     gradients.temperature = out_temperature ? &grad_temperature : NULL;
     if (!call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients)))

@@ -41,10 +41,12 @@ class DropIn(_Loss):
     def contrast(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
                  groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,
                  self_offset: int | None = None, temperature: float | Tensor | None = None,
-                 normalize: bool | None = None, reduction: str | None = None) -> Tensor:
+                 normalize: bool | None = None, normalize_keys: bool | None = None,
+                 reduction: str | None = None) -> Tensor:
         """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
         problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
-        loss, seen = evaluate(problem, self._settings(problem, temperature, normalize, reduction), self.threshold)
+        loss, seen = evaluate(problem, self._settings(problem, temperature, normalize, reduction, normalize_keys),
+                              self.threshold)
         self._seen = (seen,)
         return loss
 

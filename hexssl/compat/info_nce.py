@@ -126,7 +126,7 @@ class InfoNCE(DropIn):
         wanted = self.threshold.measures()
         if wanted is None:
             return self.threshold.decide(None, None)
-        stats = torch.cat([measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, True, False)[0]
+        stats = torch.cat([measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, True, True, False)[0]
                            for problem in problems])
         return self.threshold.decide(stats, stats[:, QUANTILE].nanmean())
 
