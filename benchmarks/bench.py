@@ -139,6 +139,8 @@ def run_acceptance(given: argparse.Namespace) -> bool:
         races, memory = acceptance.drop_in_sessions(threads[-1]), acceptance.drop_in_memory(threads[-1])
     else:
         races, memory = acceptance.sessions(threads), iter([acceptance.memory_line(threads[-1])])
+    if given.no_memory:
+        memory = iter(())
     widths = (72, 32, 7, 8, 5, 8, 14, 0)
 
     def say(cells: list[str]) -> None:

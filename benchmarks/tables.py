@@ -1,6 +1,7 @@
 """Puts what was measured into the documents, between their marks.
 
     python benchmarks/bench.py --preset acceptance && python benchmarks/bench.py --preset drop-ins
+    OMP_WAIT_POLICY=ACTIVE python benchmarks/bench.py --preset drop-ins --no-memory --output benchmarks/results/spinning
     python benchmarks/phases.py --output benchmarks/results/phases.md
     python benchmarks/tables.py
 
@@ -56,6 +57,15 @@ def promises(lines: list[dict[str, str]]) -> str:
     return f"{passed} of {len(lines)} lines pass. {machine(lines)}.\n\n{markdown(rows, 2)}"
 
 
+def waiting(sleeping: list[dict[str, str]], spinning: list[dict[str, str]]) -> str:
+    """Both speeds of every drop-in."""
+    other = {(line["what"], line["case"]): line["measured"] for line in spinning}
+    rows = [["what", "case", "threads sleep", "threads spin"]]
+    rows += [[line["what"], line["case"], line["measured"], other[line["what"], line["case"]]]
+             for line in sleeping if (line["what"], line["case"]) in other]
+    return f"{markdown(rows, 2)}\n\n{machine(spinning)}."
+
+
 def fill(path: Path, parts: dict[str, str]) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     text = path.read_text(encoding="utf-8")
@@ -69,9 +79,10 @@ def fill(path: Path, parts: dict[str, str]) -> None:
 
 def main() -> None:
     acceptance, drop_ins = (records.read(RESULTS / f"{name}.csv") for name in ("acceptance", "drop-ins"))
+    spinning = records.read(RESULTS / "spinning" / "drop-ins.csv")
     fill(ROOT / "README.md", {"speed": headlines(acceptance)})
     fill(ROOT / "docs" / "performance.md", {
-        "acceptance": promises(acceptance), "drop-ins": promises(drop_ins),
+        "acceptance": promises(acceptance), "drop-ins": promises(drop_ins), "spinning": waiting(drop_ins, spinning),
         "phases": (RESULTS / "phases.md").read_text(encoding="utf-8").strip()})
 
 

@@ -74,7 +74,8 @@ typedef struct {
 const char *hex_check(const hex_problem *problem, const hex_settings *settings);
 
 /* How to run a body over tasks [0, tasks): the pool calls body(begin, end, context) on disjoint ranges, each on
- * some thread, and returns when all are done. With pool == NULL the caller's thread does everything. */
+ * some thread, and returns when all are done. Task 0 must be able to finish before any other task does: it comes first on
+ * its thread and waits for no other. With pool == NULL the caller's thread does everything. */
 typedef void (*hex_body)(int64_t begin, int64_t end, void *context);
 typedef void (*hex_parallel_for)(int64_t tasks, hex_body body, void *context);
 void hex_set_pool(hex_parallel_for pool, int (*threads)(void));

@@ -262,8 +262,29 @@ def test_bank_is_updated_only_for_training():
     assert int(loss.memory_bank.bank_ptr) == 0  # the anchors want no gradient
     loss(a.requires_grad_(), b)
     assert int(loss.memory_bank.bank_ptr) == 4
+    with torch.no_grad():
+        loss(a, b)
+    assert int(loss.memory_bank.bank_ptr) == 4
+    with pytest.raises(ValueError, match="out1"):
+        loss(a, b[:3])
+    assert int(loss.memory_bank.bank_ptr) == 4
     loss.eval()(a, b)
     assert int(loss.memory_bank.bank_ptr) == 4
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
+def test_bank_and_half_precision(dtypes):
+    """Computed, and stored, in float32."""
+    a, b = (x.to(dtype).requires_grad_() for x, dtype in zip(rows(1, 2, 4, 3), dtypes, strict=True))
+    loss = lightly.NTXentLoss(0.3, memory_bank_size=(8, 3))
+    bank = loss.memory_bank.bank.clone()
+    expected = hex_loss(unit(a.float()), bank, paired=unit(b.float()), threshold=None, temperature=0.3, normalize=False)
+    got = loss(a, b)
+    assert got.dtype == torch.float32
+    assert_close(got, expected, 1e-6)  # float32
+    got.backward()
+    assert a.grad is not None and a.grad.dtype == dtypes[0] and a.grad.isfinite().all()
+    assert_close(loss.memory_bank.bank[:4], unit(b.detach().float()), 1e-7)  # unit rows: a rounding
 
 
 def test_copies_do_not_share_the_bank():

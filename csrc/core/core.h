@@ -49,7 +49,7 @@ int64_t hex_kept_bytes(const hex_geometry *g, hex_room room);
 int64_t hex_kept_tiles(const hex_geometry *g);
 /* What contrast is to leave; where it has room for the gradients, contrast sums them. found: a measure step has left all
  * tiles. */
-hex_room hex_room_for(const hex_geometry *g, const hex_settings *settings, int needed, bool found);
+hex_room hex_room_for(const hex_geometry *g, int workers, const hex_settings *settings, int needed, bool found);
 /* Fills task[g->tasks]. turns[mb + nb] is scratch. Every block's tasks come in one fixed order. Symmetric: neighbours in
  * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
@@ -69,7 +69,7 @@ int64_t hex_slab_bytes(int64_t bytes);   /* what a slab of so many takes */
 
 /* pool.c */
 
-int hex_threads(void);
+int hex_threads(void);   /* not within a team: a pool may have another number for what it already runs */
 /* The threads of one call. They are woken once and then wait, awake, for the rounds of the one that leads: waking a thread takes
  * longer than packing a batch. */
 typedef struct hex_team hex_team;
@@ -215,7 +215,7 @@ typedef void (*hex_task_body)(hex_worker *worker, int64_t task, void *context);
 typedef void (*hex_block_body)(hex_worker *worker, int64_t block, void *context);
 /* body(worker, task index, context) for all tasks. Those that share a block come one after another in a fixed order, but
  * where the problem is not symmetric those of a block of keys may run at once: see hex_turn_wait. after (or NULL): for every
- * block of anchors, as soon as its last task is done, which spares another round of waking threads. */
+ * block of anchors, as soon as its last task is done, while it is in cache, and with one round less. */
 void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void *context);
 /* body(worker, block, context) for independent blocks. */
 void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *context);
@@ -272,7 +272,7 @@ typedef struct {
 } hex_measurement;
 
 /* Fills in the lists; returns the bytes that hex_measure_rows needs. */
-int64_t hex_measure_plan(const hex_geometry *g, hex_measurement *what);
+int64_t hex_measure_plan(const hex_geometry *g, int workers, hex_measurement *what);
 /* Row statistics; returns the mean quantile. */
 double hex_measure_rows(hex_run *run, const hex_measurement *what, char *memory, double *row_stats);
 

@@ -375,8 +375,8 @@ static hex_status lead(hex_team *team, void *context) {
     hex_run_find(&run, team, call->problem, *call->token, needed != 0, NULL, NULL);
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     int64_t own = place(&run.g, NULL, &c, &column), extra = own;
-    if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, &what);
-    hex_room room = hex_room_for(&run.g, s, needed, run.room.tiles == run.g.tasks);
+    if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, run.workers, &what);
+    hex_room room = hex_room_for(&run.g, run.workers, s, needed, run.room.tiles == run.g.tasks);
     hex_status status = hex_run_open(&run, room, extra);
     if (status != HEX_OK) return status;
     place(&run.g, run.extra, &c, &column);

@@ -217,11 +217,11 @@ static double finish(const hex_run *run, const measure *me) {
     return counted ? sum / (double)counted : NAN;
 }
 
-int64_t hex_measure_plan(const hex_geometry *g, hex_measurement *what) {
+int64_t hex_measure_plan(const hex_geometry *g, int workers, hex_measurement *what) {
     int64_t most = hex_workspace_budget() / LISTS_SHARE;
     what->capacity = what->want & HEX_WANT_QUANTILE ? capacity_of(what->quantile, g) : 0;
     what->by_block = g->mp * what->capacity * g->k->size > (most > LISTS_BYTES ? most : LISTS_BYTES);
-    what->lists = what->by_block ? hex_threads() * g->block_m : g->mp;
+    what->lists = what->by_block ? workers * g->block_m : g->mp;
     return extra_bytes(g, what->capacity, what->lists, what->want & HEX_WANT_MOMENTS);
 }
 
@@ -253,7 +253,7 @@ static hex_status lead(hex_team *team, void *context) {
     measure_call *call = context;
     hex_run run;
     hex_run_find(&run, team, call->problem, 0, call->keep, NULL, NULL);
-    int64_t extra = hex_measure_plan(&run.g, &call->what);
+    int64_t extra = hex_measure_plan(&run.g, run.workers, &call->what);
     hex_room room = {.tiles = call->keep ? hex_kept_tiles(&run.g) : 0};
     hex_status status = hex_run_open(&run, room, extra);
     if (status != HEX_OK) return status;

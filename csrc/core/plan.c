@@ -70,8 +70,8 @@ static int64_t tiles_for(const hex_geometry *g, bool adaptive) {
 
 /* The sums of gradients, where an anchor's loss depends on its own tiles alone and one number will scale them all, unless all
  * tiles are needed for a threshold first and can be kept from then on. */
-hex_room hex_room_for(const hex_geometry *g, const hex_settings *s, int needed, bool found) {
-    int64_t tiles = tiles_for(g, s->adaptive), strips = hex_strips(g, hex_threads()) * hex_strip_bytes(g);
+hex_room hex_room_for(const hex_geometry *g, int workers, const hex_settings *s, int needed, bool found) {
+    int64_t tiles = tiles_for(g, s->adaptive), strips = hex_strips(g, workers) * hex_strip_bytes(g);
     hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
                      .col_grad = needed & HEX_NEED_KEYS};
     bool alone = !g->symmetric && !g->both_ways, one_number = s->reduction != HEX_REDUCTION_NONE;
@@ -86,7 +86,7 @@ void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan) {
     hex_settings settings = {.adaptive = adaptive, .reduction = HEX_REDUCTION_MEAN};
     hex_geometry g;
     hex_geometry_of(problem, &g);
-    hex_room room = hex_room_for(&g, &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false);
+    hex_room room = hex_room_for(&g, hex_threads(), &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false);
     *plan = (hex_plan){g.block_m, g.block_n, g.tasks, bytes_of_tiles(&g), room.tiles, hex_kept_bytes(&g, room),
                        hex_sums_gradients(room), second_level_cache()};
 }

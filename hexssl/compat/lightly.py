@@ -178,9 +178,9 @@ def _check_temperature(temperature: float | Tensor) -> None:
         raise ValueError(f"temperature: got {temperature}; accepted: a number of at least {_SMALLEST_TEMPERATURE}")
 
 
-def _full(rows: Tensor) -> Tensor:
-    """Half precision in float32."""
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+def _full(rows: Any) -> Any:
+    """Half precision in float32; the rest as given."""
+    return rows.float() if isinstance(rows, Tensor) and rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -242,11 +242,11 @@ class NTXentLoss(_TwoViews):
             if self.memory_bank.size[0] == 0:
                 return self._two_views(out0, out1)
             out0, out1 = validation.autocast(out0, out1)
+            out0, out1 = _full(out0), _full(out1)
             validation.embeddings("out0", out0)
             validation.partner("out1", out1, out0, one_each=True)
-            out0, out1 = _full(out0), _full(out1)
             # only what is stored must be unit rows here; those of the bank are used as they were stored
-            update = out0.requires_grad and self.memory_bank.training
+            update = out0.requires_grad and torch.is_grad_enabled() and self.memory_bank.training
             _, negatives = self.memory_bank(_unit(out1.detach()) if update else out1, update=update)
             return self.contrast(out0, negatives.mT.to(out0), paired=out1, normalize_keys=False)
 
