@@ -269,7 +269,7 @@ def test_reference_is_given_the_same_problem(name):
     got, vector = reference.hex_loss(anchors, paired=problem.paired, **who, threshold=0.1)
     torch.testing.assert_close(got, expected, **CLOSE)
     torch.testing.assert_close(vector, torch.stack(stats), equal_nan=True, **CLOSE)
-    rows, _, _ = functional.measure(problem, 0.7, "negatives", True, True, False)
+    rows, _, _ = functional.measure(problem, 0.7, "negatives", True, True, True, False)
     theirs, _ = reference.similarity_stats(anchors, **who, quantile=0.7, rows="negatives")
     torch.testing.assert_close(rows, theirs, equal_nan=True, **CLOSE)
 
