@@ -21,6 +21,16 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
     }
 }
 
+/* The kept tile that this worker will want next, or as far as one can tell: if there is one. */
+static hex_ahead next_tile(const hex_worker *worker, int64_t t) {
+    const hex_run *run = worker->run;
+    const int64_t next = t + (worker->strip ? 1 : run->workers), bytes = hex_tile_bytes(&run->g);
+    if (next >= run->g.tasks || !hex_tile_ready(worker, next)) return (hex_ahead){0};
+    if (worker->strip && run->task[next].i != run->task[t].i) return (hex_ahead){0};
+    const char *at = worker->strip ? worker->strip + run->task[next].j * bytes : (const char *)run->tiles + next * bytes;
+    return (hex_ahead){at, at + bytes};
+}
+
 void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t t, bool exponentials) {
     hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
@@ -38,17 +48,18 @@ void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t
     run->k->coefficients(&tile, &sides, worker->out);
     hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
     start = hex_profile_start();
+    hex_ahead ahead = next_tile(worker, t);
     /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient. */
     int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
     if (gradient->rows)
         run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
                         hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
-                        hex_block(run, gradient->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row);
+                        hex_block(run, gradient->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row, &ahead);
     if (cols && !g->symmetric) hex_turn_wait(run, task->i, task->j);
     if (cols)
         run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
                         worker->out, tile.stride, hex_block(run, gradient->col_grad, g->block_n, task->j), g->dp * panel,
-                        !task->first_col);
+                        !task->first_col, &ahead);
     if (cols && !g->symmetric) hex_turn_done(run, task->i, task->j);
     hex_profile_stop(HEX_PHASE_GRADIENT, start, 2 * tile.rows * tile.cols * g->d * (gradient->rows + cols));
 }

@@ -356,7 +356,7 @@ static void multiply(const hex_run *run, int64_t i, int64_t j, const hex_tile *t
     const char *a = hex_block(run, run->a.k_major, g->block_m, i), *b = hex_block(run, run->key.r_major, g->block_n, j);
     int64_t a_stride = g->block_m * panel, b_stride = g->dp * panel;
     if (!g->symmetric || i != j) {
-        run->k->product(tile->rows, panels, g->d_panels, a, a_stride, b, b_stride, out, tile->stride, false);
+        run->k->product(tile->rows, panels, g->d_panels, a, a_stride, b, b_stride, out, tile->stride, false, NULL);
         hex_profile_stop(HEX_PHASE_SCORES, start, 2 * tile->rows * tile->cols * g->d);
         return;
     }
@@ -364,7 +364,7 @@ static void multiply(const hex_run *run, int64_t i, int64_t j, const hex_tile *t
     for (int64_t p = 0; p < panels; p++) {   /* down to the diagonal */
         int64_t rows = tile->rows < (p + 1) * panel ? tile->rows : (p + 1) * panel;
         run->k->product(rows, 1, g->d_panels, a, a_stride, b + p * b_stride * size, b_stride,
-                        (char *)out + p * tile->stride * size, tile->stride, false);
+                        (char *)out + p * tile->stride * size, tile->stride, false, NULL);
         products += rows * (tile->cols - p * panel < panel ? tile->cols - p * panel : panel);
     }
     run->k->mirror(panels, out, tile->stride);

@@ -82,6 +82,11 @@ typedef struct {
                                 * and one threshold; coefficients from them beta 0 or 1 and PO = 0 */
 } hex_sides;
 
+/* Memory that is wanted soon. */
+typedef struct {
+    const char *at, *end;
+} hex_ahead;
+
 typedef struct {
     const char *tier, *type;
     int64_t size;              /* bytes of T */
@@ -99,9 +104,10 @@ typedef struct {
     void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
                    int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale, hex_dtype dtype,
                    void *out, void *buffer);
-    /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels. */
+    /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels. ahead (or NULL) is brought into the second-level
+     * cache meanwhile and moved on, a line (P elements) for every row of C's panels that is passed. */
     void (*product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a, int64_t a_stride, const void *b,
-                    int64_t b_stride, void *c, int64_t c_stride, bool accumulate);
+                    int64_t b_stride, void *c, int64_t c_stride, bool accumulate, hex_ahead *ahead);
     /* C[p][i][P] of a square: blocks of P x P with rows past the columns get the block mirrored at the diagonal. */
     void (*mirror)(int64_t panels, void *c, int64_t c_stride);
     /* Offers each member (code < 0, or all) of the tile times sign to the selections of its rows and columns. */

@@ -44,22 +44,30 @@ INLINE void LOCAL(product_rows)(int mr, const int panels, int64_t k_panels, cons
     }
 }
 
+/* Few lines at a time pass unnoticed among the products; many would wait for each other. */
+INLINE void LOCAL(look_ahead)(hex_ahead *ahead, int64_t lines) {
+    if (!ahead) return;
+    for (; lines > 0 && ahead->at < ahead->end; lines--, ahead->at += HEX_PANEL_BYTES) __builtin_prefetch(ahead->at, 0, 2);
+}
+
 /* All rows against `panels` panels. A remainder of one or two rows is split evenly with the block before it: too few
  * accumulators would leave the multipliers waiting. */
 INLINE void LOCAL(product_strip)(int64_t m, const int panels, int64_t k_panels, const T *a, int64_t a_stride, const T *b,
-                                 int64_t b_stride, T *c, int64_t c_stride, const bool accumulate) {
+                                 int64_t b_stride, T *c, int64_t c_stride, const bool accumulate, hex_ahead *ahead) {
     int64_t i = 0;
     while (i < m) {
         int64_t left = m - i;
         int mr = left >= HEX_MR ? HEX_MR : (int)left;
         if (left > HEX_MR && left < HEX_MR + 3) mr = (int)(left + 1) / 2;
+        LOCAL(look_ahead)(ahead, mr * panels);
         LOCAL(product_rows)(mr, panels, k_panels, a + i * P, a_stride, b, b_stride, c + i * P, c_stride, accumulate);
         i += mr;
     }
 }
 
 static void KERNEL(product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a_, int64_t a_stride,
-                            const void *b_, int64_t b_stride, void *c_, int64_t c_stride, bool accumulate) {
+                            const void *b_, int64_t b_stride, void *c_, int64_t c_stride, bool accumulate,
+                            hex_ahead *ahead) {
     const T *a = a_, *b = b_;
     T *c = c_;
     /* One panel of B over this many k stays in the first-level cache while all rows pass. */
@@ -71,14 +79,14 @@ static void KERNEL(product)(int64_t m, int64_t n_panels, int64_t k_panels, const
         for (; n + HEX_PANELS <= n_panels; n += HEX_PANELS) {
             if (accumulate)
                 LOCAL(product_strip)(m, HEX_PANELS, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride,
-                                     c_stride, true);
+                                     c_stride, true, ahead);
             else
                 LOCAL(product_strip)(m, HEX_PANELS, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride,
-                                     c_stride, false);
+                                     c_stride, false, ahead);
         }
         for (; n < n_panels; n++)
             LOCAL(product_strip)(m, 1, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride, c_stride,
-                                 accumulate);
+                                 accumulate, ahead);
     }
 }
 

@@ -18,7 +18,13 @@ static void one_product(const hex_kernels *k, shape s, bool accumulate) {
     void *a = room(k, s.k * s.a_stride, 7), *b = room(k, s.n * s.b_stride, 7), *c = room(k, s.n * s.c_stride, 7);
     for (int64_t i = 0; i < s.k * s.a_stride; i++) put(k, a, i, uniform(-1, 1));
     for (int64_t i = 0; i < s.n * s.b_stride; i++) put(k, b, i, uniform(-1, 1));
-    k->product(s.m, s.n, s.k, a, s.a_stride, b, s.b_stride, c, s.c_stride, accumulate);
+    const char *wanted = a;
+    const int64_t lines = s.m * s.n + (s.m > 8 ? -1 : 1);   /* fewer than C's, or more */
+    hex_ahead ahead = {wanted, wanted + lines * HEX_PANEL_BYTES};
+    k->product(s.m, s.n, s.k, a, s.a_stride, b, s.b_stride, c, s.c_stride, accumulate, &ahead);
+    int64_t passed = (ahead.at - wanted) / HEX_PANEL_BYTES;
+    CHECK(passed <= lines && passed >= (s.m > 8 ? lines : s.m * s.n), "%lld of %lld lines ahead", (long long)passed,
+          (long long)lines);
     for (int64_t n = 0; n < s.n; n++)
         for (int64_t at = 0; at < s.c_stride; at++) {
             double found = get(k, c, n * s.c_stride + at), sum = accumulate ? 7 : 0, size = sum;
@@ -45,7 +51,7 @@ static void poisoned_product(const hex_kernels *k) {
     void *a = room(k, m * p, 0.5), *b = room(k, p * p, 0.25), *c = room(k, m * p, 0);
     put(k, a, 4 * p + 1, NAN);
     put(k, a, 7 * p, INFINITY);
-    k->product(m, 1, 1, a, m * p, b, p * p, c, m * p, false);
+    k->product(m, 1, 1, a, m * p, b, p * p, c, m * p, false, NULL);
     for (int64_t i = 0; i < m; i++)
         for (int64_t l = 0; l < p; l++) {
             double x = get(k, c, i * p + l);
