@@ -12,7 +12,6 @@ from hexssl import _C
 
 # Tiers that no machine of ours has: what stands behind them instead.
 NEVER_ON_SILICON = {
-    "avx512": "compiles; never run, on silicon or emulated",
     "neon": "tested under emulation, never on silicon",
 }
 

@@ -21,13 +21,12 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
     }
 }
 
-/* The kept tile that this worker will want next, or as far as one can tell: if there is one. */
+/* The kept tile that this worker will want next, as far as one can tell; those of a strip are near anyway. */
 static hex_ahead next_tile(const hex_worker *worker, int64_t t) {
     const hex_run *run = worker->run;
-    const int64_t next = t + (worker->strip ? 1 : run->workers), bytes = hex_tile_bytes(&run->g);
-    if (next >= run->g.tasks || !hex_tile_ready(worker, next)) return (hex_ahead){0};
-    if (worker->strip && run->task[next].i != run->task[t].i) return (hex_ahead){0};
-    const char *at = worker->strip ? worker->strip + run->task[next].j * bytes : (const char *)run->tiles + next * bytes;
+    const int64_t next = t + run->workers, bytes = hex_tile_bytes(&run->g);
+    if (worker->strip || next >= run->g.tasks || !hex_tile_ready(worker, next)) return (hex_ahead){0};
+    const char *at = (const char *)run->tiles + next * bytes;
     return (hex_ahead){at, at + bytes};
 }
 

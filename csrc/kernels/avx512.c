@@ -9,4 +9,7 @@
 #define HEX_ANY(mask) (_mm512_test_epi64_mask((__m512i)(mask), (__m512i)(mask)) != 0)
 #define HEX_BITS(mask)                                                                                    \
     (unsigned)(sizeof(T) == 4 ? _mm512_movepi32_mask((__m512i)(mask)) : _mm512_movepi64_mask((__m512i)(mask)))
+#define HEX_ABOVE(x, bound)                                                                               \
+    (unsigned)(sizeof(T) == 4 ? _mm512_cmp_ps_mask((__m512)(x), (__m512)(bound), _CMP_GT_OQ)              \
+                              : _mm512_cmp_pd_mask((__m512d)(x), (__m512d)(bound), _CMP_GT_OQ))
 #include "template.h"

@@ -69,7 +69,7 @@ INLINE T LOCAL(kth_of_few)(T *x, int64_t n, int64_t k) {
     for (int64_t j = 0; j < n; j++) {
         const V bar = LOCAL(splat)(x[j]);
         int above = 0;
-        for (int64_t i = 0; i < n; i += W) above += __builtin_popcount(LOCAL(bits)((VI)(LOCAL(load)(x + i) > bar)));
+        for (int64_t i = 0; i < n; i += W) above += __builtin_popcount(LOCAL(above)(LOCAL(load)(x + i), bar));
         least = above < k && x[j] < least ? x[j] : least;
     }
     return least;
@@ -78,7 +78,7 @@ INLINE T LOCAL(kth_of_few)(T *x, int64_t n, int64_t k) {
 /* The k-th largest of x (1 <= k <= n). */
 static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
     T low, high;
-    if (n <= 4 * W) return LOCAL(kth_of_few)(x, n, k);
+    if (n <= 2 * P) return LOCAL(kth_of_few)(x, n, k);
     LOCAL(survey)(x, n, &low, &high);
     if (LOCAL(separate)(x, n, k, 0, &low, &high) < k) return high;
     const V bar = LOCAL(splat)(low);
@@ -134,7 +134,7 @@ INLINE uint64_t LOCAL(word_of)(const T *values, int rows, V sign, const T *row_b
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
             V x = LOCAL(load)(values + r * P + v * W) * sign;
-            word |= (uint64_t)LOCAL(bits)((VI)(x > bound) | (VI)(x > col_bound[v])) << (r * P + v * W);
+            word |= (uint64_t)LOCAL(above_either)(x, bound, col_bound[v]) << (r * P + v * W);
         }
     }
     return word;

@@ -1,7 +1,7 @@
 /* simd.h: the vector vocabulary of the kernel templates, for one element type T in one tier.
  *
  * Written in GCC/Clang vector extensions; a tier file sets HEX_VECTOR_BYTES and, where the compiler needs help,
- * HEX_ANY and HEX_BITS. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
+ * HEX_ANY, HEX_BITS and HEX_ABOVE. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
 #undef T
 #undef TI
 #undef TU
@@ -73,6 +73,24 @@ INLINE unsigned LOCAL(bits)(VI mask) {
     unsigned bits = 0;
     for (int l = 0; l < W; l++) bits |= (unsigned)(mask[l] & 1) << l;
     return bits;
+#endif
+}
+
+/* One bit per lane of x > bound. Comparisons that write mask registers are taken through vectors by compilers otherwise. */
+INLINE unsigned LOCAL(above)(V x, V bound) {
+#ifdef HEX_ABOVE
+    return HEX_ABOVE(x, bound);
+#else
+    return LOCAL(bits)((VI)(x > bound));
+#endif
+}
+
+/* One bit per lane of x > a or x > b. */
+INLINE unsigned LOCAL(above_either)(V x, V a, V b) {
+#ifdef HEX_ABOVE
+    return HEX_ABOVE(x, a) | HEX_ABOVE(x, b);
+#else
+    return LOCAL(bits)((VI)(x > a) | (VI)(x > b));
 #endif
 }
 
