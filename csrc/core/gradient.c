@@ -21,10 +21,11 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
     }
 }
 
-/* The kept tile that this worker will want next, as far as one can tell; those of a strip are near anyway. */
+/* The kept tile that this worker will want next, as far as one can tell: workers take tasks of a symmetric problem in turn, of
+ * any other a row of tiles at a time. The tiles of a strip are near anyway. */
 static hex_ahead next_tile(const hex_worker *worker, int64_t t) {
     const hex_run *run = worker->run;
-    const int64_t next = t + run->workers, bytes = hex_tile_bytes(&run->g);
+    const int64_t next = t + (run->g.symmetric ? run->workers : 1), bytes = hex_tile_bytes(&run->g);
     if (worker->strip || next >= run->g.tasks || !hex_tile_ready(worker, next)) return (hex_ahead){0};
     const char *at = (const char *)run->tiles + next * bytes;
     return (hex_ahead){at, at + bytes};

@@ -62,6 +62,9 @@ static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low
     return above;
 }
 
+/* Of so many values each may be compared with all: up to four vectors, but no more of wide ones than two panels. */
+enum { LOCAL(few) = 4 * W < 2 * P ? 4 * W : 2 * P };
+
 /* The k-th largest of a short x: the least of the values that fewer than k others exceed. */
 INLINE T LOCAL(kth_of_few)(T *x, int64_t n, int64_t k) {
     T least = (T)INFINITY;
@@ -78,7 +81,7 @@ INLINE T LOCAL(kth_of_few)(T *x, int64_t n, int64_t k) {
 /* The k-th largest of x (1 <= k <= n). */
 static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
     T low, high;
-    if (n <= 2 * P) return LOCAL(kth_of_few)(x, n, k);
+    if (n <= LOCAL(few)) return LOCAL(kth_of_few)(x, n, k);
     LOCAL(survey)(x, n, &low, &high);
     if (LOCAL(separate)(x, n, k, 0, &low, &high) < k) return high;
     const V bar = LOCAL(splat)(low);

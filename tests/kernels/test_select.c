@@ -130,8 +130,23 @@ static void one_stream(const hex_kernels *k, int kind, int codes, bool both, int
     free_pool(&row), free_pool(&col);
 }
 
+/* A row's list of exactly `count` values: there are lengths at which the way to find the k-th largest changes. */
+static void one_list(const hex_kernels *k, int64_t count) {
+    for (int kind = 0; kind < KINDS; kind++) {
+        pool row = make_pool(k, 2, 1 + below(count), count);
+        sample t = make_tile(k, 1, count, 1, kind, 0);
+        memset(t.codes, 0xff, (size_t)count);   /* P codes of each panel of one row: all members */
+        for (int64_t j = 0; j < count; j++) offer(row.all, get(k, t.values, j / k->panel * t.tile.stride + j % k->panel));
+        k->select(&t.tile, 1, &row.s, NULL);
+        CHECK(row.count[0] == count, "%d of %lld values in the list", (int)row.count[0], (long long)count);
+        check_pool(k, &row, "list", kind, false);
+        free_tile(&t), free_pool(&row);
+    }
+}
+
 void test_select(const hex_kernels *k) {
     const int64_t largest[] = {1, 2, 7, 40, 300};   /* of up to 480 offered */
+    for (int64_t count = k->panel; count <= 4 * k->panel; count++) one_list(k, count);
     for (int kind = 0; kind < KINDS; kind++)
         for (int codes = 0; codes < 3; codes++)
             for (int both = 0; both < 2; both++)
