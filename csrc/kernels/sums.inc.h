@@ -45,7 +45,7 @@ INLINE LOCAL(mark) LOCAL(special_mark)(const LOCAL(panel) *t, int64_t i, V eps, 
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
         const V c = LOCAL(load)(t->values + i * P + v * W);
-        hard |= LOCAL(bits)((VI)(c > eps) | (both ? (VI)(c > col_eps[v]) : (VI){0})) << (v * W);
+        hard |= (both ? LOCAL(above_either)(c, eps, col_eps[v]) : LOCAL(above)(c, eps)) << (v * W);
     }
     return (LOCAL(mark)){(uint16_t)i, (uint16_t)hard, (uint16_t)LOCAL(other_lanes)(t, i)};
 }
