@@ -12,4 +12,8 @@
 #define HEX_ABOVE(x, bound)                                                                               \
     (unsigned)(sizeof(T) == 4 ? _mm512_cmp_ps_mask((__m512)(x), (__m512)(bound), _CMP_GT_OQ)              \
                               : _mm512_cmp_pd_mask((__m512d)(x), (__m512d)(bound), _CMP_GT_OQ))
+#define HEX_MAX(a, b)                                                                                     \
+    (sizeof(T) == 4 ? (V)_mm512_max_ps((__m512)(a), (__m512)(b)) : (V)_mm512_max_pd((__m512d)(a), (__m512d)(b)))
+#define HEX_MIN(a, b)                                                                                     \
+    (sizeof(T) == 4 ? (V)_mm512_min_ps((__m512)(a), (__m512)(b)) : (V)_mm512_min_pd((__m512d)(a), (__m512d)(b)))
 #include "template.h"

@@ -105,23 +105,40 @@ INLINE void LOCAL(hard_coefficients)(const LOCAL(panel) *t, const bool both, con
     }
 }
 
-/* Rows with many hierarchical negatives and nothing but negatives. */
+/* As if every element were a negative, of either kind: the marked rows with many hierarchical ones, or, without marks, all. */
 INLINE void LOCAL(dense_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, const LOCAL(marked) *m,
                                       T *out) {
+    const int64_t count = m ? m->denses : t->rows, ld = t->ld;
+    const T *values = t->values, *params = t->row;
     V col[NV][LOCAL(QS)];
     for (int v = 0; both && v < NV; v++)
         for (int q = 0; q < LOCAL(QS); q++)
-            col[v][q] = LOCAL(load)(t->col + LOCAL(negative_params)[q] * t->ld + v * W);
-    for (int at = 0; at < m->denses; at++) {
-        const int64_t i = m->mark[m->dense[at]].row;
+            col[v][q] = LOCAL(load)(t->col + LOCAL(negative_params)[q] * ld + v * W);
+    for (int64_t at = 0; at < count; at++) {
+        const int64_t i = m ? m->mark[m->dense[at]].row : at;
         V row[LOCAL(QS)];
-        for (int q = 0; q < LOCAL(QS); q++) row[q] = LOCAL(splat)(t->row[LOCAL(negative_params)[q] * t->ld + i]);
+        for (int q = 0; q < LOCAL(QS); q++) row[q] = LOCAL(splat)(params[LOCAL(negative_params)[q] * ld + i]);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
-            const V value = LOCAL(load)(t->values + i * P + v * W);
+            const V value = LOCAL(load)(values + i * P + v * W);
             LOCAL(store)(out + i * P + v * W, LOCAL(negatives)(t, value, kept, row, both ? col[v] : NULL));
         }
     }
+}
+
+/* The rows that are not negatives alone; returns how many. */
+INLINE int64_t LOCAL(mark_special)(const LOCAL(panel) *t, LOCAL(mark) *mark) {
+    int64_t count = 0;
+    for (int64_t i = 0; t->special && i < t->rows; i++)
+        if (t->special[i]) mark[count++] = (LOCAL(mark)){(uint16_t)i, 0, (uint16_t)LOCAL(other_lanes)(t, i)};
+    return count;
+}
+
+/* Each kind of panel by a pass of its own; what they leave out is marked. */
+INLINE int64_t LOCAL(first_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, T *out, LOCAL(mark) *mark) {
+    if (!LOCAL(mostly_hard)(t, kept)) return LOCAL(global_coefficients)(t, both, kept, out, mark);
+    LOCAL(dense_coefficients)(t, both, kept, NULL, out);
+    return LOCAL(mark_special)(t, mark);
 }
 
 /* dObjective/ds of a positive, one side. */
@@ -166,7 +183,7 @@ static void LOCAL(special_coefficients)(const LOCAL(panel) *t, const bool kept, 
 }
 
 INLINE void LOCAL(panel_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, LOCAL(marked) *m, T *out) {
-    LOCAL(sort_marks)(t, LOCAL(global_coefficients)(t, both, kept, out, m->mark), m);
+    LOCAL(sort_marks)(t, LOCAL(first_coefficients)(t, both, kept, out, m->mark), m);
     for (int at = 0; at < m->specials; at++) LOCAL(special_coefficients)(t, kept, m->special[at], out);
     if (m->denses > 0) LOCAL(dense_coefficients)(t, both, kept, m, out);
     if (m->other.count > 0) LOCAL(other_coefficients)(t, kept, &m->other, out);

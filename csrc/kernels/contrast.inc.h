@@ -42,6 +42,22 @@ INLINE void LOCAL(store_hard)(const V *sums, T *acc, int64_t ld_acc) {
     for (int q = 0; q < LOCAL(HARD_SUMS); q++) LOCAL(add_to)(acc + (HEX_S_HARD_A + q) * ld_acc, sums[q]);
 }
 
+/* The sums of negatives of either kind: HEX_S_GLOBAL and those of hierarchical ones. */
+enum { LOCAL(HARD_COUNT) = HEX_S_HARD_C + 1 };
+
+/* What one vector adds to each of them. */
+INLINE void LOCAL(negative_terms)(V c, V e, V weight, VI global, VI hard, V *terms) {
+    terms[HEX_S_GLOBAL] = LOCAL(keep)(e, global);
+    terms[HEX_S_HARD_A] = LOCAL(keep)(e * weight, hard);
+    terms[HEX_S_HARD_B] = LOCAL(keep)(weight, hard);
+    terms[HEX_S_HARD_N] = LOCAL(keep)(LOCAL(splat)(1), hard);
+    terms[HEX_S_HARD_C] = LOCAL(keep)(c, hard);
+}
+
+INLINE void LOCAL(store_negatives)(const V *sums, T *acc, int64_t ld_acc) {
+    for (int q = 0; q < LOCAL(HARD_COUNT); q++) LOCAL(add_to)(acc + q * ld_acc, sums[q]);
+}
+
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
  * shifts are the same. */
 INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
@@ -69,7 +85,8 @@ INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
 /* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives and
  * mark the rows that need more, which come afterwards, so that the common loop has neither branches nor spills. */
 typedef struct {
-    const T *values, *row, *col;   /* of the panel; parameters of the tile's rows and of the panel's columns (or NULL) */
+    const T *values, *next;        /* of this panel, and of the tile's next (or this) */
+    const T *row, *col;            /* parameters of the tile's rows and of the panel's columns (or NULL) */
     const hex_code *codes, *col_codes;
     const uint8_t *special;
     T *kept;                       /* exponentials, negative where hierarchical, or NULL */
@@ -80,9 +97,11 @@ typedef struct {
 
 INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides, int64_t p) {
     const T *row = sides->row, *col = sides->col;
-    int64_t at = p * tile->stride;
+    const int64_t at = p * tile->stride;
+    const bool last = (p + 1) * P >= tile->cols;
     return (LOCAL(panel)){
-        .values = (const T *)tile->values + at, .row = row, .col = col ? col + p * P : NULL,
+        .values = (const T *)tile->values + at, .next = (const T *)tile->values + (last ? at : at + tile->stride),
+        .row = row, .col = col ? col + p * P : NULL,
         .kept = sides->exponentials ? (T *)sides->exponentials + at : NULL,
         .codes = tile->codes ? tile->codes + at : NULL, .col_codes = tile->codes ? tile->col_codes + at : NULL,
         .special = tile->codes ? tile->special + at / P : NULL, .rows = tile->rows, .ld = sides->ld,
@@ -90,6 +109,9 @@ INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides
         .scale = LOCAL(splat)((T)(sides->inv_tau * HEX_LOG2_E)), .power = LOCAL(splat)((T)sides->power),
         .beta = (T)sides->beta};
 }
+
+/* A cached tile may come from memory: its next panel is fetched row by row while this one is summed. */
+INLINE void LOCAL(fetch_next)(const LOCAL(panel) *t, int64_t i) { __builtin_prefetch(t->next + i * P, 0, 2); }
 
 /* e^(s - shift). */
 INLINE V LOCAL(e_of)(const LOCAL(panel) *t, V c) { return LOCAL(exp2_bounded)(c * t->scale - t->power); }
@@ -160,6 +182,24 @@ INLINE void LOCAL(sort_marks)(const LOCAL(panel) *t, int64_t count, LOCAL(marked
     }
     LOCAL(fill_up)(&to->hard);
     LOCAL(fill_up)(&to->other);
+}
+
+/* Do most of a panel's first rows hold many hierarchical negatives? Others may be far away in memory. kept: the values are
+ * exponentials. */
+INLINE bool LOCAL(mostly_hard)(const LOCAL(panel) *t, const bool kept) {
+    const T *eps = t->row + HEX_P_EPS * t->ld;
+    const int64_t seen = t->rows < 4 ? t->rows : 4;
+    int many = 0;
+    for (int64_t i = 0; i < seen; i++) {
+        unsigned hard = 0;
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V value = LOCAL(load)(t->values + i * P + v * W);
+            hard |= (kept ? LOCAL(above)(-value, LOCAL(splat)(0)) : LOCAL(above)(value, LOCAL(splat)(eps[i]))) << (v * W);
+        }
+        many += __builtin_popcount(hard) > LOCAL(FEW);
+    }
+    return 2 * many > seen;
 }
 
 /* e^(s - shift) with the sign that says hierarchical. */

@@ -136,11 +136,11 @@ int64_t hex_scratch_elements(int64_t rows, int64_t cols) {
     const int64_t lanes = HEX_PANEL_BYTES / 4;   /* no tier has wider vectors */
     rows = (rows + lanes - 1) / lanes * lanes;
     cols = (cols + lanes - 1) / lanes * lanes;
-    return HEX_SUMS * (rows * lanes + cols) + (HEX_S_HARD_C - HEX_S_HARD_A + 1) * (rows + cols);
+    return HEX_SUMS * ((rows + HEX_APART) * lanes + cols) + (HEX_S_HARD_C - HEX_S_HARD_A + 1) * (rows + cols);
 }
 
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns) {
-    return (3 * k + 24 + tile_columns + HEX_PANEL_BYTES) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
+    return (2 * k + 20 + tile_columns + HEX_PANEL_BYTES) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
 }
 
 int hex_tiers(const hex_tier **tiers) {

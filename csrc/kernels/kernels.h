@@ -16,6 +16,10 @@
 
 enum { HEX_PANEL_BYTES = 64, HEX_TILE_ROWS = 256, HEX_DIGEST_LANES = 16 };
 
+/* Panels left free between a tile's sums per row of one quantity and those of the next: one row's would fall into the same
+ * set of the first-level cache otherwise. */
+enum { HEX_APART = 8 };
+
 #define HEX_LOG2_E 1.4426950408889634
 
 /* Classes of a tile's elements, laid out as the tile: < 0 negative (or member, in measure), > 0 positive, 0 neither
@@ -145,7 +149,7 @@ typedef struct {
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
 
-/* Room for the candidates of an anchor: the longest list that is left uncut (3 k + 24), a tile's columns, and one more that
+/* Room for the candidates of an anchor: the longest list that is left uncut (2 k + 20), a tile's columns, and one more that
  * is written but not kept. */
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns);
 

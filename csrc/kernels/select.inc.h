@@ -10,39 +10,41 @@
 /* How many of x exceed the limit. x is aligned and filled up with -inf to a whole vector. */
 INLINE int64_t LOCAL(count_above)(const T *x, int64_t n, T limit) {
     const V bar = LOCAL(splat)(limit);
-    VI above = {0};
-    for (int64_t i = 0; i < n; i += W) above -= (VI)(LOCAL(load)(x + i) > bar);
-    TI lane[W];
-    memcpy(lane, &above, sizeof lane);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
-    return lane[0];
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += W) count += __builtin_popcount(LOCAL(above)(LOCAL(load)(x + i), bar));
+    return count;
+}
+
+/* How many of x lie below the limit, what fills it up included. */
+INLINE int64_t LOCAL(count_below)(const T *x, int64_t n, T limit) {
+    const V bar = LOCAL(splat)(limit);
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += W) count += __builtin_popcount(LOCAL(above)(bar, LOCAL(load)(x + i)));
+    return count;
+}
+
+/* Fills the vector that holds x[n - 1] up, in one store: a load would wait for several. */
+INLINE void LOCAL(fill_vector)(T *x, int64_t n, T with) {
+    T *last = x + n / W * W;
+    if (n % W) LOCAL(store)(last, LOCAL(pick)(LOCAL(first_lanes)(n % W), LOCAL(load)(last), LOCAL(splat)(with)));
 }
 
 /* Fills the vector that holds x[n - 1] up with -inf, and finds the range of x. */
 INLINE void LOCAL(survey)(T *x, int64_t n, T *low, T *high) {
     V least = LOCAL(splat)((T)INFINITY), most = LOCAL(splat)((T)-INFINITY);
-    for (int64_t i = n; i % W; i++) x[i] = (T)INFINITY;
-    for (int64_t i = 0; i < n; i += W) {
-        V y = LOCAL(load)(x + i);
-        least = LOCAL(pick)((VI)(y < least), y, least);
-    }
-    for (int64_t i = n; i % W; i++) x[i] = (T)-INFINITY;
-    for (int64_t i = 0; i < n; i += W) {
-        V y = LOCAL(load)(x + i);
-        most = LOCAL(pick)((VI)(y > most), y, most);
-    }
-    *low = least[0];
-    *high = most[0];
-    for (int l = 1; l < W; l++) {
-        *low = least[l] < *low ? least[l] : *low;
-        *high = most[l] > *high ? most[l] : *high;
-    }
+    LOCAL(fill_vector)(x, n, (T)INFINITY);
+    for (int64_t i = 0; i < n; i += W) least = LOCAL(smaller_of)(LOCAL(load)(x + i), least);
+    LOCAL(fill_vector)(x, n, (T)-INFINITY);
+    for (int64_t i = 0; i < n; i += W) most = LOCAL(larger_of)(LOCAL(load)(x + i), most);
+    *low = LOCAL(smallest_lane)(least);
+    *high = LOCAL(largest_lane)(most);
 }
 
-/* Narrows (low, high] until between k and k + slack of x exceed low; returns how many do. Ties may make that
- * impossible: then high is the k-th largest itself, and the count returned is less than k, of those above high. */
+/* Narrows (low, high], at first the range of x, until between k and k + slack of x exceed low; returns how many do. Ties may
+ * make that impossible: then high is the k-th largest itself, and the count returned is less than k, of those above high. */
 static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low, T *high) {
+    const int64_t whole = (n + W - 1) / W * W;
+    if (whole - LOCAL(count_below)(x, n, *high) >= k) return 0;   /* embeddings that are equal: no search among close values */
     int64_t above = LOCAL(count_above)(x, n, *low);
     if (above < k) {   /* the least value itself is the k-th largest */
         *high = *low;
@@ -65,37 +67,41 @@ static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low
 /* Of so many values each may be compared with all: up to four vectors, but no more of wide ones than two panels. */
 enum { LOCAL(few) = 4 * W < 2 * P ? 4 * W : 2 * P };
 
-/* The k-th largest of a short x: the least of the values that fewer than k others exceed. */
-INLINE T LOCAL(kth_of_few)(T *x, int64_t n, int64_t k) {
-    T least = (T)INFINITY;
-    for (int64_t i = n; i % W; i++) x[i] = (T)-INFINITY;
-    for (int64_t j = 0; j < n; j++) {
-        const V bar = LOCAL(splat)(x[j]);
-        int above = 0;
-        for (int64_t i = 0; i < n; i += W) above += __builtin_popcount(LOCAL(above)(LOCAL(load)(x + i), bar));
-        least = above < k && x[j] < least ? x[j] : least;
+/* The k-th largest of x that fits `vectors`: the least of the values that fewer than k others exceed. */
+INLINE T LOCAL(kth_of_vectors)(const T *x, int64_t n, int64_t k, const int vectors) {
+    V y[LOCAL(few) / W], least = LOCAL(splat)((T)INFINITY);
+    VI above[LOCAL(few) / W];
+    for (int v = 0; v < vectors; v++) {
+        y[v] = LOCAL(pick)(LOCAL(first_lanes)(n - v * W), LOCAL(load)(x + v * W), LOCAL(splat)((T)-INFINITY));
+        above[v] = (VI){0};
     }
-    return least;
+    for (int64_t j = 0; j < n; j++) {
+        const V other = LOCAL(splat)(x[j]);
+        for (int v = 0; v < vectors; v++) above[v] -= (VI)(other > y[v]);
+    }
+    for (int v = 0; v < vectors; v++)
+        least = LOCAL(smaller_of)(LOCAL(pick)((VI)(above[v] < (TI)k), y[v], least), least);
+    return LOCAL(smallest_lane)(least);
 }
 
 /* The k-th largest of x (1 <= k <= n). */
 static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
     T low, high;
-    if (n <= LOCAL(few)) return LOCAL(kth_of_few)(x, n, k);
+    if (n <= LOCAL(few) / 2) return LOCAL(kth_of_vectors)(x, n, k, LOCAL(few) / W / 2);
+    if (n <= LOCAL(few)) return LOCAL(kth_of_vectors)(x, n, k, LOCAL(few) / W);
     LOCAL(survey)(x, n, &low, &high);
     if (LOCAL(separate)(x, n, k, 0, &low, &high) < k) return high;
     const V bar = LOCAL(splat)(low);
     V least = LOCAL(splat)(high);   /* exactly k exceed low: the least of them */
     for (int64_t i = 0; i < n; i += W) {
         V y = LOCAL(load)(x + i);
-        least = LOCAL(pick)((VI)(y > bar) & (VI)(y < least), y, least);
+        least = LOCAL(smaller_of)(LOCAL(pick)((VI)(y > bar), y, least), least);
     }
-    for (int l = 0; l < W; l++) high = least[l] < high ? least[l] : high;
-    return high;
+    return LOCAL(smallest_lane)(least);
 }
 
 /* Lists longer than this are cut before the next tile. */
-INLINE int64_t LOCAL(list_limit)(int64_t k) { return 3 * k + 24; }
+INLINE int64_t LOCAL(list_limit)(int64_t k) { return 2 * k + 20; }
 
 static __attribute__((noinline)) void LOCAL(tighten)(const hex_selection *s, int64_t i) {
     T *x = (T *)s->values + i * s->capacity, low, high;
@@ -143,6 +149,27 @@ INLINE uint64_t LOCAL(word_of)(const T *values, int rows, V sign, const T *row_b
     return word;
 }
 
+/* Words with more candidates are offered row by row: through memory a row's count would wait for the one before. */
+enum { LOCAL(CROWDED) = 8 };
+
+static __attribute__((noinline)) void LOCAL(offer_rows)(const hex_tile *t, T sign, const hex_selection *row,
+                                                        const hex_selection *col, int64_t p, int64_t i, uint64_t word) {
+    for (; word; i++, word >>= P) {
+        const int64_t at = p * t->stride + i * P;
+        const T *values = (const T *)t->values + at, bound = ((const T *)row->bound)[i];
+        T *list = (T *)row->values + i * row->capacity;
+        int64_t count = row->count[i];
+        for (uint64_t lanes = word & (((uint64_t)1 << P) - 1); lanes; lanes &= lanes - 1) {
+            const int lane = __builtin_ctzll(lanes);
+            const T value = values[lane] * sign;
+            list[count] = value;
+            count += value > bound && (!t->codes || t->codes[at + lane] < 0);
+            if (col && (!t->codes || t->col_codes[at + lane] < 0)) LOCAL(offer)(*col, p * P + lane, value);
+        }
+        row->count[i] = (int32_t)count;
+    }
+}
+
 static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selection *row, const hex_selection *col) {
     const V sign = LOCAL(splat)((T)sign_);
     const bool both = col != NULL;
@@ -162,6 +189,10 @@ static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selecti
             int left = t.rows - i < HEX_WORD_ROWS ? (int)(t.rows - i) : HEX_WORD_ROWS;
             uint64_t word = left == HEX_WORD_ROWS ? LOCAL(word_of)(first, HEX_WORD_ROWS, sign, row_bound, bound)
                                                   : LOCAL(word_of)(first, left, sign, row_bound, bound);
+            if (__builtin_popcountll(word) > LOCAL(CROWDED)) {
+                LOCAL(offer_rows)(tile, (T)sign_, row, col, p, i, word);
+                continue;
+            }
             for (; word; word &= word - 1) {
                 int64_t bit = __builtin_ctzll(word), r = i + bit / P, at = i * P + bit;
                 T value = values[at] * (T)sign_;
@@ -172,11 +203,8 @@ static void KERNEL(select)(const hex_tile *tile, double sign_, const hex_selecti
     }
 }
 
-/* Of a guess: what becomes of NaN does not matter. */
-INLINE V LOCAL(larger_of)(V a, V b) { return LOCAL(pick)((VI)(a > b), a, b); }
-INLINE V LOCAL(smaller_of)(V a, V b) { return LOCAL(pick)((VI)(a > b), b, a); }
-
-/* What a sample of a row has shown: sums, and the two largest values. Lanes are parts of a row's columns, or rows. */
+/* What a sample of a row has shown: sums, and the two largest values; what becomes of NaN does not matter. Lanes are parts of
+ * a row's columns, or rows. */
 typedef struct {
     V sum, squares, first, second;
 } LOCAL(sample);

@@ -1,7 +1,7 @@
 /* simd.h: the vector vocabulary of the kernel templates, for one element type T in one tier.
  *
  * Written in GCC/Clang vector extensions; a tier file sets HEX_VECTOR_BYTES and, where the compiler needs help,
- * HEX_ANY, HEX_BITS and HEX_ABOVE. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
+ * HEX_ANY, HEX_BITS, HEX_ABOVE, HEX_MAX and HEX_MIN. Included once per type with HEX_T_IS_FLOAT 1 or 0. */
 #undef T
 #undef TI
 #undef TU
@@ -94,6 +94,22 @@ INLINE unsigned LOCAL(above_either)(V x, V a, V b) {
 #endif
 }
 
+/* Lane by lane; of NaN the second. */
+INLINE V LOCAL(larger_of)(V a, V b) {
+#ifdef HEX_MAX
+    return HEX_MAX(a, b);
+#else
+    return LOCAL(pick)((VI)(a > b), a, b);
+#endif
+}
+INLINE V LOCAL(smaller_of)(V a, V b) {
+#ifdef HEX_MIN
+    return HEX_MIN(a, b);
+#else
+    return LOCAL(pick)((VI)(a < b), a, b);
+#endif
+}
+
 /* Sum of the lanes, by halves. */
 INLINE double LOCAL(total)(V v) {
     T lane[W];
@@ -114,6 +130,34 @@ INLINE double LOCAL(total)(V v) {
 #else
 #define HEX_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
 #endif
+
+/* The first lanes, so many as `count`. */
+INLINE VI LOCAL(first_lanes)(int64_t count) {
+#define HEX_SELF(l) (l)
+    const VI lane = {HEX_EACH_LANE(HEX_SELF)};
+#undef HEX_SELF
+    return (VI)(lane < (TI)count);
+}
+
+/* Each lane's neighbour at a distance of `half`. */
+INLINE V LOCAL(neighbours)(V x, const int half) {
+#define HEX_OTHER(l) ((l) ^ half)
+    const VI other = {HEX_EACH_LANE(HEX_OTHER)};
+#undef HEX_OTHER
+    return __builtin_shuffle(x, other);
+}
+
+INLINE T LOCAL(largest_lane)(V x) {
+#pragma GCC unroll 4
+    for (int half = W / 2; half > 0; half /= 2) x = LOCAL(larger_of)(x, LOCAL(neighbours)(x, half));
+    return x[0];
+}
+
+INLINE T LOCAL(smallest_lane)(V x) {
+#pragma GCC unroll 4
+    for (int half = W / 2; half > 0; half /= 2) x = LOCAL(smaller_of)(x, LOCAL(neighbours)(x, half));
+    return x[0];
+}
 
 /* In a W x W square, the squares of `half` beside the diagonal of each square of twice that change places. */
 INLINE void LOCAL(swap_squares)(V *x, const int half) {

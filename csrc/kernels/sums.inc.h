@@ -4,35 +4,37 @@
 typedef struct {
     T *row, *col;                /* T[HEX_SUMS][ld_row], [row][W] each; T[HEX_SUMS][ld_col], [column] each */
     T *row_few, *col_few;        /* T[.][HARD_SUMS] */
-    int64_t ld_row, ld_col, ld;
+    int64_t rows, ld_row, ld_col, ld;
     double *row_sums, *col_sums; /* double[HEX_SUMS][ld] */
-    bool vectors, few;           /* vectors of other than global negatives, and few, are in use; zeroed no earlier than that */
+    int used;                    /* quantities summed in vectors so far, of HEX_SUMS; zeroed no earlier than that */
+    bool few;                    /* row_few and col_few are in use; likewise */
 } LOCAL(room);
 
+/* The first `count` quantities: 1 for HEX_S_GLOBAL, HARD_COUNT for hierarchical negatives, too, HEX_SUMS for all. */
+static void LOCAL(use_vectors)(LOCAL(room) *room, int count) {
+    if (room->used >= count) return;
+    memset(room->row + room->used * room->ld_row, 0, sizeof(T) * (size_t)((count - room->used) * room->ld_row));
+    memset(room->col + room->used * room->ld_col, 0, sizeof(T) * (size_t)((count - room->used) * room->ld_col));
+    room->used = count;
+}
+
 INLINE LOCAL(room) LOCAL(room_of)(const hex_tile *tile, const hex_sides *sides, double *row, double *col) {
-    LOCAL(room) room = {.ld_row = (tile->rows + W - 1) / W * W * W, .ld_col = (tile->cols + P - 1) / P * P, .ld = sides->ld,
-                        .row_sums = row, .col_sums = col};
+    const int64_t rows = (tile->rows + W - 1) / W * W, cols = (tile->cols + P - 1) / P * P;
+    LOCAL(room) room = {.rows = rows, .ld_row = rows * W + HEX_APART * P, .ld_col = cols, .ld = sides->ld, .row_sums = row,
+                        .col_sums = col};
     T *at = sides->scratch;
     room.row = at, at += HEX_SUMS * room.ld_row;
     room.col = at, at += HEX_SUMS * room.ld_col;
-    room.row_few = at, at += LOCAL(HARD_SUMS) * room.ld_row / W;
+    room.row_few = at, at += LOCAL(HARD_SUMS) * rows;
     room.col_few = at;
-    memset(room.row + HEX_S_GLOBAL * room.ld_row, 0, sizeof(T) * (size_t)room.ld_row);
-    memset(room.col + HEX_S_GLOBAL * room.ld_col, 0, sizeof(T) * (size_t)room.ld_col);
+    LOCAL(use_vectors)(&room, 1);
     return room;
-}
-
-static void LOCAL(use_vectors)(LOCAL(room) *room) {
-    if (room->vectors) return;
-    room->vectors = true;
-    memset(room->row + room->ld_row, 0, sizeof(T) * (size_t)((HEX_SUMS - 1) * room->ld_row));   /* all but HEX_S_GLOBAL */
-    memset(room->col + room->ld_col, 0, sizeof(T) * (size_t)((HEX_SUMS - 1) * room->ld_col));
 }
 
 static void LOCAL(use_few)(LOCAL(room) *room) {
     if (room->few) return;
     room->few = true;
-    memset(room->row_few, 0, sizeof(T) * (size_t)(LOCAL(HARD_SUMS) * room->ld_row / W));
+    memset(room->row_few, 0, sizeof(T) * (size_t)(LOCAL(HARD_SUMS) * room->rows));
     memset(room->col_few, 0, sizeof(T) * (size_t)(LOCAL(HARD_SUMS) * room->ld_col));
 }
 
@@ -68,6 +70,7 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const 
     for (int64_t i = 0; i < rows; i++) {
         V sum = {0};
         unsigned hard = 0;
+        LOCAL(fetch_next)(t, i);
         const V eps = LOCAL(splat)(row_eps[i]);
         const bool masked = special && special[i];
         if (masked) {
@@ -182,7 +185,7 @@ INLINE void LOCAL(dense_sums)(const LOCAL(panel) *t, const bool both, const bool
 }
 
 /* All of row i, a mixture. */
-static void LOCAL(special_sums)(const LOCAL(panel) *t, int64_t i, LOCAL(room) *room, T *col_acc) {
+static void LOCAL(special_sums)(const LOCAL(panel) *t, int64_t i, const LOCAL(room) *room, T *col_acc) {
     for (int v = 0; v < NV; v++) {
         int64_t at = i * P + v * W;
         const V c = LOCAL(load)(t->values + at), e = LOCAL(e_of)(t, c);
@@ -195,11 +198,69 @@ static void LOCAL(special_sums)(const LOCAL(panel) *t, int64_t i, LOCAL(room) *r
     }
 }
 
+/* A panel that is mostly hierarchical, in one pass, but for mixtures and single elements that are no negatives; returns the
+ * number of rows marked for those. */
+INLINE int64_t LOCAL(hard_panel_sums)(const LOCAL(panel) *t, const bool both, const bool keep, const bool beta_1,
+                                      const LOCAL(room) *room, T *col_acc, LOCAL(mark) *mark, T *saved) {
+    const V inv_tau = t->inv_tau, shift = t->shift, scale = t->scale, power = t->power;
+    const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, beta = t->beta;
+    const uint8_t *special = t->special;
+    T *kept = t->kept, *row_acc = room->row;
+    const int64_t rows = t->rows, ld_row = room->ld_row;
+    int64_t count = 0;
+    V col[NV][LOCAL(HARD_COUNT)], col_eps[NV];
+    memset(col, 0, sizeof col);
+    for (int v = 0; both && v < NV; v++) col_eps[v] = LOCAL(load)(t->col + HEX_P_EPS * t->ld + v * W);
+    for (int64_t i = 0; i < rows; i++) {
+        const bool masked = special && special[i];
+        if (masked) {
+            mark[count] = (LOCAL(mark)){(uint16_t)i, 0, (uint16_t)LOCAL(other_lanes)(t, i)};
+            if (!LOCAL(is_few)(mark[count++])) continue;
+        }
+        const V eps = LOCAL(splat)(row_eps[i]);
+        V row[LOCAL(HARD_COUNT)];
+        LOCAL(fetch_next)(t, i);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp2_bounded)(c * scale - power);
+            const V weight = beta_1 ? e : LOCAL(hardness)(c * inv_tau - shift, e, beta);
+            const VI above = (VI)(c > eps), above_col = !both || keep ? above : (VI)(c > col_eps[v]);
+            VI global = ~above, hard = above, global_col = ~above_col, hard_col = above_col;
+            if (masked) {
+                const VI negative = (VI)(LOCAL(codes)(t->codes + i * P + v * W) < 0);
+                global &= negative, hard &= negative, global_col &= negative, hard_col &= negative;
+                if (keep) LOCAL(store)(saved + (count - 1) * P + v * W, c);
+            }
+            V terms[LOCAL(HARD_COUNT)];
+            LOCAL(negative_terms)(c, e, weight, global, hard, terms);
+            for (int q = 0; q < LOCAL(HARD_COUNT); q++) {   /* no sum starts at zero: compilers would add it */
+                if (v == 0) row[q] = terms[q];
+                if (v > 0) row[q] += terms[q];
+            }
+            if (both && !keep) LOCAL(negative_terms)(c, e, weight, global_col, hard_col, terms);
+            for (int q = 0; both && q < LOCAL(HARD_COUNT); q++) col[v][q] += terms[q];
+            if (keep) LOCAL(store)(kept + i * P + v * W, LOCAL(signed_by)(e, above));
+        }
+        LOCAL(store_negatives)(row, row_acc + i * W, ld_row);
+    }
+    for (int v = 0; both && v < NV; v++) LOCAL(store_negatives)(col[v], col_acc + v * W, room->ld_col);
+    return count;
+}
+
+/* Each kind of panel by a pass of its own; what they leave out is marked. */
+INLINE int64_t LOCAL(first_sums)(const LOCAL(panel) *t, const bool both, const bool keep, LOCAL(room) *room, T *col_acc,
+                                 LOCAL(mark) *mark, T *saved) {
+    if (!LOCAL(mostly_hard)(t, false)) return LOCAL(global_sums)(t, both, keep, room->row, col_acc, mark, saved);
+    LOCAL(use_vectors)(room, LOCAL(HARD_COUNT));
+    return t->beta == 1 ? LOCAL(hard_panel_sums)(t, both, keep, true, room, col_acc, mark, saved)
+                        : LOCAL(hard_panel_sums)(t, both, keep, false, room, col_acc, mark, saved);
+}
+
 INLINE void LOCAL(panel_sums)(const LOCAL(panel) *t, const bool both, const bool keep, int64_t p, LOCAL(marked) *m, T *saved,
                               LOCAL(room) *room) {
     T *col_acc = room->col + p * P, *col_few = room->col_few + p * P * LOCAL(HARD_SUMS);
-    LOCAL(sort_marks)(t, LOCAL(global_sums)(t, both, keep, room->row, col_acc, m->mark, saved), m);
-    if (m->specials > 0 || m->denses > 0) LOCAL(use_vectors)(room);
+    LOCAL(sort_marks)(t, LOCAL(first_sums)(t, both, keep, room, col_acc, m->mark, saved), m);
+    if (m->specials > 0 || m->denses > 0) LOCAL(use_vectors)(room, m->specials > 0 ? HEX_SUMS : LOCAL(HARD_COUNT));
     for (int at = 0; at < m->specials; at++) LOCAL(special_sums)(t, m->special[at], room, col_acc);
     if (m->denses > 0) LOCAL(dense_sums)(t, both, keep, m, saved, room, col_acc);
     if (m->other.count > 0)
@@ -232,7 +293,7 @@ static void LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, LOC
 static void LOCAL(sums_separate)(const hex_tile *tile, const hex_sides *sides, LOCAL(room) *room) {
     const T *values = tile->values;
     const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
-    LOCAL(use_vectors)(room);
+    LOCAL(use_vectors)(room, HEX_SUMS);
     for (int64_t j = 0; j < tile->cols; j += W)
         for (int64_t i = 0; i < tile->rows; i++) {
             int64_t at = j / P * tile->stride + i * P + j % P;
@@ -276,7 +337,7 @@ static void LOCAL(add_few)(const T *few, int64_t count, double *out, int64_t ld)
 static void KERNEL(sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col) {
     LOCAL(room) room = LOCAL(room_of)(tile, sides, row, col);
     (sides->shared_shift ? LOCAL(sums_shared) : LOCAL(sums_separate))(tile, sides, &room);
-    for (int q = 0; q < (room.vectors ? HEX_SUMS : 1); q++) {
+    for (int q = 0; q < room.used; q++) {
         LOCAL(add_rows)(room.row + q * room.ld_row, tile->rows, row + q * sides->ld);
         for (int64_t j = 0; col && j < tile->cols; j++) col[q * sides->ld + j] += (double)room.col[q * room.ld_col + j];
     }

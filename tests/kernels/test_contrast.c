@@ -93,10 +93,12 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
                           .power = s->shared ? ceil(s->inv_tau * HEX_LOG2_E) : 0, .row = q.row, .col = s->both ? q.col : NULL,
                           .ld = ld, .row_log_neg = q.row_log_neg, .col_log_neg = s->both ? q.col_log_neg : NULL,
                           .scratch = q.scratch};
-    const double low = below(2) ? -1 : 0.97;   /* thresholds everywhere, or high, where most vectors are global */
+    /* thresholds everywhere; high, where most vectors are global; or low, where most are hierarchical */
+    const int kind = below(3);
+    const double low = kind == 1 ? 0.97 : -1, high = kind == 2 ? -0.97 : 1;
     for (int64_t i = 0; i < ld; i++) {
-        put(k, q.row, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);
-        put(k, q.col, HEX_P_EPS * ld + i, below(4) || low > 0 ? uniform(low, 1) : below(2) ? INFINITY : -2);
+        put(k, q.row, HEX_P_EPS * ld + i, kind || below(4) ? uniform(low, high) : below(2) ? INFINITY : -2);
+        put(k, q.col, HEX_P_EPS * ld + i, kind || below(4) ? uniform(low, high) : below(2) ? INFINITY : -2);
     }
     for (int64_t i = 0; s->one_threshold && i < ld; i++) {
         put(k, q.row, HEX_P_EPS * ld + i, get(k, q.row, HEX_P_EPS * ld));
