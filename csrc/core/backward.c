@@ -68,13 +68,9 @@ static void backward_tile(hex_worker *worker, int64_t t, void *context) {
     hex_gradient_tile(worker, &((const backward *)context)->gradient, t, worker->run->form.exponentials);
 }
 
-/* Was the column accumulator of this block of keys ever written? */
-static bool has_columns(const hex_run *run, int64_t j) {
-    if (!run->g.symmetric) return true;
-    for (int64_t t = 0; t < run->g.tasks; t++)
-        if (run->task[t].j == j && run->task[t].i != j) return true;
-    return false;
-}
+/* Was the column accumulator of this block of keys ever written? A symmetric problem's first block is in the rows of all its
+ * tiles. */
+static bool has_columns(const hex_run *run, int64_t j) { return !run->g.symmetric || j > 0; }
 
 /* The gradient of a block of rows, from the sums in either order and `extra`; each may be NULL. */
 static void unpack_block(hex_worker *worker, const backward *b, const hex_rows *of, int64_t count, int64_t block_rows,

@@ -125,10 +125,11 @@ static void choose_shift(const hex_run *run, contrast *c) {
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
     run->k->fill(param(run, c, HEX_P_EPS, 0), run->g.ap, INFINITY);
-    for (int64_t b = 0; b < run->g.ab; b++) {
+    for (int64_t b = 0; c->s->threshold_count > 0 && b < run->g.ab; b++) {
         const hex_anchor_block anchors = hex_anchors_of(&run->g, b);
-        for (int64_t i = 0; i < anchors.rows; i++)
-            run->k->fill(param(run, c, HEX_P_EPS, anchors.at + i), 1, hex_row_threshold(c->s, anchors.first + i));
+        const int64_t step = c->s->threshold_count == 1 ? anchors.rows : 1;
+        for (int64_t i = 0; i < anchors.rows; i += step)
+            run->k->fill(param(run, c, HEX_P_EPS, anchors.at + i), step, hex_row_threshold(c->s, anchors.first + i));
     }
 }
 
@@ -213,6 +214,7 @@ static void loss_block(hex_worker *worker, int64_t b, void *context) {
 }
 
 static bool any_needs_own(const hex_run *run, const contrast *c) {
+    if (c->s->denominator != HEX_DENOMINATOR_OWN) return false;
     int64_t anchors = hex_anchors(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
         hex_row row = {.positives = run->classes.positives[i] + (run->problem->paired.data ? 1 : 0)};
@@ -260,8 +262,8 @@ static void batch_statistics(const hex_run *run, const contrast *c, bool keys, d
     bool paired = run->problem->paired.data;
     double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0, others = 0;
     double finite = run->a.finite && run->key.finite && (!paired || run->paired.finite) ? 1 : NAN;
-    for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++)
-        for (int64_t i = at; i < at + count; i++) total[q] += c->sums[q * ap + i];
+    for (int64_t i = at; i < at + count; i++)   /* sums side by side: none waits for its last addition */
+        for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++) total[q] += c->sums[q * ap + i];
     for (int64_t i = 0; i < count; i++) {
         positives += run->classes.positives[first + i] + (paired ? 1 : 0);
         negatives += run->classes.negatives[first + i];

@@ -291,13 +291,23 @@ static bool open_kept(hex_run *run, hex_room room) {
     return true;
 }
 
+/* Who is compared with whom, tile by tile. */
+static bool open_tasks(hex_run *run) {
+    int64_t start = hex_profile_start();
+    bool counted = hex_classes_of(run->problem, &run->g, (char *)run->classes.row_id, &run->classes);
+    hex_profile_stop(HEX_PHASE_CLASSES, start, 0);
+    if (counted) hex_schedule(&run->g, run->task, (int32_t *)(run->task + run->g.tasks));
+    return counted;
+}
+
 hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes) {
     const hex_geometry *g = &run->g;
     const hex_problem *problem = run->problem;
     run->strips = hex_sums_gradients(room) ? hex_strips(g, run->workers) : 0;
     run->scratch = hex_slab_take(place_scratch(run, NULL, extra_bytes));
     if (run->scratch) place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
-    if (!run->scratch || !open_kept(run, room)) {
+    /* without gradients tiles are needed; before rows are packed, since the other threads are waking */
+    if (!run->scratch || (!run->gradients_ready && !open_tasks(run)) || !open_kept(run, room)) {
         hex_run_close(run, false);
         return HEX_NO_MEMORY;
     }
@@ -310,15 +320,6 @@ hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes) {
         pack_rows(run, &problem->paired, g->block_m, &run->paired);
         survey_rows(g->m, &run->paired);
     }
-    if (run->gradients_ready) return HEX_OK;   /* no tile is needed */
-    int64_t start = hex_profile_start();
-    bool counted = hex_classes_of(problem, g, (char *)run->classes.row_id, &run->classes);
-    hex_profile_stop(HEX_PHASE_CLASSES, start, 0);
-    if (!counted) {
-        hex_run_close(run, false);
-        return HEX_NO_MEMORY;
-    }
-    hex_schedule(g, run->task, (int32_t *)(run->task + g->tasks));
     return HEX_OK;
 }
 
