@@ -178,7 +178,7 @@ static bool is_uniform(const hex_classes *c, int64_t i, int64_t j, const hex_til
     return rows[1] < cols[0] || cols[1] < rows[0];
 }
 
-/* What the codes of one panel are made from: `count` keys from `col` on, ids between least and largest. */
+/* What the codes of one panel are made from: `count` keys from `col` on; with groups, ids between least and largest. */
 typedef struct {
     int64_t col, count;
     int32_t least, largest;
@@ -186,7 +186,7 @@ typedef struct {
 
 static panel_keys keys_of(const hex_classes *c, int64_t col, int64_t count) {
     panel_keys k = {col, count, INT32_MAX, INT32_MIN};
-    for (int64_t l = 0; l < count && !c->problem->relation; l++) {
+    for (int64_t l = 0; l < count && c->problem->groups; l++) {
         int32_t id = c->col_id[col + l];
         k.least = id < k.least ? id : k.least;
         k.largest = id > k.largest ? id : k.largest;
@@ -194,7 +194,7 @@ static panel_keys keys_of(const hex_classes *c, int64_t col, int64_t count) {
     return k;
 }
 
-/* The next three change the codes of one panel, negatives all, where they are something else, and flag those rows. */
+/* The next four change the codes of one panel, negatives all, where they are something else, and flag those rows. */
 
 static void mark_groups(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, hex_code *codes,
                         uint8_t *flag) {
@@ -213,6 +213,19 @@ static void mark_groups(const hex_classes *c, const panel_keys *k, int64_t row0,
         }
         flag[r] |= same != 0;
     }
+}
+
+/* Key by key: seldom more than one row is its like. */
+static void mark_period(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, hex_code *codes,
+                        uint8_t *flag) {
+    const int64_t panel = c->g->k->panel, period = c->problem->period;
+    if (period == 0) return;
+    int64_t first = ((k->col - row0) % period + period) % period;   /* the first row that is like the first key */
+    for (int64_t l = 0; l < k->count; l++, first = first + 1 < period ? first + 1 : 0)
+        for (int64_t r = first; r < rows; r += period) {
+            codes[r * panel + l] = 1;
+            flag[r] = 1;
+        }
 }
 
 /* `turned`: as the anchors of the columns see the keys of the rows (symmetric problems). */
@@ -251,6 +264,8 @@ static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, boo
         if (view != HEX_VIEW_ALL) {
             if (c->problem->relation)
                 mark_relation(c, &keys, row0, tile->rows, turned, codes, special);
+            else if (!c->problem->groups)
+                mark_period(c, &keys, row0, tile->rows, codes, special);
             else
                 mark_groups(c, &keys, row0, tile->rows, codes, special);
             mark_self(c, &keys, row0, tile->rows, codes, special);
