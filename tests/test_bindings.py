@@ -272,6 +272,21 @@ def test_thread_counts_agree_bitwise(keep: bool) -> None:
     assert_threads_agree(everything)
 
 
+@pytest.mark.parametrize(("rows", "keys", "period"), [
+    (200, 0, 100), (200, 0, 5), (203, 0, 1), (130, 200, 200), (300, 70, 300), (200, 130, 7), (140, 140, 64)])
+def test_a_period_is_groups(rows: int, keys: int, period: int) -> None:
+    """Over several tiles, whose rows begin before or behind their keys."""
+    x = torch.randn(rows, D, generator=generator())
+    y = torch.randn(keys, D, generator=generator()) if keys else NONE
+    who = {"anchors": x, "keys": y, "self_offset": -1 if keys else 0}
+    ids = {"groups": torch.arange(rows) % period, "key_groups": torch.arange(keys) % period if keys else LONG,
+           "period": 0}
+    by_groups, by_period = (call("contrast", CONTRAST, **who, **given)
+                            for given in (ids, {"groups": LONG, "key_groups": LONG, "period": period}))
+    for found, expected in zip(by_period[:3], by_groups[:3], strict=True):
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
 def assert_threads_agree(everything: Callable[[], list[Tensor]]) -> None:
     threads = torch.get_num_threads()
     try:
@@ -285,14 +300,17 @@ def assert_threads_agree(everything: Callable[[], list[Tensor]]) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("threshold", [0.3, -0.5])
 @pytest.mark.parametrize("needed", [0, 15])
 @pytest.mark.parametrize("temperature", [0.2, 0.01])
 @pytest.mark.parametrize("both_ways", [False, True])
-def test_thread_counts_agree_bitwise_with_keys(both_ways: bool, temperature: float, needed: int) -> None:
+def test_thread_counts_agree_bitwise_with_keys(both_ways: bool, temperature: float, needed: int,
+                                               threshold: float) -> None:
     """Several threads add to the same keys' gradient, and both ways to their sums."""
     x, y = torch.randn(333, LARGE, generator=generator()), torch.randn(410, LARGE, generator=generator())
     who = {"anchors": x, "keys": y, "groups": torch.arange(333) % 7, "key_groups": torch.arange(410) % 5, "period": 0,
-           "self_offset": -1, "temperature": torch.tensor(temperature), "both_ways": both_ways, "needed": needed}
+           "self_offset": -1, "temperature": torch.tensor(temperature), "both_ways": both_ways, "needed": needed,
+           "threshold": torch.tensor([threshold], dtype=torch.float64)}
 
     def everything() -> list[Tensor]:
         return [*call("contrast", CONTRAST, **who)[:3], *call("contrast_backward", backward_arguments(**who))]

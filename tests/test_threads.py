@@ -39,4 +39,4 @@ def test_threads_that_come_late_or_in_turn(how: str, tmp_path: Path) -> None:
     program = kernels.build(Path("test_threads"), SOURCES, HERE, compiler, tmp_path, flags, ["-lpthread"])
     done = subprocess.run([*before, program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "36 steps compared, 0 failures" in done.stdout
+    assert "72 steps compared, 0 failures" in done.stdout

@@ -192,7 +192,7 @@ hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context
  * settings and row_state which gradients would be its own. */
 void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
                   const hex_settings *settings, const double *row_state);
-/* Then: memory, packed rows, classes. What was found is used if it has tiles or gradients where `room` has. Where that has the
+/* Then: memory, classes, packed rows. What was found is used if it has tiles or gradients where `room` has. Where that has the
  * gradients workers get strips. Frees everything where it fails. */
 hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes);
 static inline int64_t hex_strip_bytes(const hex_geometry *g) { return g->nb * hex_tile_bytes(g); }

@@ -46,12 +46,12 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
             const V value = LOCAL(load)(values + i * P + v * W);
-            VI above = kept ? (VI)(value < 0) : (VI)(value > eps);
             V e = value, weight = gg;
             if (!kept) e = LOCAL(exp2_bounded)(value * scale - power);
-            if (both && !kept) above |= (VI)(value > col_eps[v]);
             if (both) weight += col_gg[v];
-            hard |= LOCAL(bits)(above) << (v * W);
+            hard |= (kept   ? LOCAL(above)(LOCAL(splat)(0), value)
+                     : both ? LOCAL(above_either)(value, eps, col_eps[v])
+                            : LOCAL(above)(value, eps)) << (v * W);
             LOCAL(store)(out + i * P + v * W, e * weight);
         }
         mark[count].row = (uint16_t)i;
@@ -182,8 +182,11 @@ static void LOCAL(special_coefficients)(const LOCAL(panel) *t, const bool kept, 
     }
 }
 
+/* Where a row of a panel is one vector, that costs less than gathering the parameters of an element. */
+enum { LOCAL(FEW_COEFFICIENTS) = NV == 1 ? 0 : LOCAL(FEW) };
+
 INLINE void LOCAL(panel_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, LOCAL(marked) *m, T *out) {
-    LOCAL(sort_marks)(t, LOCAL(first_coefficients)(t, both, kept, out, m->mark), m);
+    LOCAL(sort_marks)(t, LOCAL(first_coefficients)(t, both, kept, out, m->mark), LOCAL(FEW_COEFFICIENTS), m);
     for (int at = 0; at < m->specials; at++) LOCAL(special_coefficients)(t, kept, m->special[at], out);
     if (m->denses > 0) LOCAL(dense_coefficients)(t, both, kept, m, out);
     if (m->other.count > 0) LOCAL(other_coefficients)(t, kept, &m->other, out);

@@ -82,8 +82,9 @@ INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *p
     }
 }
 
-/* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives and
- * mark the rows that need more, which come afterwards, so that the common loop has neither branches nor spills. */
+/* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives, or where most are
+ * hierarchical, of negatives of either kind, and mark the rows that need more, which come afterwards, so that the common loop
+ * has neither branches nor spills. */
 typedef struct {
     const T *values, *next;        /* of this panel, and of the tile's next (or this) */
     const T *row, *col;            /* parameters of the tile's rows and of the panel's columns (or NULL) */
@@ -116,8 +117,8 @@ INLINE void LOCAL(fetch_next)(const LOCAL(panel) *t, int64_t i) { __builtin_pref
 /* e^(s - shift). */
 INLINE V LOCAL(e_of)(const LOCAL(panel) *t, V c) { return LOCAL(exp2_bounded)(c * t->scale - t->power); }
 
-/* Of a marked row: its number; a bit per lane that is a hierarchical negative of its row or its column; and, where the tile
- * calls the row special, per lane that is no negative. */
+/* Of a marked row: its number; a bit per lane that is a hierarchical negative of its row or its column and yet to be done; and,
+ * where the tile calls the row special, per lane that is no negative. */
 typedef struct {
     uint16_t row, hard, other;
 } LOCAL(mark);
@@ -165,13 +166,14 @@ INLINE void LOCAL(fill_up)(LOCAL(singles) *to) {
     }
 }
 
-INLINE void LOCAL(sort_marks)(const LOCAL(panel) *t, int64_t count, LOCAL(marked) *to) {
+/* few: the most hierarchical negatives of a row of nothing but negatives that are done one by one. */
+INLINE void LOCAL(sort_marks)(const LOCAL(panel) *t, int64_t count, const int few, LOCAL(marked) *to) {
     to->hard.count = to->other.count = to->denses = to->specials = 0;
     for (int64_t m = 0; m < count; m++) {
         LOCAL(mark) mark = to->mark[m];
         const bool special = t->special && t->special[mark.row];
         if (!special) mark.other = 0;
-        if (LOCAL(is_few)(mark)) {
+        if (special ? LOCAL(is_few)(mark) : __builtin_popcount(mark.hard) <= few) {
             LOCAL(add_singles)(&to->hard, mark.row, m, mark.hard & ~(unsigned)mark.other);
             LOCAL(add_singles)(&to->other, mark.row, m, mark.other);
         } else if (special) {

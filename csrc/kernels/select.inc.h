@@ -40,11 +40,14 @@ INLINE void LOCAL(survey)(T *x, int64_t n, T *low, T *high) {
     *high = LOCAL(largest_lane)(most);
 }
 
+static const T LOCAL(LARGEST) = HEX_T_IS_FLOAT ? (T)FLT_MAX : (T)DBL_MAX;
+
 /* Narrows (low, high], at first the range of x, until between k and k + slack of x exceed low; returns how many do. Ties may
  * make that impossible: then high is the k-th largest itself, and the count returned is less than k, of those above high. */
 static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low, T *high) {
     const int64_t whole = (n + W - 1) / W * W;
     if (whole - LOCAL(count_below)(x, n, *high) >= k) return 0;   /* embeddings that are equal: no search among close values */
+    if (*high > LOCAL(LARGEST)) *high = LOCAL(LARGEST);           /* half-way to infinity is infinity */
     int64_t above = LOCAL(count_above)(x, n, *low);
     if (above < k) {   /* the least value itself is the k-th largest */
         *high = *low;

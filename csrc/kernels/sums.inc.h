@@ -68,7 +68,7 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const 
         col_global[v] = (V){0};
     }
     for (int64_t i = 0; i < rows; i++) {
-        V sum = {0};
+        V sum;
         unsigned hard = 0;
         LOCAL(fetch_next)(t, i);
         const V eps = LOCAL(splat)(row_eps[i]);
@@ -82,14 +82,15 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const 
             V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp2_bounded)(c * scale - power), counted = e;
             VI above = (VI)(c > eps), above_col = above;
             if (masked) counted = LOCAL(keep)(e, LOCAL(codes)(t->codes + i * P + v * W) < 0);
-            sum += LOCAL(keep)(counted, ~above);
+            if (v == 0) sum = LOCAL(keep)(counted, ~above);
+            if (v > 0) sum += LOCAL(keep)(counted, ~above);
             if (both) {
                 if (!keep) above_col = (VI)(c > col_eps[v]);   /* kept: one threshold for all */
                 col_global[v] += LOCAL(keep)(counted, ~above_col);
             }
             if (keep) LOCAL(store)(kept + i * P + v * W, LOCAL(signed_by)(e, above));
             if (keep) LOCAL(store)(saved + (masked ? count - 1 : count) * P + v * W, c);   /* stays if the row is marked */
-            hard |= LOCAL(bits)(above | above_col) << (v * W);
+            hard |= (both && !keep ? LOCAL(above_either)(c, eps, col_eps[v]) : LOCAL(above)(c, eps)) << (v * W);
         }
         LOCAL(add_to)(row_acc + i * W, sum);
         if (masked) continue;
@@ -233,7 +234,7 @@ INLINE int64_t LOCAL(hard_panel_sums)(const LOCAL(panel) *t, const bool both, co
             }
             V terms[LOCAL(HARD_COUNT)];
             LOCAL(negative_terms)(c, e, weight, global, hard, terms);
-            for (int q = 0; q < LOCAL(HARD_COUNT); q++) {   /* no sum starts at zero: compilers would add it */
+            for (int q = 0; q < LOCAL(HARD_COUNT); q++) {   /* not from zero, which compilers would add */
                 if (v == 0) row[q] = terms[q];
                 if (v > 0) row[q] += terms[q];
             }
@@ -259,7 +260,7 @@ INLINE int64_t LOCAL(first_sums)(const LOCAL(panel) *t, const bool both, const b
 INLINE void LOCAL(panel_sums)(const LOCAL(panel) *t, const bool both, const bool keep, int64_t p, LOCAL(marked) *m, T *saved,
                               LOCAL(room) *room) {
     T *col_acc = room->col + p * P, *col_few = room->col_few + p * P * LOCAL(HARD_SUMS);
-    LOCAL(sort_marks)(t, LOCAL(first_sums)(t, both, keep, room, col_acc, m->mark, saved), m);
+    LOCAL(sort_marks)(t, LOCAL(first_sums)(t, both, keep, room, col_acc, m->mark, saved), LOCAL(FEW), m);
     if (m->specials > 0 || m->denses > 0) LOCAL(use_vectors)(room, m->specials > 0 ? HEX_SUMS : LOCAL(HARD_COUNT));
     for (int at = 0; at < m->specials; at++) LOCAL(special_sums)(t, m->special[at], room, col_acc);
     if (m->denses > 0) LOCAL(dense_sums)(t, both, keep, m, saved, room, col_acc);
@@ -273,7 +274,7 @@ INLINE void LOCAL(panel_sums)(const LOCAL(panel) *t, const bool both, const bool
         LOCAL(hard_sums)(t, both, &m->hard, room->row_few, col_few);
 }
 
-/* The common case: one exponential for both sides, and most vectors hold global negatives only. */
+/* The common case: one exponential for both sides. */
 static void LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, LOCAL(room) *room) {
     LOCAL(saved) saved;
     LOCAL(marked) m;

@@ -17,6 +17,7 @@ typedef struct {
     bool both, shared;
     double inv_tau, beta;
     bool one_threshold;      /* as where exponentials are kept */
+    int mixed;               /* 1: hierarchical negatives are in some of the later rows only; 2: in all but those */
 } setting;
 
 typedef enum { GLOBAL, HARD, POSITIVE, OTHER } class;
@@ -108,7 +109,10 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
         for (int64_t j = 0; j < cols; j++) {
             int64_t at = position(k, &q, i, j);
             /* some exactly at the threshold */
-            put(k, q.values, at, below(8) ? uniform(-1, 1) : get(k, q.row, HEX_P_EPS * ld + i));
+            double eps = get(k, q.row, HEX_P_EPS * ld + i), value = below(8) ? uniform(-1, 1) : eps;
+            bool other = i > 4 && i % 3 == 0, hard = (s->mixed == 2) != other;
+            if (s->mixed && fabs(eps) < 1) value = hard ? uniform(eps, 1) : uniform(-1, eps);
+            put(k, q.values, at, value);
             if (!(fabs(get(k, q.values, at)) <= 1)) put(k, q.values, at, 1);
         }
     fill_shifts(k, &q, s);
@@ -199,12 +203,14 @@ static void add_terms(const hex_kernels *k, const problem *q, int64_t at, int64_
 void test_sums(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
-    for (int n = 0; n < count; n++) {
-        problem q = make_problem(k, s + n);
+    for (int n = 0; n < 3 * count; n++) {
+        setting *now = s + n % count;
+        now->mixed = n / count;
+        problem q = make_problem(k, now);
         const int64_t size = HEX_SUMS * q.ld;
         double *found[] = {doubles(size, 1), doubles(size, 1)}, *sums[] = {doubles(size, 1), doubles(size, 1)};
         double *sizes[] = {doubles(size, 0), doubles(size, 0)};
-        k->sums(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
+        k->sums(&q.tile, &q.sides, found[0], now->both ? found[1] : NULL);
         EACH_ELEMENT_AND_SIDE(&q)
         add_terms(k, &q, position(k, &q, i, j), side ? j : i, side == 0, sums[side], sizes[side]);
         for (int64_t i = 0; i < size; i++)
@@ -214,7 +220,7 @@ void test_sums(const hex_kernels *k) {
                 double share = exponential_error(k, &q) + (double)(q.rows + q.cols) * epsilon(k);
                 double off = fabs(found[side][i] - sums[side][i]);
                 CHECK(off <= share * sizes[side][i] + 1e-14, "sum %lld of side %d: %g, not %g (tau 1/%g, beta %g)",
-                      (long long)(i / q.ld), side, found[side][i], sums[side][i], s[n].inv_tau, s[n].beta);
+                      (long long)(i / q.ld), side, found[side][i], sums[side][i], now->inv_tau, now->beta);
             }
         for (int side = 0; side < 2; side++) free(found[side]), free(sums[side]), free(sizes[side]);
         free_problem(&q);
@@ -272,8 +278,10 @@ static double coefficient(const hex_kernels *k, const problem *q, int64_t at, in
 void test_coefficients(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
-    for (int n = 0; n < count; n++) {
-        problem q = make_problem(k, s + n);
+    for (int n = 0; n < 3 * count; n++) {
+        setting *now = s + n % count;
+        now->mixed = n / count;
+        problem q = make_problem(k, now);
         const int64_t panels = round_up(q.cols, k->panel) / k->panel;
         void *out = room(k, panels * q.tile.stride, 5);
         k->coefficients(&q.tile, &q.sides, out);
@@ -291,7 +299,7 @@ void test_coefficients(const hex_kernels *k) {
                 /* padding: exactly zero; elsewhere each of up to four exponentials may have vanished */
                 double error = exponential_error(k, &q) * size + (size > 0 ? 4 * smallest(k) : 0);
                 CHECK(fabs(found - exact) <= error, "(%lld, %lld): %g, not %g (tau 1/%g, beta %g)",
-                      (long long)i, (long long)j, found, exact, s[n].inv_tau, s[n].beta);
+                      (long long)i, (long long)j, found, exact, now->inv_tau, now->beta);
             }
         double most = sum_size * (exponential_error(k, &q) + (double)(q.rows * panels) * epsilon(k));
         CHECK(fabs(total - sum) <= most, "sum S c: %g, not %g", total, sum);
@@ -303,19 +311,21 @@ void test_coefficients(const hex_kernels *k) {
 void test_kept_exponentials(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
-    for (int n = 0; n < count; n++) {
-        if (!s[n].shared || (s[n].beta != 0 && s[n].beta != 1)) continue;
-        s[n].one_threshold = true;
-        problem q = make_problem(k, s + n);
+    for (int n = 0; n < 3 * count; n++) {
+        setting *now = s + n % count;
+        if (!now->shared || (now->beta != 0 && now->beta != 1)) continue;
+        now->one_threshold = true;
+        now->mixed = n / count;
+        problem q = make_problem(k, now);
         for (int64_t i = 0; i < q.ld; i++) put(k, q.row, HEX_P_PO * q.ld + i, 0), put(k, q.col, HEX_P_PO * q.ld + i, 0);
         const int64_t size = HEX_SUMS * q.ld, elements = round_up(q.cols, k->panel) / k->panel * q.tile.stride;
         double *found[] = {doubles(size, 0), doubles(size, 0)}, *kept[] = {doubles(size, 0), doubles(size, 0)};
         void *out = room(k, elements, 5), *again = room(k, elements, 7), *cosines = room(k, elements, 0);
         memcpy(cosines, q.values, (size_t)(elements * k->size));
-        k->sums(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
+        k->sums(&q.tile, &q.sides, found[0], now->both ? found[1] : NULL);
         k->coefficients(&q.tile, &q.sides, out);
         q.sides.exponentials = q.values;
-        k->sums(&q.tile, &q.sides, kept[0], s[n].both ? kept[1] : NULL);
+        k->sums(&q.tile, &q.sides, kept[0], now->both ? kept[1] : NULL);
         for (int64_t i = 0; i < size; i++)
             for (int side = 0; side < 2; side++) {
                 double off = fabs(kept[side][i] - found[side][i]);   /* the terms are the same, their order is not */
@@ -324,16 +334,16 @@ void test_kept_exponentials(const hex_kernels *k) {
             }
         for (int64_t i = 0; i < q.rows; i++)
             for (int64_t j = 0; j < q.cols; j++) {
-                int64_t at = position(k, &q, i, j);
-                bool above = get(k, cosines, at) > get(k, q.row, HEX_P_EPS * q.ld);
-                double x = get(k, cosines, at) * q.sides.inv_tau - parameter(k, &q, HEX_P_SHIFT_G, 0, true);
-                double e = (above ? -1 : 1) * exp(x), seen = get(k, q.values, at);
+                int64_t place = position(k, &q, i, j);
+                bool above = get(k, cosines, place) > get(k, q.row, HEX_P_EPS * q.ld);
+                double x = get(k, cosines, place) * q.sides.inv_tau - parameter(k, &q, HEX_P_SHIFT_G, 0, true);
+                double e = (above ? -1 : 1) * exp(x), seen = get(k, q.values, place);
                 CHECK(fabs(seen - e) <= exponential_error(k, &q) * fabs(e), "kept (%lld, %lld): %g, not %g", (long long)i,
                       (long long)j, seen, e);
             }
         k->coefficients(&q.tile, &q.sides, again);
         CHECK(memcmp(out, again, (size_t)(elements * k->size)) == 0, "coefficients from exponentials differ (beta %g)",
-              s[n].beta);
+              now->beta);
         for (int side = 0; side < 2; side++) free(found[side]), free(kept[side]);
         free(out), free(again), free(cosines), free_problem(&q);
     }

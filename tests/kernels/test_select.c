@@ -14,8 +14,8 @@ static int descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* Kinds of values: spread out, few distinct ones, neighbours in T, sizes far apart, all equal. */
-enum { SPREAD, TIES, NEIGHBOURS, SCALES, EQUAL, RISING, KINDS };
+/* Kinds of values: spread out, few distinct ones, neighbours in T, sizes far apart, all equal; of lists alone, some infinite. */
+enum { SPREAD, TIES, NEIGHBOURS, SCALES, EQUAL, RISING, KINDS, INFINITE = KINDS };
 
 static double draw(const hex_kernels *k, int kind, int64_t turn) {
     switch (kind) {
@@ -24,6 +24,7 @@ static double draw(const hex_kernels *k, int kind, int64_t turn) {
         case NEIGHBOURS: return rounded(k, 0.999 + (double)below(40) * 2 * epsilon(k));
         case SCALES: return rounded(k, (below(2) ? 1 : -1) * exp2(uniform(k->size == 4 ? -120 : -1000, 0)));
         case EQUAL: return 0.5;
+        case INFINITE: return below(6) ? rounded(k, uniform(-1, 1)) : INFINITY;
         default: return rounded(k, (double)turn * 1e-5);   /* every value replaces an older candidate */
     }
 }
@@ -126,13 +127,16 @@ static void one_stream(const hex_kernels *k, int kind, int codes, bool both, int
     /* a hundred deviations below the mean is no bound at all, where values differ */
     check_pool(k, &row, "row", kind, deviations > -100 && deviations != 0);
     if (both) check_pool(k, &col, "column", kind, false);
-    for (int64_t i = 0; i < rows; i++) CHECK(row.count[i] <= row.s.capacity, "list longer than its room");
+    /* one more is written than is kept */
+    for (int64_t i = 0; i < rows; i++) CHECK(row.count[i] < row.s.capacity, "list of row %lld fills its room", (long long)i);
+    for (int64_t j = 0; both && j < cols; j++)
+        CHECK(col.count[j] < col.s.capacity, "list of column %lld fills its room", (long long)j);
     free_pool(&row), free_pool(&col);
 }
 
 /* A row's list of exactly `count` values: there are lengths at which the way to find the k-th largest changes. */
 static void one_list(const hex_kernels *k, int64_t count) {
-    for (int kind = 0; kind < KINDS; kind++) {
+    for (int kind = 0; kind <= INFINITE; kind++) {
         pool row = make_pool(k, 2, 1 + below(count), count);
         sample t = make_tile(k, 1, count, 1, kind, 0);
         memset(t.codes, 0xff, (size_t)count);   /* P codes of each panel of one row: all members */
@@ -146,7 +150,7 @@ static void one_list(const hex_kernels *k, int64_t count) {
 
 void test_select(const hex_kernels *k) {
     const int64_t largest[] = {1, 2, 7, 40, 300};   /* of up to 480 offered */
-    for (int64_t count = k->panel; count <= 4 * k->panel; count++) one_list(k, count);
+    for (int64_t count = 1; count <= 4 * k->panel; count++) one_list(k, count);
     for (int kind = 0; kind < KINDS; kind++)
         for (int codes = 0; codes < 3; codes++)
             for (int both = 0; both < 2; both++)
