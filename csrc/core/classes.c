@@ -178,21 +178,10 @@ static bool is_uniform(const hex_classes *c, int64_t i, int64_t j, const hex_til
     return rows[1] < cols[0] || cols[1] < rows[0];
 }
 
-/* What the codes of one panel are made from: `count` keys from `col` on; with groups, ids between least and largest. */
+/* What the codes of one panel are made from: `count` keys from `col` on. */
 typedef struct {
     int64_t col, count;
-    int32_t least, largest;
 } panel_keys;
-
-static panel_keys keys_of(const hex_classes *c, int64_t col, int64_t count) {
-    panel_keys k = {col, count, INT32_MAX, INT32_MIN};
-    for (int64_t l = 0; l < count && c->problem->groups; l++) {
-        int32_t id = c->col_id[col + l];
-        k.least = id < k.least ? id : k.least;
-        k.largest = id > k.largest ? id : k.largest;
-    }
-    return k;
-}
 
 /* The next four change the codes of one panel, negatives all, where they are something else, and flag those rows. */
 
@@ -200,9 +189,11 @@ static void mark_groups(const hex_classes *c, const panel_keys *k, int64_t row0,
                         uint8_t *flag) {
     const int64_t panel = c->g->k->panel;
     const int32_t *col = c->col_id + k->col, *row = c->row_id + row0;
+    int32_t range[2];
+    find_ranges(col, k->count, k->count, 1, range);
     for (int64_t r = 0; r < rows; r++) {
         int32_t id = row[r], same = 0;
-        if (id < k->least || id > k->largest) continue;
+        if (id < range[0] || id > range[1]) continue;
         if (k->count == 16) {   /* a whole panel of float: a loop that compilers turn into vectors */
             for (int l = 0; l < 16; l++) same |= col[l] == id;
             if (!same) continue;
@@ -260,7 +251,7 @@ static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, boo
     memset(codes, -1, (size_t)((tile->cols + panel - 1) / panel * tile->stride));
     for (int64_t p = 0; p * panel < tile->cols; p++, codes += tile->stride, special += tile->stride / panel) {
         int64_t left = tile->cols - p * panel;
-        panel_keys keys = keys_of(c, col0 + p * panel, left < panel ? left : panel);
+        panel_keys keys = {col0 + p * panel, left < panel ? left : panel};
         if (view != HEX_VIEW_ALL) {
             if (c->problem->relation)
                 mark_relation(c, &keys, row0, tile->rows, turned, codes, special);

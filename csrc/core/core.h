@@ -326,7 +326,7 @@ double hex_inverse(const hex_kernels *k, double temperature);
 bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *power);
 
 /* Several positives with a denominator each: needs the sums of hex_kernels.own before hex_row_loss. */
-bool hex_row_needs_own(const hex_settings *s, const hex_row *row);
+bool hex_row_needs_own(const hex_settings *s, double positives);
 void hex_row_negatives(const hex_settings *s, hex_row *row);
 /* The loss (0 where left out) and the row state; fills in the negatives where it needs them. */
 double hex_row_loss(const hex_settings *s, hex_row *row, double *state);

@@ -125,9 +125,9 @@ static void choose_shift(const hex_run *run, contrast *c) {
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
     run->k->fill(param(run, c, HEX_P_EPS, 0), run->g.ap, INFINITY);
-    for (int64_t b = 0; c->s->threshold_count > 0 && b < run->g.ab; b++) {
+    for (int64_t b = 0; b < run->g.ab; b++) {
         const hex_anchor_block anchors = hex_anchors_of(&run->g, b);
-        const int64_t step = c->s->threshold_count == 1 ? anchors.rows : 1;
+        const int64_t step = c->s->threshold_count > 1 ? 1 : anchors.rows;
         for (int64_t i = 0; i < anchors.rows; i += step)
             run->k->fill(param(run, c, HEX_P_EPS, anchors.at + i), step, hex_row_threshold(c->s, anchors.first + i));
     }
@@ -189,7 +189,7 @@ static void negatives_block(hex_worker *worker, int64_t b, void *context) {
         hex_row row = row_of(run, c, i, anchors.first + r);
         hex_row_negatives(c->s, &row);
         c->log_neg[i] = row.log_neg;
-        if (hex_row_needs_own(c->s, &row) && run->problem->paired.data) {   /* the paired one's share of own's sums */
+        if (hex_row_needs_own(c->s, row.positives) && run->problem->paired.data) {   /* the paired one's share of own's sums */
             double s = c->paired[i] * c->inv_tau, gap = s - row.log_neg;
             c->own[i] += (gap > 0 ? s : row.log_neg) + log1p(exp(-fabs(gap)));
             c->own[run->g.ap + i] += 1 / (1 + exp(gap));
@@ -214,12 +214,9 @@ static void loss_block(hex_worker *worker, int64_t b, void *context) {
 }
 
 static bool any_needs_own(const hex_run *run, const contrast *c) {
-    if (c->s->denominator != HEX_DENOMINATOR_OWN) return false;
-    int64_t anchors = hex_anchors(run->problem);
-    for (int64_t i = 0; i < anchors; i++) {
-        hex_row row = {.positives = run->classes.positives[i] + (run->problem->paired.data ? 1 : 0)};
-        if (hex_row_needs_own(c->s, &row)) return true;
-    }
+    int64_t anchors = hex_anchors(run->problem), paired = run->problem->paired.data ? 1 : 0;
+    for (int64_t i = 0; i < anchors; i++)
+        if (hex_row_needs_own(c->s, (double)(run->classes.positives[i] + paired))) return true;
     return false;
 }
 

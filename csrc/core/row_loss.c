@@ -35,12 +35,12 @@ bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowes
 static double softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
 
 /* One positive makes "mean" and "sum" the same; "sum" has the more exact gradient. */
-static bool as_sum(const hex_settings *s, const hex_row *row) {
-    return s->formulation == HEX_WEIGHTED && (s->positives == HEX_POSITIVES_SUM || row->positives == 1);
+static bool as_sum(const hex_settings *s, double positives) {
+    return s->formulation == HEX_WEIGHTED && (s->positives == HEX_POSITIVES_SUM || positives == 1);
 }
 
-bool hex_row_needs_own(const hex_settings *s, const hex_row *row) {
-    return s->formulation == HEX_WEIGHTED && s->denominator == HEX_DENOMINATOR_OWN && !as_sum(s, row) && row->positives > 0;
+bool hex_row_needs_own(const hex_settings *s, double positives) {
+    return s->formulation == HEX_WEIGHTED && s->denominator == HEX_DENOMINATOR_OWN && !as_sum(s, positives) && positives > 0;
 }
 
 /* log of the local term max(X, floor), X = (raw - tau_plus |H| mean pos) / (1 - tau_plus). */
@@ -94,12 +94,12 @@ static double weighted_loss(const hex_settings *s, const hex_row *row, double *s
     double mean_s = row->sums[HEX_S_POS_C] * row->inv_tau / count;
     if (s->denominator == HEX_DENOMINATOR_NEGATIVES) {
         log_weight = -log_neg;
-        loss = log_neg - (as_sum(s, row) ? log_pos : mean_s);
-        if (as_sum(s, row))
+        loss = log_neg - (as_sum(s, row->positives) ? log_pos : mean_s);
+        if (as_sum(s, row->positives))
             state[HEX_R_PB] = -1 / row->sums[HEX_S_POS];
         else
             state[HEX_R_PA] = -1 / count;
-    } else if (as_sum(s, row)) {
+    } else if (as_sum(s, row->positives)) {
         log_weight = -log_z;
         loss = softplus(log_neg - log_pos);
         state[HEX_R_PB] = -exp(log_neg - log_z) / row->sums[HEX_S_POS];   /* 1/Z - 1/pos = -Neg / (pos Z) */
@@ -124,7 +124,7 @@ static double weighted_loss(const hex_settings *s, const hex_row *row, double *s
 /* The common loss without logarithms between: one shift for all classes, and positives and negatives in one denominator.
  * Everything is relative to e^shift, which cancels; the shift was chosen so that no sum leaves the number format. */
 static bool is_plain(const hex_settings *s, const hex_row *row) {
-    return as_sum(s, row) && s->denominator == HEX_DENOMINATOR_ALL && row->shift_g == row->shift_h &&
+    return as_sum(s, row->positives) && s->denominator == HEX_DENOMINATOR_ALL && row->shift_g == row->shift_h &&
            row->shift_g == row->shift_p;
 }
 

@@ -49,9 +49,7 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
             V e = value, weight = gg;
             if (!kept) e = LOCAL(exp2_bounded)(value * scale - power);
             if (both) weight += col_gg[v];
-            hard |= (kept   ? LOCAL(above)(LOCAL(splat)(0), value)
-                     : both ? LOCAL(above_either)(value, eps, col_eps[v])
-                            : LOCAL(above)(value, eps)) << (v * W);
+            hard |= LOCAL(hard_lanes)(value, eps, both ? col_eps + v : NULL, kept) << (v * W);
             LOCAL(store)(out + i * P + v * W, e * weight);
         }
         mark[count].row = (uint16_t)i;
@@ -182,7 +180,7 @@ static void LOCAL(special_coefficients)(const LOCAL(panel) *t, const bool kept, 
     }
 }
 
-/* Where a row of a panel is one vector, that costs less than gathering the parameters of an element. */
+/* Where a row of a panel is one vector, doing all of it costs less than gathering the parameters of an element. */
 enum { LOCAL(FEW_COEFFICIENTS) = NV == 1 ? 0 : LOCAL(FEW) };
 
 INLINE void LOCAL(panel_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, LOCAL(marked) *m, T *out) {

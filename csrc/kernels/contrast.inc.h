@@ -29,13 +29,19 @@ INLINE void LOCAL(add_to)(T *acc, V v) { LOCAL(store)(acc, LOCAL(load)(acc) + v)
 
 enum { LOCAL(HARD_SUMS) = HEX_S_HARD_C - HEX_S_HARD_A + 1 };
 
-/* Adds the hierarchical negatives of one vector and side to sums[HARD_SUMS]; the lanes outside are masked out, never
- * multiplied by zero. */
+/* What the hierarchical negatives of one vector add to each of their sums; the lanes outside are masked out, never multiplied by
+ * zero. */
+INLINE void LOCAL(hard_terms)(V c, V e, V weight, VI hard, V *terms) {
+    terms[0] = LOCAL(keep)(e * weight, hard);
+    terms[HEX_S_HARD_B - HEX_S_HARD_A] = LOCAL(keep)(weight, hard);
+    terms[HEX_S_HARD_N - HEX_S_HARD_A] = LOCAL(keep)(LOCAL(splat)(1), hard);
+    terms[HEX_S_HARD_C - HEX_S_HARD_A] = LOCAL(keep)(c, hard);
+}
+
 INLINE void LOCAL(add_hard)(V c, V e, V weight, VI hard, V *sums) {
-    sums[0] += LOCAL(keep)(e * weight, hard);
-    sums[HEX_S_HARD_B - HEX_S_HARD_A] += LOCAL(keep)(weight, hard);
-    sums[HEX_S_HARD_N - HEX_S_HARD_A] += LOCAL(keep)(LOCAL(splat)(1), hard);
-    sums[HEX_S_HARD_C - HEX_S_HARD_A] += LOCAL(keep)(c, hard);
+    V terms[LOCAL(HARD_SUMS)];
+    LOCAL(hard_terms)(c, e, weight, hard, terms);
+    for (int q = 0; q < LOCAL(HARD_SUMS); q++) sums[q] += terms[q];
 }
 
 INLINE void LOCAL(store_hard)(const V *sums, T *acc, int64_t ld_acc) {
@@ -48,14 +54,12 @@ enum { LOCAL(HARD_COUNT) = HEX_S_HARD_C + 1 };
 /* What one vector adds to each of them. */
 INLINE void LOCAL(negative_terms)(V c, V e, V weight, VI global, VI hard, V *terms) {
     terms[HEX_S_GLOBAL] = LOCAL(keep)(e, global);
-    terms[HEX_S_HARD_A] = LOCAL(keep)(e * weight, hard);
-    terms[HEX_S_HARD_B] = LOCAL(keep)(weight, hard);
-    terms[HEX_S_HARD_N] = LOCAL(keep)(LOCAL(splat)(1), hard);
-    terms[HEX_S_HARD_C] = LOCAL(keep)(c, hard);
+    LOCAL(hard_terms)(c, e, weight, hard, terms + HEX_S_HARD_A);
 }
 
 INLINE void LOCAL(store_negatives)(const V *sums, T *acc, int64_t ld_acc) {
-    for (int q = 0; q < LOCAL(HARD_COUNT); q++) LOCAL(add_to)(acc + q * ld_acc, sums[q]);
+    LOCAL(add_to)(acc + HEX_S_GLOBAL * ld_acc, sums[HEX_S_GLOBAL]);
+    LOCAL(store_hard)(sums + HEX_S_HARD_A, acc, ld_acc);
 }
 
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
@@ -116,6 +120,13 @@ INLINE void LOCAL(fetch_next)(const LOCAL(panel) *t, int64_t i) { __builtin_pref
 
 /* e^(s - shift). */
 INLINE V LOCAL(e_of)(const LOCAL(panel) *t, V c) { return LOCAL(exp2_bounded)(c * t->scale - t->power); }
+
+/* A bit per lane that is hierarchical for its row or, where col_eps is given, for its column. kept: the value is an exponential
+ * with a sign. */
+INLINE unsigned LOCAL(hard_lanes)(V value, V eps, const V *col_eps, const bool kept) {
+    if (kept) return LOCAL(above)(LOCAL(splat)(0), value);
+    return col_eps ? LOCAL(above_either)(value, eps, *col_eps) : LOCAL(above)(value, eps);
+}
 
 /* Of a marked row: its number; a bit per lane that is a hierarchical negative of its row or its column and yet to be done; and,
  * where the tile calls the row special, per lane that is no negative. */
@@ -197,7 +208,7 @@ INLINE bool LOCAL(mostly_hard)(const LOCAL(panel) *t, const bool kept) {
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
             const V value = LOCAL(load)(t->values + i * P + v * W);
-            hard |= (kept ? LOCAL(above)(-value, LOCAL(splat)(0)) : LOCAL(above)(value, LOCAL(splat)(eps[i]))) << (v * W);
+            hard |= LOCAL(hard_lanes)(value, LOCAL(splat)(eps[i]), NULL, kept) << (v * W);
         }
         many += __builtin_popcount(hard) > LOCAL(FEW);
     }

@@ -140,7 +140,7 @@ int64_t hex_scratch_elements(int64_t rows, int64_t cols) {
 }
 
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns) {
-    return (2 * k + 20 + tile_columns + HEX_PANEL_BYTES) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
+    return (hex_list_limit(k) + tile_columns + HEX_PANEL_BYTES) / HEX_PANEL_BYTES * HEX_PANEL_BYTES;
 }
 
 int hex_tiers(const hex_tier **tiers) {

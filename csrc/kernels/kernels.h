@@ -149,8 +149,11 @@ typedef struct {
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
 
-/* Room for the candidates of an anchor: the longest list that is left uncut (2 k + 20), a tile's columns, and one more that
- * is written but not kept. */
+/* Lists of candidates that are longer are cut before the next tile. */
+static inline int64_t hex_list_limit(int64_t k) { return 2 * k + 20; }
+
+/* Room for the candidates of an anchor: the longest list that is left uncut, a tile's columns, and one more that is written but
+ * not kept. */
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns);
 
 /* The chosen tier's table for float (HEX_F32, HEX_F16, HEX_BF16) or double. */

@@ -15,11 +15,11 @@ INLINE int64_t LOCAL(count_above)(const T *x, int64_t n, T limit) {
     return count;
 }
 
-/* How many of x lie below the limit, what fills it up included. */
-INLINE int64_t LOCAL(count_below)(const T *x, int64_t n, T limit) {
+/* How many are no less. */
+INLINE int64_t LOCAL(count_reaching)(const T *x, int64_t n, T limit) {
     const V bar = LOCAL(splat)(limit);
     int64_t count = 0;
-    for (int64_t i = 0; i < n; i += W) count += __builtin_popcount(LOCAL(above)(bar, LOCAL(load)(x + i)));
+    for (int64_t i = 0; i < n; i += W) count += W - __builtin_popcount(LOCAL(above)(bar, LOCAL(load)(x + i)));
     return count;
 }
 
@@ -45,9 +45,8 @@ static const T LOCAL(LARGEST) = HEX_T_IS_FLOAT ? (T)FLT_MAX : (T)DBL_MAX;
 /* Narrows (low, high], at first the range of x, until between k and k + slack of x exceed low; returns how many do. Ties may
  * make that impossible: then high is the k-th largest itself, and the count returned is less than k, of those above high. */
 static int64_t LOCAL(separate)(T *x, int64_t n, int64_t k, int64_t slack, T *low, T *high) {
-    const int64_t whole = (n + W - 1) / W * W;
-    if (whole - LOCAL(count_below)(x, n, *high) >= k) return 0;   /* embeddings that are equal: no search among close values */
-    if (*high > LOCAL(LARGEST)) *high = LOCAL(LARGEST);           /* half-way to infinity is infinity */
+    if (LOCAL(count_reaching)(x, n, *high) >= k) return 0;   /* embeddings that are equal: no search among close values */
+    if (*high > LOCAL(LARGEST)) *high = LOCAL(LARGEST);      /* half-way to infinity is infinity */
     int64_t above = LOCAL(count_above)(x, n, *low);
     if (above < k) {   /* the least value itself is the k-th largest */
         *high = *low;
@@ -103,9 +102,6 @@ static T LOCAL(kth_largest)(T *x, int64_t n, int64_t k) {
     return LOCAL(smallest_lane)(least);
 }
 
-/* Lists longer than this are cut before the next tile. */
-INLINE int64_t LOCAL(list_limit)(int64_t k) { return 2 * k + 20; }
-
 static __attribute__((noinline)) void LOCAL(tighten)(const hex_selection *s, int64_t i) {
     T *x = (T *)s->values + i * s->capacity, low, high;
     int64_t n = s->count[i], k = s->k[i], kept = 0;
@@ -124,7 +120,7 @@ static __attribute__((noinline)) void LOCAL(tighten)(const hex_selection *s, int
 
 static void LOCAL(tighten_all)(const hex_selection *s, int64_t rows) {
     for (int64_t i = 0; i < rows; i++)   /* a bound of infinity closes a list */
-        if (s->count[i] > LOCAL(list_limit)(s->k[i]) && ((T *)s->bound)[i] < (T)INFINITY) LOCAL(tighten)(s, i);
+        if (s->count[i] > hex_list_limit(s->k[i]) && ((T *)s->bound)[i] < (T)INFINITY) LOCAL(tighten)(s, i);
 }
 
 /* Keeps value at the end of list i if it lies above the bound; the list has room for one more either way. */

@@ -47,7 +47,7 @@ INLINE LOCAL(mark) LOCAL(special_mark)(const LOCAL(panel) *t, int64_t i, V eps, 
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
         const V c = LOCAL(load)(t->values + i * P + v * W);
-        hard |= (both ? LOCAL(above_either)(c, eps, col_eps[v]) : LOCAL(above)(c, eps)) << (v * W);
+        hard |= LOCAL(hard_lanes)(c, eps, both ? col_eps + v : NULL, false) << (v * W);
     }
     return (LOCAL(mark)){(uint16_t)i, (uint16_t)hard, (uint16_t)LOCAL(other_lanes)(t, i)};
 }
@@ -90,7 +90,7 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const 
             }
             if (keep) LOCAL(store)(kept + i * P + v * W, LOCAL(signed_by)(e, above));
             if (keep) LOCAL(store)(saved + (masked ? count - 1 : count) * P + v * W, c);   /* stays if the row is marked */
-            hard |= (both && !keep ? LOCAL(above_either)(c, eps, col_eps[v]) : LOCAL(above)(c, eps)) << (v * W);
+            hard |= LOCAL(hard_lanes)(c, eps, both && !keep ? col_eps + v : NULL, false) << (v * W);
         }
         LOCAL(add_to)(row_acc + i * W, sum);
         if (masked) continue;

@@ -126,22 +126,22 @@ static void free_problem(problem *q) {
     free(q->row_log_neg), free(q->col_log_neg);
 }
 
+/* 3 classes, 2 sides, 4 betas, 3 kinds of mixtures, 3 temperatures */
+enum { SETTINGS = 216 };
+
 /* Temperatures for which one shift serves, and those whose e^s no number of T can hold. */
 static int settings_of(const hex_kernels *k, setting *out) {
     const double betas[] = {0, 1, 0.5, 2.5}, cold = k->size == 4 ? 120 : 900;
     int count = 0;
-    for (int codes = 0; codes < 3; codes++)
-        for (int both = 0; both < 2; both++)
-            for (int b = 0; b < 4; b++) {
-                double mild = 60 / (2 + 2 * betas[b]);   /* (2 + 2 beta) inv_tau stays below the table's limit */
-                out[count++] = (setting){codes, both, true, mild < 10 ? mild : 10, betas[b]};
-                out[count++] = (setting){codes, both, false, 10, betas[b]};
-                out[count++] = (setting){codes, both, false, cold, betas[b]};
-            }
+    for (int n = 0; n < SETTINGS / 3; n++) {
+        const int codes = n % 3, both = n / 3 % 2, mixed = n / 24;
+        const double beta = betas[n / 6 % 4], mild = 60 / (2 + 2 * beta);   /* (2 + 2 beta) inv_tau stays below the table's limit */
+        out[count++] = (setting){codes, both, true, mild < 10 ? mild : 10, beta, false, mixed};
+        out[count++] = (setting){codes, both, false, 10, beta, false, mixed};
+        out[count++] = (setting){codes, both, false, cold, beta, false, mixed};
+    }
     return count;
 }
-
-enum { SETTINGS = 72 };
 
 /* How far an exponential of T may be off, as a share of it: the exponent is a difference of two numbers up to
  * (1 + beta) inv_tau, each rounded, and e's own error is a unit or two. */
@@ -203,14 +203,12 @@ static void add_terms(const hex_kernels *k, const problem *q, int64_t at, int64_
 void test_sums(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
-    for (int n = 0; n < 3 * count; n++) {
-        setting *now = s + n % count;
-        now->mixed = n / count;
-        problem q = make_problem(k, now);
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
         const int64_t size = HEX_SUMS * q.ld;
         double *found[] = {doubles(size, 1), doubles(size, 1)}, *sums[] = {doubles(size, 1), doubles(size, 1)};
         double *sizes[] = {doubles(size, 0), doubles(size, 0)};
-        k->sums(&q.tile, &q.sides, found[0], now->both ? found[1] : NULL);
+        k->sums(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
         EACH_ELEMENT_AND_SIDE(&q)
         add_terms(k, &q, position(k, &q, i, j), side ? j : i, side == 0, sums[side], sizes[side]);
         for (int64_t i = 0; i < size; i++)
@@ -220,7 +218,7 @@ void test_sums(const hex_kernels *k) {
                 double share = exponential_error(k, &q) + (double)(q.rows + q.cols) * epsilon(k);
                 double off = fabs(found[side][i] - sums[side][i]);
                 CHECK(off <= share * sizes[side][i] + 1e-14, "sum %lld of side %d: %g, not %g (tau 1/%g, beta %g)",
-                      (long long)(i / q.ld), side, found[side][i], sums[side][i], now->inv_tau, now->beta);
+                      (long long)(i / q.ld), side, found[side][i], sums[side][i], s[n].inv_tau, s[n].beta);
             }
         for (int side = 0; side < 2; side++) free(found[side]), free(sums[side]), free(sizes[side]);
         free_problem(&q);
@@ -278,10 +276,8 @@ static double coefficient(const hex_kernels *k, const problem *q, int64_t at, in
 void test_coefficients(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
-    for (int n = 0; n < 3 * count; n++) {
-        setting *now = s + n % count;
-        now->mixed = n / count;
-        problem q = make_problem(k, now);
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
         const int64_t panels = round_up(q.cols, k->panel) / k->panel;
         void *out = room(k, panels * q.tile.stride, 5);
         k->coefficients(&q.tile, &q.sides, out);
@@ -299,7 +295,7 @@ void test_coefficients(const hex_kernels *k) {
                 /* padding: exactly zero; elsewhere each of up to four exponentials may have vanished */
                 double error = exponential_error(k, &q) * size + (size > 0 ? 4 * smallest(k) : 0);
                 CHECK(fabs(found - exact) <= error, "(%lld, %lld): %g, not %g (tau 1/%g, beta %g)",
-                      (long long)i, (long long)j, found, exact, now->inv_tau, now->beta);
+                      (long long)i, (long long)j, found, exact, s[n].inv_tau, s[n].beta);
             }
         double most = sum_size * (exponential_error(k, &q) + (double)(q.rows * panels) * epsilon(k));
         CHECK(fabs(total - sum) <= most, "sum S c: %g, not %g", total, sum);
@@ -311,21 +307,19 @@ void test_coefficients(const hex_kernels *k) {
 void test_kept_exponentials(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
-    for (int n = 0; n < 3 * count; n++) {
-        setting *now = s + n % count;
-        if (!now->shared || (now->beta != 0 && now->beta != 1)) continue;
-        now->one_threshold = true;
-        now->mixed = n / count;
-        problem q = make_problem(k, now);
+    for (int n = 0; n < count; n++) {
+        if (!s[n].shared || (s[n].beta != 0 && s[n].beta != 1)) continue;
+        s[n].one_threshold = true;
+        problem q = make_problem(k, s + n);
         for (int64_t i = 0; i < q.ld; i++) put(k, q.row, HEX_P_PO * q.ld + i, 0), put(k, q.col, HEX_P_PO * q.ld + i, 0);
         const int64_t size = HEX_SUMS * q.ld, elements = round_up(q.cols, k->panel) / k->panel * q.tile.stride;
         double *found[] = {doubles(size, 0), doubles(size, 0)}, *kept[] = {doubles(size, 0), doubles(size, 0)};
         void *out = room(k, elements, 5), *again = room(k, elements, 7), *cosines = room(k, elements, 0);
         memcpy(cosines, q.values, (size_t)(elements * k->size));
-        k->sums(&q.tile, &q.sides, found[0], now->both ? found[1] : NULL);
+        k->sums(&q.tile, &q.sides, found[0], s[n].both ? found[1] : NULL);
         k->coefficients(&q.tile, &q.sides, out);
         q.sides.exponentials = q.values;
-        k->sums(&q.tile, &q.sides, kept[0], now->both ? kept[1] : NULL);
+        k->sums(&q.tile, &q.sides, kept[0], s[n].both ? kept[1] : NULL);
         for (int64_t i = 0; i < size; i++)
             for (int side = 0; side < 2; side++) {
                 double off = fabs(kept[side][i] - found[side][i]);   /* the terms are the same, their order is not */
@@ -334,16 +328,16 @@ void test_kept_exponentials(const hex_kernels *k) {
             }
         for (int64_t i = 0; i < q.rows; i++)
             for (int64_t j = 0; j < q.cols; j++) {
-                int64_t place = position(k, &q, i, j);
-                bool above = get(k, cosines, place) > get(k, q.row, HEX_P_EPS * q.ld);
-                double x = get(k, cosines, place) * q.sides.inv_tau - parameter(k, &q, HEX_P_SHIFT_G, 0, true);
-                double e = (above ? -1 : 1) * exp(x), seen = get(k, q.values, place);
+                int64_t at = position(k, &q, i, j);
+                bool above = get(k, cosines, at) > get(k, q.row, HEX_P_EPS * q.ld);
+                double x = get(k, cosines, at) * q.sides.inv_tau - parameter(k, &q, HEX_P_SHIFT_G, 0, true);
+                double e = (above ? -1 : 1) * exp(x), seen = get(k, q.values, at);
                 CHECK(fabs(seen - e) <= exponential_error(k, &q) * fabs(e), "kept (%lld, %lld): %g, not %g", (long long)i,
                       (long long)j, seen, e);
             }
         k->coefficients(&q.tile, &q.sides, again);
         CHECK(memcmp(out, again, (size_t)(elements * k->size)) == 0, "coefficients from exponentials differ (beta %g)",
-              now->beta);
+              s[n].beta);
         for (int side = 0; side < 2; side++) free(found[side]), free(kept[side]);
         free(out), free(again), free(cosines), free_problem(&q);
     }
