@@ -2,6 +2,8 @@
  *
  *     views --> hex_measure --> (decide a threshold) --> hex_contrast --> hex_contrast_backward
  *
+ * Where the loss is one number hex_contrast can do the last step's work, too, but for a factor.
+ *
  * The symbols are those of the HEX paper (arXiv 2410.23200): M anchors and N keys of D columns,
  * cosines c_ij = a_i . k_j of the (normalised) rows, logits s_ij = c_ij / temperature.
  *
@@ -130,19 +132,22 @@ enum { HEX_BATCH_THRESHOLD, HEX_BATCH_HIERARCHICAL_FRACTION, HEX_BATCH_POSITIVE_
 /* Per-anchor numbers that forward hands to backward, the thresholds among them; opaque to callers. */
 enum { HEX_ROW_STATE = 13 };
 
-/* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value: both ways, the mean of the two directions'.
- * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE). needed: the gradients that a backward will be asked for, HEX_NEED_... together; 0: none
- * comes, and nothing is kept. token: in, what an earlier step kept (0: nothing); out, what is kept now. */
-enum { HEX_NEED_ANCHORS = 1, HEX_NEED_KEYS = 2, HEX_NEED_PAIRED = 4, HEX_NEED_TEMPERATURE = 8, HEX_NEED_ALL = 15 };
-hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
-                        double *batch_stats, double *row_state, int64_t *token);
-
 /* Contiguous, of the problem's dtype and the shape of what they are the gradient of; NULL: not wanted.
  * Where the keys are the anchors, `anchors` gets both sides' gradient and `keys` is NULL. */
 typedef struct {
     void *anchors, *keys, *paired;
     double *temperature;
 } hex_gradients;
+
+/* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value: both ways, the mean of the two directions'.
+ * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE). needed: the gradients that are
+ * wanted, HEX_NEED_... together. gradients: those, at once, of grad times the losses, as from hex_contrast_backward; nothing is
+ * kept. NULL: a backward will be asked for them; 0: none comes, and nothing is kept. token: in, what an earlier step kept (0:
+ * nothing); out, what is kept now. */
+enum { HEX_NEED_ANCHORS = 1, HEX_NEED_KEYS = 2, HEX_NEED_PAIRED = 4, HEX_NEED_TEMPERATURE = 8, HEX_NEED_ALL = 15 };
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, const double *grad,
+                        const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,
+                        int64_t *token);
 
 /* grad: dObjective/dloss, (M,) for HEX_REDUCTION_NONE, else one value. The settings' threshold is not looked at. */
 hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *settings, const double *grad,

@@ -5,6 +5,7 @@ The operators are registered by the extension module; its schemas say what they 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 13
 WANT_QUANTILE, WANT_MOMENTS = 1, 2
 
 _ABSENT = torch.empty(0, device="cpu")
+_ONE = torch.ones((), dtype=torch.float64, device="cpu")
 
 _measure = torch.ops.hexssl.measure.default
 _contrast = torch.ops.hexssl.contrast.default
@@ -48,6 +50,11 @@ def _check(anchors: Tensor, keys: Tensor, paired: Tensor | None, groups: Tensor,
             check(name, tensor, shape, dtype)
 
 
+def _gradients(of: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tuple(tensor.shape) if wanted else (0,))
+                 for tensor, wanted in zip(of, needed, strict=True))
+
+
 @torch.library.register_fake("hexssl::measure")
 def _measure_fake(anchors: Tensor, keys: Tensor, groups: Tensor, key_groups: Tensor, relation: Tensor,
                   *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +72,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
                    self_offset: int, normalize: bool, normalize_keys: bool, both_ways: bool, beta: float,
                    tau_plus: float, local_weight: float, formulation: int, positives: int, denominator: int,
                    reduction: int, adaptive: bool, quantile: float, negatives_only: bool,
-                   needed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                   needed: int, at_once: bool) -> tuple[Tensor, ...]:
     _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0] + (keys.shape[0] if both_ways else 0)
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
@@ -74,6 +81,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
         anchors.new_empty((2, BATCH_STATS) if both_ways else (BATCH_STATS,), dtype=torch.float64),
         anchors.new_empty((rows, ROW_STATE), dtype=torch.float64),
         anchors.new_empty((), dtype=torch.int64),
+        *_gradients((anchors, keys, paired, temperature), [at_once and bool(needed & 1 << i) for i in range(4)]),
     )
 
 
@@ -83,14 +91,9 @@ def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, pa
                             token: Tensor, period: int, self_offset: int, normalize: bool, normalize_keys: bool,
                             both_ways: bool, beta: float, tau_plus: float, local_weight: float, formulation: int,
                             positives: int, denominator: int, reduction: int, need_anchors: bool, need_keys: bool,
-                            need_paired: bool, need_temperature: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                            need_paired: bool, need_temperature: bool) -> tuple[Tensor, ...]:
     _check(anchors, keys, paired, groups, key_groups, relation)
-
-    def gradient(of: Tensor, needed: bool) -> Tensor:
-        return of.new_empty(tuple(of.shape) if needed else (0,))
-
-    return (gradient(anchors, need_anchors), gradient(keys, need_keys), gradient(paired, need_paired),
-            gradient(temperature, need_temperature))
+    return _gradients((anchors, keys, paired, temperature), (need_anchors, need_keys, need_paired, need_temperature))
 
 
 def _present(tensor: Tensor | None) -> Tensor:
@@ -103,19 +106,38 @@ def measure(anchors: Tensor, keys: Tensor | None, groups: Tensor | None, key_gro
     return _measure(anchors, _present(keys), _present(groups), _present(key_groups), _present(relation), *settings)
 
 
+def _scale(gradients: list[Tensor], grad_loss: Tensor) -> list[Tensor]:
+    """In place, but for one of several `grad_loss` that are mapped over (is_grads_batched): it has no value to read."""
+    try:
+        factor = grad_loss.item()
+    except RuntimeError:
+        return [gradient * grad_loss for gradient in gradients]
+    if factor != 1:
+        for gradient in gradients:
+            if gradient.numel() > 0:
+                gradient *= factor
+    return gradients
+
+
 class _Contrast(Function):
-    """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols."""
+    """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols.
+
+    at_once: the gradient of the one loss comes with it, but for a factor. It is handed out once, and then made anew
+    (retain_graph), so that nobody's is changed with another's.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive, needed = others
-        loss, batch_stats, row_state, token = _contrast(
+        groups, key_groups, relation, threshold, token, settings, adaptive, needed, at_once = others
+        loss, batch_stats, row_state, token, *gradients = _contrast(
             anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, needed)
+            _present(threshold), temperature, token, *settings, *adaptive, needed, at_once)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
-        ctx.settings = settings  # type: ignore[attr-defined]
+        ctx.settings, ctx.at_once = settings, at_once  # type: ignore[attr-defined]
+        if at_once:
+            ctx.gradients = gradients  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
         return loss, batch_stats
@@ -124,22 +146,32 @@ class _Contrast(Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 5
-        needed = ctx.needs_input_grad[:4]
-        anchors, *partners, temperature, row_state, token = ctx.saved_tensors
-        arguments = (grad_loss, anchors, *[_ABSENT if tensor is None else tensor for tensor in partners], temperature,
-                     row_state, token, *ctx.settings, *needed)
+        needed, saved = ctx.needs_input_grad[:4], ctx.saved_tensors
         # create_graph=True: the gradients can be used but not differentiated
-        run = _ContrastBackward.apply if torch.is_grad_enabled() else _contrast_backward
-        gradients = run(*arguments)
+        run = _ContrastBackward.apply if torch.is_grad_enabled() else _contrast_gradients
+        gradients = run(ctx, needed, grad_loss, *saved)
         return (*(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True)), None)
 
 
+def _contrast_gradients(ctx: Any, needed: tuple[bool, ...], grad_loss: Tensor, anchors: Tensor,
+                        *saved: Tensor | None) -> Sequence[Tensor]:
+    """What `_Contrast` left, or `contrast_backward`; both alike to the bit."""
+    at_once = ctx.at_once and not torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
+    if at_once and ctx.gradients is not None:
+        gradients, ctx.gradients = ctx.gradients, None
+    else:
+        partners, (temperature, row_state, token) = map(_present, saved[:5]), saved[5:]
+        gradients = _contrast_backward(_ONE if at_once else grad_loss, anchors, *partners, temperature, row_state,
+                                       token, *ctx.settings, *needed)
+    return _scale(gradients, grad_loss) if at_once else gradients
+
+
 class _ContrastBackward(Function):
-    """contrast_backward as the end of the line: a second derivative is refused, never silently zero."""
+    """The gradients as the end of the line: a second derivative is refused, never silently zero."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, *arguments: Any) -> tuple[Tensor, ...]:
-        return _contrast_backward(*arguments)
+        return tuple(_contrast_gradients(*arguments))
 
     @staticmethod
     def backward(ctx: FunctionCtx, *_: Any) -> Any:
@@ -171,10 +203,13 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         if torch.compiler.is_compiling():  # a Function may not be given the same tensor twice there
             keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
                                         for tensor in (keys, paired, key_groups))
+        # Half precision is rounded after scaling: a gradient scaler's factor keeps small ones from vanishing.
+        at_once = (settings[-1] != 0 and anchors.dtype in (torch.float32, torch.float64)
+                   and not torch.compiler.is_compiling())
         # one tuple: every argument of apply costs
         return _Contrast.apply(anchors, keys, paired, temperature,
-                               (groups, key_groups, relation, threshold, token, settings, adaptive, needed))
+                               (groups, key_groups, relation, threshold, token, settings, adaptive, needed, at_once))
     if not torch.compiler.is_compiling():
         _refuse_tangents(anchors, keys, paired, temperature)
     return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
-                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, 0)[:2]
+                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, 0, False)[:2]

@@ -5,6 +5,9 @@ from one step to the next while they fit the budget, and the others multiplied a
 rows of their own and are no anchors, contrast sums the gradients while the tiles are in cache, and keeps those in place
 of tiles; unless reduction="none", or an adaptive threshold has to be found first and all tiles fit.
 
+Where gradients of one loss in float32 or float64 are wanted, and nothing is being compiled, contrast takes backward's
+step, too: until backward comes, which multiplies them by a number, only gradients of the embeddings' shape are held.
+
 The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB and a quarter of the
 machine's memory; `set_budget` overrides both. 0 keeps nothing. As long as you set none, a loss without an adaptive
 threshold keeps no more tiles than 0.35 of an M x N array where they have more than 16 MiB together: two thirds of them

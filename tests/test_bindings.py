@@ -43,13 +43,14 @@ CONTRAST: dict[str, Any] = {
     "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0,
     "denominator": 0, "reduction": 1,
     "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
+    "at_once": False,
 }
 
 
 def backward_arguments(**changes: Any) -> dict[str, Any]:
     forward = {**CONTRAST, **{name: value for name, value in changes.items() if name in CONTRAST}}
-    loss, _, row_state, token = torch.ops.hexssl.contrast(*forward.values())
-    for name in ("threshold", "adaptive", "quantile", "negatives_only", "needed"):  # forward's alone
+    loss, _, row_state, token, *_ = torch.ops.hexssl.contrast(*forward.values())
+    for name in ("threshold", "adaptive", "quantile", "negatives_only", "needed", "at_once"):  # forward's alone
         del forward[name]
         changes.pop(name, None)
     needed = {f"need_{name}": forward[name].numel() > 0 for name in ("anchors", "keys", "paired", "temperature")}
@@ -242,7 +243,8 @@ def test_expanded_tensors() -> None:
 
 def test_shapes_and_dtypes_of_the_outputs() -> None:
     half = {"anchors": embeddings(M).half(), "reduction": 0, "temperature": torch.tensor([0.2], dtype=torch.float64)}
-    loss, batch_stats, row_state, token = call("contrast", CONTRAST, **half)
+    loss, batch_stats, row_state, token, *gradients = call("contrast", CONTRAST, **half, needed=15)
+    assert [tuple(gradient.shape) for gradient in gradients] == [(0,)] * 4
     assert (loss.shape, loss.dtype) == ((M,), torch.float32)
     assert (batch_stats.shape, batch_stats.dtype) == ((6,), torch.float64)
     assert (row_state.shape, row_state.dtype) == ((M, 13), torch.float64)
@@ -351,6 +353,43 @@ def test_keys_are_normalized_by_themselves(sides: tuple[bool, bool], needed: int
                                     key_groups=torch.arange(11) % 3 + 5, quantile=0.9, normalize=sides[0],
                                     normalize_keys=sides[1])
     torch.testing.assert_close(measured, reference, rtol=1e-9, atol=1e-12)
+
+
+WANTED: dict[str, dict[str, Any]] = {
+    "views": {"needed": 9}, "views alone": {"needed": 1},
+    "adaptive": {"needed": 9, "threshold": NONE, "adaptive": True},
+    "keys": {"keys": embeddings(N), "period": N, "self_offset": -1, "needed": 11},
+    "keys alone": {"keys": embeddings(N), "period": N, "self_offset": -1, "needed": 2},
+    "temperature alone": {"keys": embeddings(N), "period": N, "self_offset": -1, "needed": 8},
+    "adaptive keys": {"keys": embeddings(N), "period": N, "self_offset": -1, "needed": 11, "threshold": NONE,
+                      "adaptive": True, "quantile": 0.7},
+    "queue": {"keys": embeddings(N), "paired": embeddings(M).flip(0), "period": 0, "self_offset": -1, "needed": 15},
+    "both ways": {"keys": embeddings(N), "groups": torch.arange(M), "key_groups": torch.arange(N), "period": 0,
+                  "self_offset": -1, "both_ways": True, "needed": 11},
+    "not finite": {"anchors": embeddings(M).index_fill(0, torch.tensor([3]), torch.inf), "needed": 9},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize("name", WANTED)
+def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, dtype: torch.dtype) -> None:
+    """To the bit; and so are the loss, the statistics and what a backward would need of them."""
+    who = {key: value.to(dtype) if key in ("anchors", "keys", "paired") else value
+           for key, value in {"anchors": CONTRAST["anchors"], **WANTED[name], "reduction": reduction}.items()}
+    plain, found = (call("contrast", CONTRAST, **who, at_once=at_once) for at_once in (False, True))
+    for one, other in zip(plain[:3], found[:3], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    assert found[3].item() == 0
+    expected = list(call("contrast_backward", backward_arguments(**who)))
+    for i in range(4):
+        wanted = expected[i] if who["needed"] & 1 << i else expected[i].new_empty(0)
+        torch.testing.assert_close(found[4 + i], wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradients_at_once_are_of_one_loss() -> None:
+    with pytest.raises(RuntimeError, match="hexssl::contrast: at_once is for one loss"):
+        call("contrast", CONTRAST, reduction=0, needed=1, at_once=True)
 
 
 def test_token_of_a_mean_is_none_of_single_losses() -> None:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
@@ -50,13 +51,16 @@ def test_opcheck(name):
     measure = (anchors, keys, groups, key_groups, relation, *who[:4], 0.9, True, 3, False)
     torch.library.opcheck(torch.ops.hexssl.measure.default, measure)
     for reduction in (MEAN, NONE):
-        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE, 0)
-        adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False, 0)
+        arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE)
+        adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False)
         if name != "both ways":
-            torch.library.opcheck(torch.ops.hexssl.contrast.default, adaptive)
-        torch.library.opcheck(torch.ops.hexssl.contrast.default, arguments)
-        loss, _, state, token = torch.ops.hexssl.contrast(*arguments)
+            torch.library.opcheck(torch.ops.hexssl.contrast.default, (*adaptive, 0, False))
+        torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, 0, False))
         needed = (True, keys.numel() > 0, paired.numel() > 0, True)
+        if reduction == MEAN:
+            for wanted in (sum(2**i for i, one in enumerate(needed) if one), 8):
+                torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, wanted, True))
+        loss, _, state, token, *_ = torch.ops.hexssl.contrast(*arguments, 0, False)
         for need in (needed, (False, False, False, False)):
             torch.library.opcheck(
                 torch.ops.hexssl.contrast_backward.default,
@@ -99,6 +103,49 @@ def test_backward_twice_without_retain_graph_is_torchs_error():
     loss.backward()
     with pytest.raises(RuntimeError, match="retain_graph"):
         loss.backward()
+
+
+@pytest.mark.parametrize("factor", [1, 0.3])
+def test_gradients_are_everyones_own(factor):
+    """Whoever changes his changes nobody else's, and they are the same to the bit however often they are asked for."""
+    z, k = (rows(70, seed).requires_grad_() for seed in range(2))
+    loss = factor * hex_loss(z, k)
+    expected = torch.autograd.grad(factor * hex_loss(z, k), (z, k))
+    for _ in range(3):
+        found = torch.autograd.grad(loss, (z, k), retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        for gradient in found:
+            gradient.zero_()
+    alone, = torch.autograd.grad(loss, k, retain_graph=True)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert torch.equal(alone, expected[1]) and torch.equal(z.grad, 2 * expected[0])
+
+
+def test_gradients_for_several_weights_of_the_loss():
+    z = rows(12).requires_grad_()
+    loss, weights = hex_loss(z), torch.tensor([1.0, 0.5, -2.0])
+    found, = torch.autograd.grad(loss, z, weights, is_grads_batched=True)
+    gradient, = torch.autograd.grad(hex_loss(z), z)
+    assert torch.equal(found, weights[:, None, None] * gradient)
+
+
+def test_nan_from_above_reaches_all_gradients():
+    z, k = (rows(6, seed).requires_grad_() for seed in range(2))
+    (hex_loss(z, k) * torch.nan).backward()
+    assert z.grad.isnan().all() and k.grad.isnan().all()
+
+
+def test_compiled_autograd():
+    """Nothing of one step is taken for the next one's."""
+    torch._dynamo.reset()
+    for seed, factor in enumerate((1, 1, 0.5)):
+        z = rows(12, seed).requires_grad_()
+        expected, = torch.autograd.grad(factor * hex_loss(z), z)
+        loss = factor * hex_loss(z)
+        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            loss.backward()
+        torch.testing.assert_close(z.grad, expected, rtol=1e-6, atol=0)  # scaled before or after rounding
 
 
 def test_autocast():

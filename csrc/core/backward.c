@@ -1,6 +1,6 @@
-/* backward.c: hex_contrast_backward. The tiles' coefficients are multiplied into the gradients (gradient.c), unless forward
- * left their sums. Where one loss comes of all anchors everything is of the sum of their losses (both ways: of the mean of the two
- * directions'), times `factor` in the end, which forward need not know. */
+/* backward.c: the gradients, within hex_contrast or as hex_contrast_backward. The tiles' coefficients are multiplied into them
+ * (gradient.c), unless their sums are there already. Where one loss comes of all anchors everything is of the sum of their losses
+ * (both ways: of the mean of the two directions'), times `factor` in the end, which who sums need not know. */
 #include <math.h>
 #include <string.h>
 
@@ -190,10 +190,14 @@ static bool spread_nan(hex_run *run, const backward *b) {
     return true;
 }
 
-static int64_t place(const hex_run *run, bool sums, char *base, backward *b) {
+/* For whom, and the layout. sums: there are none yet. */
+static int64_t place(const hex_run *run, const hex_gradients *out, bool sums, char *base, backward *b) {
     const hex_geometry *g = &run->g;
     char *at = base;
     int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
+    b->out = out;
+    b->gradient.rows = out->anchors || (out->temperature && !out->keys);   /* its gradient comes from theirs */
+    b->gradient.cols = g->symmetric ? b->gradient.rows : out->keys != NULL;
     b->scale = (double *)at, at += g->ap * (int64_t)sizeof(double);
     b->gradient.params = at, at += HEX_PARAMS * g->ap * size;
     b->block_sc = (double *)at, at += hex_round_up((g->mb + g->nb) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
@@ -208,7 +212,7 @@ static int64_t place(const hex_run *run, bool sums, char *base, backward *b) {
     return at - base;
 }
 
-/* The sums of the gradients: those that forward left, or new ones, and with these the anchors' gradient. */
+/* The sums of the gradients: those that are there, or new ones, and with these the anchors' gradient. */
 static void sum_tiles(hex_run *run, backward *b) {
     if (run->gradients_ready) {
         b->gradient.row_grad = run->row_grad;
@@ -222,6 +226,28 @@ static void sum_tiles(hex_run *run, backward *b) {
     if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, b->out->anchors ? finish_anchors : NULL, b);
 }
 
+int64_t hex_gradients_bytes(const hex_run *run, const hex_gradients *out, bool sums) {
+    return place(run, out, sums, NULL, &(backward){0});
+}
+
+void hex_gradients_of(hex_run *run, const hex_settings *s, const double *row_state, const double *grad,
+                      const hex_gradients *out, char *memory) {
+    backward b = {.s = s, .row_state = row_state};
+    place(run, out, !run->gradients_ready, memory, &b);
+    b.gradient.inv_tau = hex_inverse(run->k, s->temperature);
+    b.gradient.beta = s->beta;
+    choose_scale(run, &b, grad);
+    if (run->problem->paired.data) hex_each_block(run, run->g.mb, paired_block, &b);
+    bool poisoned = spread_nan(run, &b);
+    sum_tiles(run, &b);
+    if (out->temperature) *out->temperature = temperature_gradient(run, &b);
+    if (out->anchors && run->gradients_ready) hex_each_block(run, run->g.mb, finish_anchors, &b);
+    if (out->keys) hex_each_block(run, run->g.nb, finish_keys, &b);
+    if (out->paired) hex_each_block(run, run->g.mb, finish_paired, &b);
+    if (out->temperature && poisoned) *out->temperature = NAN;
+    if (poisoned) run->token = 0;   /* the norms were overwritten */
+}
+
 typedef struct {
     const hex_problem *problem;
     const hex_settings *settings;
@@ -232,32 +258,16 @@ typedef struct {
 
 static hex_status lead(hex_team *team, void *context) {
     const backward_call *call = context;
-    const hex_problem *problem = call->problem;
-    const hex_settings *s = call->settings;
-    const hex_gradients *gradients = call->gradients;
+    const hex_gradients *out = call->gradients;
     hex_run run;
-    backward b = {.s = s, .row_state = call->row_state, .out = gradients};
-    hex_run_find(&run, team, problem, call->token, false, s, call->row_state);
-    b.gradient = (hex_gradient){.inv_tau = hex_inverse(run.k, s->temperature), .beta = s->beta};
-    b.gradient.rows = gradients->anchors != NULL;
-    if (gradients->temperature && !gradients->keys) b.gradient.rows = true;   /* its gradient comes from theirs */
-    b.gradient.cols = run.g.symmetric ? b.gradient.rows : gradients->keys != NULL;
+    backward b;
+    hex_run_find(&run, team, call->problem, call->token, false, call->settings, call->row_state);
+    place(&run, out, true, NULL, &b);
     run.gradients_ready = run.gradients_ready && (!b.gradient.rows || run.room.row_grad) &&
                           (!b.gradient.cols || run.room.col_grad);
-    bool sums = !run.gradients_ready;
-    hex_status status = hex_run_open(&run, (hex_room){0}, place(&run, sums, NULL, &b));
+    hex_status status = hex_run_open(&run, (hex_room){0}, hex_gradients_bytes(&run, out, !run.gradients_ready));
     if (status != HEX_OK) return status;
-    place(&run, sums, run.extra, &b);
-    choose_scale(&run, &b, call->grad);
-    if (problem->paired.data) hex_each_block(&run, run.g.mb, paired_block, &b);
-    bool poisoned = spread_nan(&run, &b);
-    sum_tiles(&run, &b);
-    if (gradients->temperature) *gradients->temperature = temperature_gradient(&run, &b);
-    if (gradients->anchors && run.gradients_ready) hex_each_block(&run, run.g.mb, finish_anchors, &b);
-    if (gradients->keys) hex_each_block(&run, run.g.nb, finish_keys, &b);
-    if (gradients->paired) hex_each_block(&run, run.g.mb, finish_paired, &b);
-    if (gradients->temperature && poisoned) *gradients->temperature = NAN;
-    if (poisoned) run.token = 0;   /* the kept norms were overwritten */
+    hex_gradients_of(&run, call->settings, call->row_state, call->grad, out, run.extra);
     hex_run_close(&run, false);
     return HEX_OK;
 }

@@ -164,7 +164,7 @@ struct hex_run {
     hex_form form;
     char *row_grad;            /* T[mb][Dp/P][block_m][P], or NULL */
     char *col_grad;            /* T[nb][block_n/P][Dp][P], or NULL */
-    bool gradients_ready;      /* they were found */
+    bool gradients_ready;      /* they hold the sums */
     struct hex_kept *header;   /* of the kept memory */
     uint64_t token;
     hex_team *team;
@@ -297,6 +297,14 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
                          int64_t block);
 /* Adds a task's tile. exponentials: it may hold them rather than cosines. */
 void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t task, bool exponentials);
+
+/* backward.c */
+
+/* Of the memory that hex_gradients_of needs. sums: there are none yet. */
+int64_t hex_gradients_bytes(const hex_run *run, const hex_gradients *out, bool sums);
+/* What hex_contrast_backward returns, from an open run. run->gradients_ready: it has the sums of the gradients. */
+void hex_gradients_of(hex_run *run, const hex_settings *settings, const double *row_state, const double *grad,
+                      const hex_gradients *out, char *memory);
 
 /* row_loss.c: from an anchor's sums to its loss and its backward weights, in double and in logarithms. */
 

@@ -11,6 +11,7 @@ typedef struct {
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
+    const hex_gradients *out;   /* wanted at once, or NULL */
     double power, shift, least; /* of all, where shared: hex_sides.power, hex_row's shifts and least */
     char *params;               /* T[HEX_PARAMS][ap] */
     char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
@@ -302,11 +303,11 @@ static bool has_few_negatives(const hex_run *run) {
     return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
 }
 
-/* A backward that finds e^(s - shift) in the tiles needs no exponential of its own. */
+/* Gradients that find e^(s - shift) in the tiles need no exponentials of their own. */
 static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
     const hex_settings *s = c->s;
     return c->shared && s->threshold_count <= 1 && (s->beta == 0 || s->beta == 1) && !c->own_needed &&
-           (hex_sums_gradients(run->room) || (run->tiles && run->token != 0));
+           (hex_sums_gradients(run->room) || (run->tiles && (c->out || run->token != 0)));
 }
 
 /* From tiles to losses. */
@@ -360,6 +361,8 @@ typedef struct {
     const hex_problem *problem;
     hex_settings settings;
     int needed;
+    const double *grad;
+    const hex_gradients *gradients;
     double *losses, *batch_stats, *row_state;
     int64_t *token;
 } contrast_call;
@@ -368,15 +371,19 @@ static hex_status lead(hex_team *team, void *context) {
     contrast_call *call = context;
     hex_settings *s = &call->settings;
     const int needed = call->needed;
-    contrast c = {.s = s, .row_state = call->row_state};
+    const hex_gradients *out = call->gradients;
+    const bool keep = needed != 0 && !out;
+    contrast c = {.s = s, .out = out, .row_state = call->row_state};
     double *column, threshold;
     hex_run run;
-    hex_run_find(&run, team, call->problem, *call->token, needed != 0, NULL, NULL);
+    hex_run_find(&run, team, call->problem, *call->token, keep, NULL, NULL);
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
-    int64_t own = place(&run.g, NULL, &c, &column), extra = own;
-    if (s->adaptive) extra += run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, run.workers, &what);
     hex_room room = hex_room_for(&run.g, run.workers, s, needed, run.room.tiles == run.g.tasks);
-    hex_status status = hex_run_open(&run, room, extra);
+    int64_t own = place(&run.g, NULL, &c, &column), measured = 0, gradients = 0;   /* those two one after the other */
+    if (s->adaptive)
+        measured = run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, run.workers, &what);
+    if (out) gradients = hex_gradients_bytes(&run, out, !hex_sums_gradients(room));
+    hex_status status = hex_run_open(&run, room, own + (measured > gradients ? measured : gradients));
     if (status != HEX_OK) return status;
     place(&run.g, run.extra, &c, &column);
     if (s->adaptive) {
@@ -395,16 +402,21 @@ static hex_status lead(hex_team *team, void *context) {
     double cosines = c.few_negatives ? 0 : sum_of_cosines(&run, column);
     batch_statistics(&run, &c, false, cosines, call->batch_stats);
     if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, call->batch_stats + HEX_BATCH_STATS);
-    if (hex_sums_gradients(run.room))
+    if (out) {
+        run.gradients_ready = hex_sums_gradients(run.room);
+        hex_gradients_of(&run, s, call->row_state, call->grad, out, run.extra + own);
+    } else if (hex_sums_gradients(run.room)) {
         run.token = hex_gradient_fingerprint(run.token, call->problem, &run.g, s, call->row_state);
-    *call->token = hex_run_close(&run, needed != 0);
+    }
+    *call->token = hex_run_close(&run, keep);
     return HEX_OK;
 }
 
-hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, double *losses,
-                        double *batch_stats, double *row_state, int64_t *token) {
+hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, const double *grad,
+                        const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,
+                        int64_t *token) {
     int64_t start = hex_profile_start();
-    contrast_call call = {problem, *settings, needed, losses, batch_stats, row_state, token};
+    contrast_call call = {problem, *settings, needed, grad, gradients, losses, batch_stats, row_state, token};
     hex_status status = hex_run_call(problem, lead, &call);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return status;

@@ -252,9 +252,8 @@ static hex_status compute(const call *c, const double *grad, int64_t token, bool
     double *row_state = malloc((size_t)c->problem.anchors.rows * HEX_ROW_STATE * sizeof *row_state);
     if (!row_state)
         return HEX_NO_MEMORY;
-    hex_status status = hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, losses, batch_stats, row_state, &token);
-    if (status == HEX_OK && grad)
-        status = hex_contrast_backward(&c->problem, &c->settings, grad, row_state, token, &gradients);
+    hex_status status = hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, grad, grad ? &gradients : NULL, losses,
+                                     batch_stats, row_state, &token);
     free(row_state);
     return status;
 }

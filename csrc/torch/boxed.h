@@ -10,7 +10,7 @@
 #include "../hex.h"
 #include "stable_abi.h"
 
-enum { MAX_OUTPUTS = 4, MAX_BUFFERS = 3 };
+enum { MAX_OUTPUTS = 8, MAX_BUFFERS = 3 };
 
 /* A tensor on the CPU; data is NULL when it has no elements. */
 typedef struct {

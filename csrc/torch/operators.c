@@ -29,52 +29,6 @@ static bool measure(call *c) {
                                       mean_quantile, token));
 }
 
-static const char contrast_schema[] =
-    "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
-    "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
-    "bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, int denominator, int reduction, "
-    "bool adaptive, float quantile, bool negatives_only, int needed) "
-    "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token)";
-
-static bool contrast(call *c) {
-    hex_problem problem;
-    hex_settings settings;
-    int64_t kept;
-    int needed;
-    void *loss, *batch_stats, *row_state, *token;
-    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 14, &settings) ||
-        !call_threshold(c, 6, 21, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
-        !call_choice(c, 24, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
-        return false;
-    int64_t rows = hex_anchors(&problem);
-    bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
-    int64_t losses = per_anchor ? rows : 1;
-    const int64_t *stats = problem.both_ways ? (int64_t[]){2, HEX_BATCH_STATS} : (int64_t[]){HEX_BATCH_STATS};
-    int32_t float64 = hex_torch.aoti_torch_dtype_float64();
-    int32_t dtype = problem.dtype == HEX_F64 ? float64 : hex_torch.aoti_torch_dtype_float32();
-    if (!call_output(c, dtype, per_anchor, &rows, &loss) ||
-        !call_output(c, float64, 1 + problem.both_ways, stats, &batch_stats) ||
-        !call_output(c, float64, 2, (int64_t[]){rows, HEX_ROW_STATE}, &row_state) ||
-        !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
-        return false;
-    double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
-    if (!values ||
-        !call_status(c, hex_contrast(&problem, &settings, needed, values, batch_stats, row_state, &kept)))
-        return false;
-    for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
-        ((float *)loss)[i] = (float)values[i];
-    *(int64_t *)token = kept;
-    return true;
-}
-
-static const char backward_schema[] =
-    "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
-    "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
-    "SymInt period, SymInt self_offset, bool normalize, bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, "
-    "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
-    "bool need_paired, bool need_temperature) "
-    "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
-
 /* The gradient of the tensor in `slot`: like it if wanted, else (0,). *data is NULL when there is nothing to fill. */
 static bool new_gradient(call *c, int slot, const char *name, bool wanted, void **data) {
     static const int64_t none[] = {0};
@@ -90,14 +44,99 @@ static bool new_gradient(call *c, int slot, const char *name, bool wanted, void 
     return true;
 }
 
+/* What the gradients of a call go to; temperature, a double, until its tensor is written. */
+typedef struct {
+    hex_gradients out;
+    void *temperature_data;
+    double temperature;
+} new_gradients;
+
+/* Of the tensors from slot `first` on, and of the temperature in slot 7; wanted: HEX_NEED_... together. */
+static bool make_gradients(call *c, int first, int wanted, new_gradients *g) {
+    if (!new_gradient(c, first, "anchors", wanted & HEX_NEED_ANCHORS, &g->out.anchors) ||
+        !new_gradient(c, first + 1, "keys", wanted & HEX_NEED_KEYS, &g->out.keys) ||
+        !new_gradient(c, first + 2, "paired", wanted & HEX_NEED_PAIRED, &g->out.paired) ||
+        !new_gradient(c, 7, "temperature", wanted & HEX_NEED_TEMPERATURE, &g->temperature_data))
+        return false;
+    g->out.temperature = g->temperature_data ? &g->temperature : NULL;
+    return true;
+}
+
+static bool write_temperature(call *c, const new_gradients *g) {
+    tensor_view view;
+    if (!g->temperature_data)
+        return true;
+    if (!call_tensor(c, 7, "temperature", &view))
+        return false;
+    if (view.dtype == hex_torch.aoti_torch_dtype_float64())
+        *(double *)g->temperature_data = g->temperature;
+    else
+        *(float *)g->temperature_data = (float)g->temperature;
+    return true;
+}
+
+static const char contrast_schema[] =
+    "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
+    "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
+    "bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, "
+    "int denominator, int reduction, bool adaptive, float quantile, bool negatives_only, int needed, bool at_once) "
+    "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token, Tensor grad_anchors, Tensor grad_keys, "
+    "Tensor grad_paired, Tensor grad_temperature)";
+
+/* at_once: the gradients that are needed, of the one loss. */
+static bool contrast(call *c) {
+    static const double one = 1;
+    hex_problem problem;
+    hex_settings settings;
+    new_gradients gradients;
+    int64_t kept;
+    int needed;
+    void *loss, *batch_stats, *row_state, *token;
+    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 14, &settings) ||
+        !call_threshold(c, 6, 21, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
+        !call_choice(c, 24, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
+        return false;
+    int64_t rows = hex_anchors(&problem);
+    bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
+    bool at_once = call_boolean(c, 25);
+    if (at_once && per_anchor)
+        return fail(c, "at_once is for one loss, not for reduction 0");
+    int64_t losses = per_anchor ? rows : 1;
+    const int64_t *stats = problem.both_ways ? (int64_t[]){2, HEX_BATCH_STATS} : (int64_t[]){HEX_BATCH_STATS};
+    int32_t float64 = hex_torch.aoti_torch_dtype_float64();
+    int32_t dtype = problem.dtype == HEX_F64 ? float64 : hex_torch.aoti_torch_dtype_float32();
+    if (!call_output(c, dtype, per_anchor, &rows, &loss) ||
+        !call_output(c, float64, 1 + problem.both_ways, stats, &batch_stats) ||
+        !call_output(c, float64, 2, (int64_t[]){rows, HEX_ROW_STATE}, &row_state) ||
+        !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token) ||
+        !make_gradients(c, 0, at_once ? needed : 0, &gradients))
+        return false;
+    double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
+    if (!values ||
+        !call_status(c, hex_contrast(&problem, &settings, needed, &one, at_once ? &gradients.out : NULL, values, batch_stats,
+                                     row_state, &kept)) ||
+        !write_temperature(c, &gradients))
+        return false;
+    for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
+        ((float *)loss)[i] = (float)values[i];
+    *(int64_t *)token = kept;
+    return true;
+}
+
+static const char backward_schema[] =
+    "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
+    "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
+    "SymInt period, SymInt self_offset, bool normalize, bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, "
+    "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
+    "bool need_paired, bool need_temperature) "
+    "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
+
 static bool contrast_backward(call *c) {
     hex_problem problem;
     hex_settings settings;
-    hex_gradients gradients;
+    new_gradients gradients;
     tensor_view view, row_state;
     int64_t kept;
-    void *out_temperature;
-    double grad_temperature = 0;
     if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 15, &settings) ||
         !call_token(c, 9, &kept) || !call_check(c, &problem, &settings) ||
         !call_exact_tensor(c, 8, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_anchors(&problem),
@@ -105,24 +144,14 @@ static bool contrast_backward(call *c) {
         return false;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
     int64_t losses = per_anchor ? hex_anchors(&problem) : 1;
+    int wanted = HEX_NEED_ANCHORS * call_boolean(c, 22) | HEX_NEED_KEYS * call_boolean(c, 23) |
+                 HEX_NEED_PAIRED * call_boolean(c, 24) | HEX_NEED_TEMPERATURE * call_boolean(c, 25);
     double *grad_loss = call_buffer(c, losses);
     if (!grad_loss || !call_tensor(c, 0, "grad_loss", &view) ||
-        !call_doubles(c, &view, "grad_loss", losses, grad_loss) ||
-        !new_gradient(c, 1, "anchors", call_boolean(c, 22), &gradients.anchors) ||
-        !new_gradient(c, 2, "keys", call_boolean(c, 23), &gradients.keys) ||
-        !new_gradient(c, 3, "paired", call_boolean(c, 24), &gradients.paired) ||
-        !new_gradient(c, 7, "temperature", call_boolean(c, 25), &out_temperature))
+        !call_doubles(c, &view, "grad_loss", losses, grad_loss) || !make_gradients(c, 1, wanted, &gradients))
         return false;
-    gradients.temperature = out_temperature ? &grad_temperature : NULL;
-    if (!call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients)))
-        return false;
-    if (out_temperature && call_tensor(c, 7, "temperature", &view)) {
-        if (view.dtype == hex_torch.aoti_torch_dtype_float64())
-            *(double *)out_temperature = grad_temperature;
-        else
-            *(float *)out_temperature = (float)grad_temperature;
-    }
-    return true;
+    return call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients.out)) &&
+           write_temperature(c, &gradients);
 }
 
 static void run(const char *name, int tensors, bool (*body)(call *), stable_value *stack) {

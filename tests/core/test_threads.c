@@ -53,12 +53,17 @@ typedef struct {
     float anchors[M * D], keys[N * D];
 } result;
 
+/* Gradients in a call of their own, and with the loss. */
+typedef struct {
+    result by_steps, one_call;
+} results;
+
 enum problem { VIEWS, KEYS, BOTH_WAYS, PROBLEMS };
 
 /* Of the cosines, thresholds that leave few hierarchical negatives, and little else. */
 static const double thresholds[] = {0.2, -0.3};
 
-static void step(enum problem which, double threshold, result *out) {
+static void step(enum problem which, double threshold, bool one_call, result *out) {
     hex_problem p = {.dtype = HEX_F32, .anchors = {x, M, D, D, 1}, .period = M / 2, .normalize = true, .normalize_keys = true};
     if (which != VIEWS) {
         p.keys = (hex_matrix){y, N, D, D, 1};
@@ -71,9 +76,15 @@ static void step(enum problem which, double threshold, result *out) {
     hex_gradients gradients = {out->anchors, which == VIEWS ? NULL : out->keys, NULL, &out->temperature};
     int64_t token = 0;
     memset(out, 0, sizeof *out);
-    if (hex_contrast(&p, &s, HEX_NEED_ALL, &out->loss, out->batch_stats, out->row_state, &token) != HEX_OK ||
-        hex_contrast_backward(&p, &s, &one, out->row_state, token, &gradients) != HEX_OK)
+    if (hex_contrast(&p, &s, HEX_NEED_ALL, &one, one_call ? &gradients : NULL, &out->loss, out->batch_stats, out->row_state,
+                     &token) != HEX_OK ||
+        (!one_call && hex_contrast_backward(&p, &s, &one, out->row_state, token, &gradients) != HEX_OK))
         abort();
+}
+
+static void steps(enum problem which, double threshold, results *out) {
+    step(which, threshold, false, &out->by_steps);
+    step(which, threshold, true, &out->one_call);
 }
 
 int main(void) {
@@ -81,7 +92,7 @@ int main(void) {
         const char *name;
         hex_parallel_for pool;
     } pools[] = {{"late", late}, {"in turn", in_turn}, {"at once", at_once}};
-    static result alone, together;
+    static results alone, together;
     int compared = 0, failures = 0;
     for (int i = 0; i < M * D; i++) x[i] = (float)rand() / (float)RAND_MAX - 0.5f;
     for (int i = 0; i < N * D; i++) y[i] = (float)rand() / (float)RAND_MAX - 0.5f;
@@ -90,11 +101,15 @@ int main(void) {
         const double threshold = thresholds[n / PROBLEMS];
         threads = 1;
         hex_set_pool(at_once, thread_count);
-        step(which, threshold, &alone);
+        steps(which, threshold, &alone);
+        if (memcmp(&alone.by_steps, &alone.one_call, sizeof alone.one_call) != 0) {
+            failures++;
+            printf("problem %d, threshold %g: gradients at once have other bits than those of backward\n", which, threshold);
+        }
         for (size_t p = 0; p < sizeof pools / sizeof *pools; p++)
             for (threads = 2; threads <= MOST_THREADS; threads++, compared++) {
                 hex_set_pool(pools[p].pool, thread_count);
-                step(which, threshold, &together);
+                steps(which, threshold, &together);
                 if (memcmp(&alone, &together, sizeof alone) == 0) continue;
                 failures++;
                 printf("problem %d, threshold %g, %d threads, started %s: not the bits of one thread\n", which, threshold,
@@ -102,5 +117,5 @@ int main(void) {
             }
     }
     printf("%d steps compared, %d failures\n", compared, failures);
-    return failures != 0 || alone.loss != alone.loss;
+    return failures != 0 || alone.one_call.loss != alone.one_call.loss;
 }
