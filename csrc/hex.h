@@ -142,7 +142,7 @@ typedef struct {
 /* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value: both ways, the mean of the two directions'.
  * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE). needed: the gradients that are
  * wanted, HEX_NEED_... together. gradients: those, at once, of grad times the losses, as from hex_contrast_backward; nothing is
- * kept. NULL: a backward will be asked for them; 0: none comes, and nothing is kept. token: in, what an earlier step kept (0:
+ * kept, and row_state may be NULL. NULL: a backward will be asked for them; 0: none comes, and nothing is kept. token: in, what an earlier step kept (0:
  * nothing); out, what is kept now. */
 enum { HEX_NEED_ANCHORS = 1, HEX_NEED_KEYS = 2, HEX_NEED_PAIRED = 4, HEX_NEED_TEMPERATURE = 8, HEX_NEED_ALL = 15 };
 hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, const double *grad,

@@ -111,9 +111,6 @@ def _constant(value: float) -> Tensor:
     return _cached_constant(value)
 
 
-_NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
-
-
 def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
                  self_offset: Any, views: int = 2) -> Problem:
     """Validate, and fill in the default groups: `views` stacked views where the keys are the anchors."""
@@ -167,7 +164,7 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
             stats, mean = reference.similarity_stats(
                 problem.anchors, **_who(problem), quantile=0.0 if quantile is None else quantile,
                 rows=rows, normalize=normalize, normalize_keys=normalize_keys)
-            return stats, mean, _NO_TOKEN
+            return stats, mean, operators.NO_TOKEN
         want = operators.WANT_MOMENTS if moments else 0
         if quantile is not None:
             want |= operators.WANT_QUANTILE
@@ -181,11 +178,11 @@ def _decide(problem: Problem, settings: Settings,
             threshold: Any) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
     """The settings and the threshold of this batch, or from what the core shall take that; and a token."""
     if threshold is None:
-        return settings, None, _NO_TOKEN
+        return settings, None, operators.NO_TOKEN
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
-        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), _NO_TOKEN
-    wanted, token = threshold.measures(), _NO_TOKEN
+        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), operators.NO_TOKEN
+    wanted, token = threshold.measures(), operators.NO_TOKEN
     if wanted is not None and problem.anchors.device.type == "cpu" and threshold.is_mean_quantile():
         return settings, wanted, token
     with torch.no_grad():

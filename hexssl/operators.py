@@ -5,7 +5,7 @@ The operators are registered by the extension module; its schemas say what they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 13
 WANT_QUANTILE, WANT_MOMENTS = 1, 2
 
 _ABSENT = torch.empty(0, device="cpu")
-_ONE = torch.ones((), dtype=torch.float64, device="cpu")
+NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
 
 _measure = torch.ops.hexssl.measure.default
 _contrast = torch.ops.hexssl.contrast.default
@@ -79,7 +79,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
     return (
         anchors.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
         anchors.new_empty((2, BATCH_STATS) if both_ways else (BATCH_STATS,), dtype=torch.float64),
-        anchors.new_empty((rows, ROW_STATE), dtype=torch.float64),
+        anchors.new_empty((0 if at_once else rows, ROW_STATE), dtype=torch.float64),
         anchors.new_empty((), dtype=torch.int64),
         *_gradients((anchors, keys, paired, temperature), [at_once and bool(needed & 1 << i) for i in range(4)]),
     )
@@ -106,76 +106,95 @@ def measure(anchors: Tensor, keys: Tensor | None, groups: Tensor | None, key_gro
     return _measure(anchors, _present(keys), _present(groups), _present(key_groups), _present(relation), *settings)
 
 
-def _scale(gradients: list[Tensor], grad_loss: Tensor) -> list[Tensor]:
-    """In place, but for one of several `grad_loss` that are mapped over (is_grads_batched): it has no value to read."""
-    try:
-        factor = grad_loss.item()
-    except RuntimeError:
-        return [gradient * grad_loss for gradient in gradients]
-    if factor != 1:
-        for gradient in gradients:
-            if gradient.numel() > 0:
-                gradient *= factor
-    return gradients
-
-
 class _Contrast(Function):
-    """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols.
-
-    at_once: the gradient of the one loss comes with it, but for a factor. It is handed out once, and then made anew
-    (retain_graph), so that nobody's is changed with another's.
-    """
+    """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive, needed, at_once = others
-        loss, batch_stats, row_state, token, *gradients = _contrast(
+        groups, key_groups, relation, threshold, token, settings, adaptive, needed = others
+        loss, batch_stats, row_state, token, *_ = _contrast(
             anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, needed, at_once)
+            _present(threshold), temperature, token, *settings, *adaptive, needed, False)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
-        ctx.settings, ctx.at_once = settings, at_once  # type: ignore[attr-defined]
-        if at_once:
-            ctx.gradients = gradients  # type: ignore[attr-defined]
+        ctx.settings = settings  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
         return loss, batch_stats
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:
-            return (None,) * 5
-        needed, saved = ctx.needs_input_grad[:4], ctx.saved_tensors
-        # create_graph=True: the gradients can be used but not differentiated
-        run = _ContrastBackward.apply if torch.is_grad_enabled() else _contrast_gradients
-        gradients = run(ctx, needed, grad_loss, *saved)
-        return (*(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True)), None)
+        return _backward(_contrast_gradients, ctx, grad_loss)
 
 
-def _contrast_gradients(ctx: Any, needed: tuple[bool, ...], grad_loss: Tensor, anchors: Tensor,
-                        *saved: Tensor | None) -> Sequence[Tensor]:
-    """What `_Contrast` left, or `contrast_backward`; both alike to the bit."""
-    at_once = ctx.at_once and not torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
-    if at_once and ctx.gradients is not None:
-        gradients, ctx.gradients = ctx.gradients, None
-    else:
-        partners, (temperature, row_state, token) = map(_present, saved[:5]), saved[5:]
-        gradients = _contrast_backward(_ONE if at_once else grad_loss, anchors, *partners, temperature, row_state,
-                                       token, *ctx.settings, *needed)
-    return _scale(gradients, grad_loss) if at_once else gradients
+def _contrast_gradients(ctx: Any, grad_loss: Tensor, anchors: Tensor, *saved: Tensor | None) -> Sequence[Tensor]:
+    return _contrast_backward(grad_loss, anchors, *map(_present, saved), *ctx.settings, *ctx.needs_input_grad[:4])
 
 
-class _ContrastBackward(Function):
-    """The gradients as the end of the line: a second derivative is refused, never silently zero."""
+class _ContrastAtOnce(Function):
+    """The same of one loss, whose gradient comes with it, but for a factor. It is handed out once, and then made anew
+    (retain_graph), so that nobody's is changed with another's."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(_contrast_gradients(*arguments))
+    def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
+                others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        groups, key_groups, relation, threshold, token, settings, adaptive, needed = others
+        loss, batch_stats, _, _, *gradients = _contrast(
+            anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
+            _present(threshold), temperature, token, *settings, *adaptive, needed, True)
+        ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, threshold,  # type: ignore[arg-type]
+                              temperature)
+        ctx.gradients, ctx.again = gradients, (*settings, *adaptive, needed, True)  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(batch_stats)
+        ctx.set_materialize_grads(False)
+        return loss, batch_stats
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        return _backward(_scaled_gradients, ctx, grad_loss)
+
+
+def _scaled_gradients(ctx: Any, grad_loss: Tensor, anchors: Tensor, *saved: Tensor | None) -> Sequence[Tensor]:
+    compiling = torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
+    gradients = None
+    if not compiling:
+        gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None:
+        gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *ctx.again)[4:]
+    if compiling:
+        return [gradient * grad_loss for gradient in gradients]
+    try:
+        factor = grad_loss.item()
+    except RuntimeError:  # one of several that are mapped over (is_grads_batched): it has no value to read
+        return [gradient * grad_loss for gradient in gradients]
+    for gradient in gradients if factor != 1 else ():
+        gradient *= factor
+    return gradients
+
+
+class _Last(Function):
+    """Gradients as the end of the line: a second derivative is refused, never silently zero."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gradients: Callable[..., Sequence[Tensor]], *arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(gradients(*arguments))
 
     @staticmethod
     def backward(ctx: FunctionCtx, *_: Any) -> Any:
         raise RuntimeError("the gradients of hexssl's losses cannot be differentiated again (double backward)")
+
+
+def _backward(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
+              grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 5
+    if torch.is_grad_enabled():  # create_graph=True: the gradients can be used but not differentiated
+        found: Sequence[Tensor] = _Last.apply(gradients, ctx, grad_loss, *ctx.saved_tensors)
+    else:
+        found = gradients(ctx, grad_loss, *ctx.saved_tensors)
+    needed = ctx.needs_input_grad[:4]
+    return (*(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)), None)
 
 
 def _refuse_tangents(*inputs: Tensor | None) -> None:
@@ -206,9 +225,10 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         # Half precision is rounded after scaling: a gradient scaler's factor keeps small ones from vanishing.
         at_once = (settings[-1] != 0 and anchors.dtype in (torch.float32, torch.float64)
                    and not torch.compiler.is_compiling())
+        loss = _ContrastAtOnce if at_once else _Contrast
         # one tuple: every argument of apply costs
-        return _Contrast.apply(anchors, keys, paired, temperature,
-                               (groups, key_groups, relation, threshold, token, settings, adaptive, needed, at_once))
+        return loss.apply(anchors, keys, paired, temperature,
+                          (groups, key_groups, relation, threshold, token, settings, adaptive, needed))
     if not torch.compiler.is_compiling():
         _refuse_tangents(anchors, keys, paired, temperature)
     return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),

@@ -374,13 +374,13 @@ WANTED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("reduction", [1, 2])
 @pytest.mark.parametrize("name", WANTED)
 def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, dtype: torch.dtype) -> None:
-    """To the bit; and so are the loss, the statistics and what a backward would need of them."""
+    """To the bit; and so are the loss and the statistics."""
     who = {key: value.to(dtype) if key in ("anchors", "keys", "paired") else value
            for key, value in {"anchors": CONTRAST["anchors"], **WANTED[name], "reduction": reduction}.items()}
     plain, found = (call("contrast", CONTRAST, **who, at_once=at_once) for at_once in (False, True))
-    for one, other in zip(plain[:3], found[:3], strict=True):
+    for one, other in zip(plain[:2], found[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    assert found[3].item() == 0
+    assert found[2].shape == (0, 13) and found[3].item() == 0
     expected = list(call("contrast_backward", backward_arguments(**who)))
     for i in range(4):
         wanted = expected[i] if who["needed"] & 1 << i else expected[i].new_empty(0)

@@ -22,6 +22,7 @@ typedef struct {
     double *losses;             /* [ap] */
     double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few */
     bool few_negatives;         /* less than FEW of all pairs */
+    bool caller_state;
     double *row_state;
 } contrast;
 
@@ -279,6 +280,7 @@ static void batch_statistics(const hex_run *run, const contrast *c, bool keys, d
     out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
 }
 
+/* The row state is the caller's where it is there. */
 static int64_t place(const hex_geometry *g, char *base, contrast *c, double **column) {
     char *at = base;
     int64_t row = g->ap * (int64_t)sizeof(double), element = g->ap * g->k->size;
@@ -290,6 +292,7 @@ static int64_t place(const hex_geometry *g, char *base, contrast *c, double **co
     c->paired = (double *)at, at += row;
     c->losses = (double *)at, at += row;
     c->moment = (double *)at, at += HEX_MOMENTS * row;
+    if (!c->caller_state) c->row_state = (double *)at, at += HEX_ROW_STATE * row;
     *column = (double *)at, at += hex_round_up(2 * g->d * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     return at - base;
 }
@@ -373,7 +376,7 @@ static hex_status lead(hex_team *team, void *context) {
     const int needed = call->needed;
     const hex_gradients *out = call->gradients;
     const bool keep = needed != 0 && !out;
-    contrast c = {.s = s, .out = out, .row_state = call->row_state};
+    contrast c = {.s = s, .out = out, .caller_state = call->row_state != NULL, .row_state = call->row_state};
     double *column, threshold;
     hex_run run;
     hex_run_find(&run, team, call->problem, *call->token, keep, NULL, NULL);
@@ -404,9 +407,9 @@ static hex_status lead(hex_team *team, void *context) {
     if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, call->batch_stats + HEX_BATCH_STATS);
     if (out) {
         run.gradients_ready = hex_sums_gradients(run.room);
-        hex_gradients_of(&run, s, call->row_state, call->grad, out, run.extra + own);
+        hex_gradients_of(&run, s, c.row_state, call->grad, out, run.extra + own);
     } else if (hex_sums_gradients(run.room)) {
-        run.token = hex_gradient_fingerprint(run.token, call->problem, &run.g, s, call->row_state);
+        run.token = hex_gradient_fingerprint(run.token, call->problem, &run.g, s, c.row_state);
     }
     *call->token = hex_run_close(&run, keep);
     return HEX_OK;

@@ -249,13 +249,8 @@ static hex_status compute(const call *c, const double *grad, int64_t token, bool
         hex_reference_contrast(&c->problem, &c->settings, grad, losses, batch_stats, grad ? &gradients : NULL);
         return HEX_OK;
     }
-    double *row_state = malloc((size_t)c->problem.anchors.rows * HEX_ROW_STATE * sizeof *row_state);
-    if (!row_state)
-        return HEX_NO_MEMORY;
-    hex_status status = hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, grad, grad ? &gradients : NULL, losses,
-                                     batch_stats, row_state, &token);
-    free(row_state);
-    return status;
+    return hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, grad, grad ? &gradients : NULL, losses, batch_stats,
+                        NULL, &token);
 }
 
 static PyObject *or_none(PyObject *array) { return array ? array : Py_None; }

@@ -83,7 +83,7 @@ static const char contrast_schema[] =
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token, Tensor grad_anchors, Tensor grad_keys, "
     "Tensor grad_paired, Tensor grad_temperature)";
 
-/* at_once: the gradients that are needed, of the one loss. */
+/* at_once: the gradients that are needed, of the one loss; and no row state. */
 static bool contrast(call *c) {
     static const double one = 1;
     hex_problem problem;
@@ -107,14 +107,14 @@ static bool contrast(call *c) {
     int32_t dtype = problem.dtype == HEX_F64 ? float64 : hex_torch.aoti_torch_dtype_float32();
     if (!call_output(c, dtype, per_anchor, &rows, &loss) ||
         !call_output(c, float64, 1 + problem.both_ways, stats, &batch_stats) ||
-        !call_output(c, float64, 2, (int64_t[]){rows, HEX_ROW_STATE}, &row_state) ||
+        !call_output(c, float64, 2, (int64_t[]){at_once ? 0 : rows, HEX_ROW_STATE}, &row_state) ||
         !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token) ||
         !make_gradients(c, 0, at_once ? needed : 0, &gradients))
         return false;
     double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
     if (!values ||
         !call_status(c, hex_contrast(&problem, &settings, needed, &one, at_once ? &gradients.out : NULL, values, batch_stats,
-                                     row_state, &kept)) ||
+                                     at_once ? NULL : row_state, &kept)) ||
         !write_temperature(c, &gradients))
         return false;
     for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
