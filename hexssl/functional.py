@@ -200,9 +200,9 @@ def _object(threshold: Any) -> Any:
     return _ADAPTIVE if isinstance(threshold, str) and threshold == "adaptive" else threshold
 
 
-def evaluate(problem: Problem, settings: Settings, threshold: Any) -> tuple[Tensor, Tensor]:
-    """Loss and the (6,) vector of batch statistics, in the order of `HEXStats`."""
-    return _contrast(problem, *_decide(problem, settings, _object(threshold)))
+def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Loss, times `scale`, and the (6,) vector of batch statistics, in the order of `HEXStats`."""
+    return _contrast(problem, *_decide(problem, settings, _object(threshold)), scale)
 
 
 def evaluate_both_ways(problem: Problem, settings: Settings,
@@ -231,13 +231,14 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
     return (loss + loss_back) / 2, (seen, seen_back)
 
 
-def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None,
-              token: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and statistics, given the threshold or from what the core shall take it; as the operator has them."""
+def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
+              scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Loss, times `scale`, and statistics, as the operator has them; given the threshold, or what it comes from."""
     if problem.anchors.device.type != "cpu":
         assert not isinstance(decided, Measurement)
-        return reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
-                                  threshold=decided, **settings._asdict())
+        loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
+                                        threshold=decided, **settings._asdict())
+        return loss * scale, seen
     temperature = settings.temperature
     if not isinstance(temperature, Tensor):
         temperature = _constant(temperature)
@@ -257,7 +258,7 @@ def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Me
         (problem.period, problem.self_offset, settings.normalize, settings.normalize_keys, problem.both_ways,
          settings.beta, settings.tau_plus, settings.local_weight, validation.FORMULATIONS[settings.formulation],
          validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
-         validation.REDUCTIONS[settings.reduction]), adaptive)
+         validation.REDUCTIONS[settings.reduction]), adaptive, scale)
 
 
 class InfoNCEOptions(TypedDict, total=False):

@@ -72,7 +72,7 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
                    self_offset: int, normalize: bool, normalize_keys: bool, both_ways: bool, beta: float,
                    tau_plus: float, local_weight: float, formulation: int, positives: int, denominator: int,
                    reduction: int, adaptive: bool, quantile: float, negatives_only: bool,
-                   needed: int, at_once: bool) -> tuple[Tensor, ...]:
+                   needed: int, at_once: bool, scale: float) -> tuple[Tensor, ...]:
     _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0] + (keys.shape[0] if both_ways else 0)
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
@@ -112,13 +112,13 @@ class _Contrast(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive, needed = others
+        groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale = others
         loss, batch_stats, row_state, token, *_ = _contrast(
             anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, needed, False)
+            _present(threshold), temperature, token, *settings, *adaptive, needed, False, scale)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
-        ctx.settings = settings  # type: ignore[attr-defined]
+        ctx.settings, ctx.scale = settings, scale  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
         return loss, batch_stats
@@ -129,7 +129,8 @@ class _Contrast(Function):
 
 
 def _contrast_gradients(ctx: Any, grad_loss: Tensor, anchors: Tensor, *saved: Tensor | None) -> Sequence[Tensor]:
-    return _contrast_backward(grad_loss, anchors, *map(_present, saved), *ctx.settings, *ctx.needs_input_grad[:4])
+    needed = ctx.needs_input_grad[:4]
+    return _contrast_backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
 
 
 class _ContrastAtOnce(Function):
@@ -139,13 +140,13 @@ class _ContrastAtOnce(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive, needed = others
+        groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale = others
         loss, batch_stats, _, _, *gradients = _contrast(
             anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, needed, True)
+            _present(threshold), temperature, token, *settings, *adaptive, needed, True, scale)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, threshold,  # type: ignore[arg-type]
                               temperature)
-        ctx.gradients, ctx.again = gradients, (*settings, *adaptive, needed, True)  # type: ignore[attr-defined]
+        ctx.gradients, ctx.again = gradients, (*settings, *adaptive, needed, True, scale)  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
         return loss, batch_stats
@@ -208,8 +209,9 @@ NOT_ADAPTIVE = (False, 0.0, False)
 
 def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
              key_groups: Tensor | None, relation: Tensor | None, threshold: Tensor | None, temperature: Tensor,
-             token: Tensor, settings: tuple[Any, ...], adaptive: tuple[bool, float, bool]) -> tuple[Tensor, Tensor]:
-    """Loss and batch statistics.
+             token: Tensor, settings: tuple[Any, ...], adaptive: tuple[bool, float, bool],
+             scale: float) -> tuple[Tensor, Tensor]:
+    """Loss, times `scale`, and batch statistics.
 
     `settings` are the operator's from `period` to `reduction`, `adaptive` those from `adaptive` to `negatives_only`.
     Nothing is kept for a backward that cannot come.
@@ -228,8 +230,9 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         loss = _ContrastAtOnce if at_once else _Contrast
         # one tuple: every argument of apply costs
         return loss.apply(anchors, keys, paired, temperature,
-                          (groups, key_groups, relation, threshold, token, settings, adaptive, needed))
+                          (groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale))
     if not torch.compiler.is_compiling():
         _refuse_tangents(anchors, keys, paired, temperature)
     return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
-                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, 0, False)[:2]
+                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, 0, False,
+                     scale)[:2]

@@ -43,14 +43,15 @@ CONTRAST: dict[str, Any] = {
     "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0,
     "denominator": 0, "reduction": 1,
     "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
-    "at_once": False,
+    "at_once": False, "scale": 1.0,
 }
 
 
 def backward_arguments(**changes: Any) -> dict[str, Any]:
     forward = {**CONTRAST, **{name: value for name, value in changes.items() if name in CONTRAST}}
     loss, _, row_state, token, *_ = torch.ops.hexssl.contrast(*forward.values())
-    for name in ("threshold", "adaptive", "quantile", "negatives_only", "needed", "at_once"):  # forward's alone
+    forwards = ("threshold", "adaptive", "quantile", "negatives_only", "needed", "at_once", "scale")
+    for name in forwards:
         del forward[name]
         changes.pop(name, None)
     needed = {f"need_{name}": forward[name].numel() > 0 for name in ("anchors", "keys", "paired", "temperature")}
@@ -371,17 +372,20 @@ WANTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize(("reduction", "scale"), [(1, 1.0), (2, 1.0), (1, 0.75)])
 @pytest.mark.parametrize("name", WANTED)
-def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, dtype: torch.dtype) -> None:
+def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, scale: float, dtype: torch.dtype) -> None:
     """To the bit; and so are the loss and the statistics."""
     who = {key: value.to(dtype) if key in ("anchors", "keys", "paired") else value
            for key, value in {"anchors": CONTRAST["anchors"], **WANTED[name], "reduction": reduction}.items()}
-    plain, found = (call("contrast", CONTRAST, **who, at_once=at_once) for at_once in (False, True))
+    plain, found = (call("contrast", CONTRAST, **who, at_once=at_once, scale=scale) for at_once in (False, True))
     for one, other in zip(plain[:2], found[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     assert found[2].shape == (0, 13) and found[3].item() == 0
-    expected = list(call("contrast_backward", backward_arguments(**who)))
+    backward = backward_arguments(**who)
+    expected = list(call("contrast_backward", backward, grad_loss=scale * backward["grad_loss"]))
+    unscaled = call("contrast", CONTRAST, **who)[0]
+    torch.testing.assert_close(plain[0], scale * unscaled, rtol=1e-6, atol=0, equal_nan=True)  # one rounding
     for i in range(4):
         wanted = expected[i] if who["needed"] & 1 << i else expected[i].new_empty(0)
         torch.testing.assert_close(found[4 + i], wanted, rtol=0, atol=0, equal_nan=True)

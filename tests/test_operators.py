@@ -54,13 +54,13 @@ def test_opcheck(name):
         arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE)
         adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False)
         if name != "both ways":
-            torch.library.opcheck(torch.ops.hexssl.contrast.default, (*adaptive, 0, False))
-        torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, 0, False))
+            torch.library.opcheck(torch.ops.hexssl.contrast.default, (*adaptive, 0, False, 1.0))
+        torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, 0, False, 1.0))
         needed = (True, keys.numel() > 0, paired.numel() > 0, True)
         if reduction == MEAN:
             for wanted in (sum(2**i for i, one in enumerate(needed) if one), 8):
-                torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, wanted, True))
-        loss, _, state, token, *_ = torch.ops.hexssl.contrast(*arguments, 0, False)
+                torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, wanted, True, 0.5))
+        loss, _, state, token, *_ = torch.ops.hexssl.contrast(*arguments, 0, False, 1.0)
         for need in (needed, (False, False, False, False)):
             torch.library.opcheck(
                 torch.ops.hexssl.contrast_backward.default,

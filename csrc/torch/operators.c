@@ -79,13 +79,13 @@ static const char contrast_schema[] =
     "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
     "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
     "bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, "
-    "int denominator, int reduction, bool adaptive, float quantile, bool negatives_only, int needed, bool at_once) "
+    "int denominator, int reduction, bool adaptive, float quantile, bool negatives_only, int needed, bool at_once, "
+    "float scale) "
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token, Tensor grad_anchors, Tensor grad_keys, "
     "Tensor grad_paired, Tensor grad_temperature)";
 
-/* at_once: the gradients that are needed, of the one loss; and no row state. */
+/* scale: of the loss that is returned. at_once: the gradients of that one that are needed; and no row state. */
 static bool contrast(call *c) {
-    static const double one = 1;
     hex_problem problem;
     hex_settings settings;
     new_gradients gradients;
@@ -99,6 +99,7 @@ static bool contrast(call *c) {
     int64_t rows = hex_anchors(&problem);
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
     bool at_once = call_boolean(c, 25);
+    double scale = call_number(c, 26);
     if (at_once && per_anchor)
         return fail(c, "at_once is for one loss, not for reduction 0");
     int64_t losses = per_anchor ? rows : 1;
@@ -113,12 +114,15 @@ static bool contrast(call *c) {
         return false;
     double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
     if (!values ||
-        !call_status(c, hex_contrast(&problem, &settings, needed, &one, at_once ? &gradients.out : NULL, values, batch_stats,
+        !call_status(c, hex_contrast(&problem, &settings, needed, &scale, at_once ? &gradients.out : NULL, values, batch_stats,
                                      at_once ? NULL : row_state, &kept)) ||
         !write_temperature(c, &gradients))
         return false;
-    for (int64_t i = 0; problem.dtype != HEX_F64 && i < losses; i++)
-        ((float *)loss)[i] = (float)values[i];
+    for (int64_t i = 0; i < losses; i++) {
+        values[i] *= scale;
+        if (problem.dtype != HEX_F64)
+            ((float *)loss)[i] = (float)values[i];
+    }
     *(int64_t *)token = kept;
     return true;
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hexssl.compat._drop_in import named
 from hexssl.distributed import gather, rank, world_size
-from hexssl.functional import hex_loss
+from hexssl.functional import evaluate, hex_loss, make_problem, make_settings
 from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold, Threshold
 
 __all__ = ["mocov2plus_loss_func", "mocov3_loss_func", "nnclr_loss_func", "nnclr_loss_func_decompose_adaptive",
@@ -195,10 +195,12 @@ def mocov3_loss_func(
     keys = gather(key, differentiable=False)
     groups, key_groups = _own_keys(query, keys)
     with named(anchors="query", keys="key"):
-        loss = hex_loss(query, keys, groups=groups, key_groups=key_groups, temperature=temperature,
-                        threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation)
-    return loss * (2 * temperature)
+        problem = make_problem(query, keys, None, groups, key_groups, None, None)
+        settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, "sum", "all", True, "mean",
+                                 query.device)
+        if isinstance(temperature, Tensor):
+            return evaluate(problem, settings, threshold)[0] * (2 * temperature)
+        return evaluate(problem, settings, threshold, 2 * float(temperature))[0]
 
 
 def _published(rows: Tensor, groups: Tensor | None, temperature: float | Tensor, threshold: float | Threshold,
