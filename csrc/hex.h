@@ -82,7 +82,7 @@ typedef void (*hex_body)(int64_t begin, int64_t end, void *context);
 typedef void (*hex_parallel_for)(int64_t tasks, hex_body body, void *context);
 void hex_set_pool(hex_parallel_for pool, int (*threads)(void));
 
-/* Packed rows, and as many tiles or the gradients, are kept between the steps of one loss while they fit this many bytes.
+/* Packed rows, and as many tiles or the gradients, are kept between the passes of one loss while they fit this many bytes.
  * Default: the smaller of 4 GiB and a quarter of the machine's memory, and without an adaptive threshold 0.35 of an M x N array
  * where the tiles have more than 16 MiB. 0 keeps nothing. */
 void hex_set_workspace_budget(int64_t bytes);   /* negative: the default again */
@@ -93,9 +93,9 @@ void hex_release_workspace(void); /* give back what is kept and not in use */
 typedef struct {
     int64_t anchor_rows, key_rows;   /* of a tile of cosines */
     int64_t tiles, tile_bytes;       /* of all of them; a symmetric problem has those on and above the diagonal */
-    int64_t kept_tiles;              /* how many one step leaves to the next; the others are multiplied anew in each */
+    int64_t kept_tiles;              /* how many one pass leaves to the next; the others are multiplied anew in each */
     int64_t kept_bytes;              /* of those, or of the gradients, and the packed rows */
-    bool fused;                      /* the forward pass sums the gradients, and leaves them in place of tiles */
+    bool fused;                      /* gradients are summed as losses are, in place of keeping tiles */
     int64_t cache;                   /* second-level cache that was found; 0: the system does not say */
 } hex_plan;
 void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan);
@@ -140,10 +140,10 @@ typedef struct {
 } hex_gradients;
 
 /* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value: both ways, the mean of the two directions'.
- * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE). needed: the gradients that are
- * wanted, HEX_NEED_... together. gradients: those, at once, of grad times the losses, as from hex_contrast_backward; nothing is
- * kept, and row_state may be NULL. NULL: a backward will be asked for them; 0: none comes, and nothing is kept. token: in, what an earlier step kept (0:
- * nothing); out, what is kept now. */
+ * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE), or NULL where no backward comes.
+ * gradients: wanted at once, as hex_contrast_backward would make them of grad; nothing is kept, and `needed` not looked at. NULL:
+ * grad is not looked at. needed: the gradients that a backward will be asked for, HEX_NEED_... together; 0: none comes, and
+ * nothing is kept. token: in, what an earlier step kept (0: nothing); out, what is kept now. */
 enum { HEX_NEED_ANCHORS = 1, HEX_NEED_KEYS = 2, HEX_NEED_PAIRED = 4, HEX_NEED_TEMPERATURE = 8, HEX_NEED_ALL = 15 };
 hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, const double *grad,
                         const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,

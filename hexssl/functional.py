@@ -246,7 +246,7 @@ def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Me
         temperature = temperature.float()
     adaptive = operators.NOT_ADAPTIVE
     if isinstance(decided, Tensor):
-        decided = decided.to(torch.float64).contiguous()
+        decided = decided.to(torch.float64, copy=True).contiguous()  # who owns it may change it before backward
     elif isinstance(decided, Measurement):
         assert decided.quantile is not None
         adaptive, decided = (True, decided.quantile, validation.ROWS[decided.rows]), None

@@ -146,7 +146,7 @@ class _ContrastAtOnce(Function):
             _present(threshold), temperature, token, *settings, *adaptive, needed, True, scale)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, threshold,  # type: ignore[arg-type]
                               temperature)
-        ctx.gradients, ctx.again = gradients, (*settings, *adaptive, needed, True, scale)  # type: ignore[attr-defined]
+        ctx.kept, ctx.again = [gradients], (*settings, *adaptive, needed, True, scale)  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
         return loss, batch_stats
@@ -158,10 +158,9 @@ class _ContrastAtOnce(Function):
 
 def _scaled_gradients(ctx: Any, grad_loss: Tensor, anchors: Tensor, *saved: Tensor | None) -> Sequence[Tensor]:
     compiling = torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
-    gradients = None
-    if not compiling:
-        gradients, ctx.gradients = ctx.gradients, None
-    if gradients is None:
+    if ctx.kept and not compiling:
+        gradients = ctx.kept.pop()  # in place: ctx may be another's view of the real one
+    else:
         gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *ctx.again)[4:]
     if compiling:
         return [gradient * grad_loss for gradient in gradients]

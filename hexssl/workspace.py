@@ -1,12 +1,12 @@
-"""Memory that the compiled core keeps between the steps of a loss, and what it decides because of it.
+"""Memory that the compiled core keeps between the passes of a loss, and what it decides because of it.
 
-The steps *measure*, *contrast* and backward need the same cosines. Tiles of them, or of their exponentials, are kept
-from one step to the next while they fit the budget, and the others multiplied anew in each step. Where the keys have
+The passes *measure*, *contrast* and backward need the same cosines. Tiles of them, or of their exponentials, are kept
+from one pass to the next while they fit the budget, and the others multiplied anew in each. Where the keys have
 rows of their own and are no anchors, contrast sums the gradients while the tiles are in cache, and keeps those in place
 of tiles; unless reduction="none", or an adaptive threshold has to be found first and all tiles fit.
 
-Where gradients of one loss in float32 or float64 are wanted, and nothing is being compiled, contrast takes backward's
-step, too: until backward comes, which multiplies them by a number, only gradients of the embeddings' shape are held.
+Where gradients of one loss in float32 or float64 are wanted, and nothing is being compiled, the forward call makes all
+passes: until backward comes, which multiplies them by a number, only gradients of the embeddings' shape are held.
 
 The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB and a quarter of the
 machine's memory; `set_budget` overrides both. 0 keeps nothing. As long as you set none, a loss without an adaptive
@@ -37,9 +37,9 @@ class Plan(NamedTuple):
     tile : rows of anchors and of keys in a tile of cosines
     tiles : how many there are; where the keys are the anchors, those on and above the diagonal
     tile_bytes : of all of them
-    kept_tiles : how many one step leaves to the next; every step multiplies the others anew
+    kept_tiles : how many one pass over them leaves to the next; every pass multiplies the others anew
     kept_bytes : of those, or of the gradients, and of the packed embeddings
-    fused : the forward pass sums the gradients, and leaves them in place of tiles
+    fused : the gradients are summed as the losses are, in place of keeping tiles
     cache : bytes of second-level cache that were found, which bound the tile; 0 where the system does not say
     """
 

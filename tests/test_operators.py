@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
 from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss
+from hexssl.compat.solo import mocov3_loss_func
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold, RowRangeThreshold, StepSchedule
 
 ABSENT = torch.empty(0)
@@ -139,13 +140,50 @@ def test_nan_from_above_reaches_all_gradients():
 def test_compiled_autograd():
     """Nothing of one step is taken for the next one's."""
     torch._dynamo.reset()
-    for seed, factor in enumerate((1, 1, 0.5)):
+    for seed, (factor, beta, threshold) in enumerate(((1, 1.0, 0.1), (1, 1.0, 0.1), (0.5, 0.5, 0.2))):
         z = rows(12, seed).requires_grad_()
-        expected, = torch.autograd.grad(factor * hex_loss(z), z)
-        loss = factor * hex_loss(z)
+        expected, = torch.autograd.grad(factor * hex_loss(z, threshold=threshold, beta=beta), z)
+        loss = factor * hex_loss(z, threshold=threshold, beta=beta)
         with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
             loss.backward()
         torch.testing.assert_close(z.grad, expected, rtol=1e-6, atol=0)  # scaled before or after rounding
+
+
+def test_gradients_are_handed_out_once_whoever_runs_the_graph():
+    """A graph of compiled autograd that is not compiled after all."""
+    z = rows(12).requires_grad_()
+    expected, = torch.autograd.grad(hex_loss(z), z)
+    loss = 0.5 * hex_loss(z)
+    for times in (1, 2):
+        with compiled_autograd._enable(lambda graph: graph):
+            loss.backward(retain_graph=True)
+        torch.testing.assert_close(z.grad, times * 0.5 * expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(), (6,)])
+def test_threshold_changed_before_backward(shape):
+    """As a running mean is, by the second loss of a step."""
+    z, threshold = rows(6).requires_grad_(), torch.full(shape, 0.2, dtype=torch.float64)
+    expected, = torch.autograd.grad(hex_loss(z, threshold=threshold), z)
+    loss = hex_loss(z, threshold=threshold)
+    threshold += 1
+    for _ in range(2):
+        found, = torch.autograd.grad(loss, z, retain_graph=True)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_moco_v3(dtype):
+    """Whose factor is part of the loss; in half precision, or compiled, backward applies it."""
+    torch._dynamo.reset()
+    z, k = (rows(8, seed, dtype).requires_grad_() for seed in range(2))
+    loss = torch.compile(mocov3_loss_func, fullgraph=True, backend="aot_eager")(z, k, 0.3)
+    expected = 0.6 * hex_loss(z, k.detach(), threshold=None, temperature=0.3)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # a rounding
+    rtol = 1e-5 if dtype == torch.float32 else 2**-7  # which may move one of bfloat16's 8 bits
+    wanted, = torch.autograd.grad(expected, z)
+    for made in (loss, mocov3_loss_func(z, k, 0.3)):
+        torch.testing.assert_close(*torch.autograd.grad(made, z), wanted, rtol=rtol, atol=1e-7)
 
 
 def test_autocast():

@@ -21,9 +21,9 @@ def default_budget():
     workspace.set_budget(None)
 
 
-def step(rows=300, columns=40):
+def step(rows=300, columns=40, reduction="mean"):
     z = torch.randn(rows, columns, requires_grad=True)
-    hex_loss(z).backward()
+    hex_loss(z, reduction=reduction).sum().backward()
 
 
 def products(rows, columns):
@@ -78,9 +78,10 @@ def test_default_keeps_a_part_of_many_tiles():
 
 
 @pytest.mark.parametrize("threshold", [None, "adaptive"])
-def test_kept_tiles_and_others_give_the_same_bits(threshold):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # within a call; from one to the next
+def test_kept_tiles_and_others_give_the_same_bits(dtype, threshold):
     """Whatever part of them is kept."""
-    z = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    z = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     full, results = workspace.plan(300, 40), []
     each = full.tile_bytes // full.tiles
     for kept in (0, 1, full.tiles // 2, full.tiles):
@@ -92,15 +93,16 @@ def test_kept_tiles_and_others_give_the_same_bits(threshold):
         assert torch.equal(loss, results[0][0]) and torch.equal(gradient, results[0][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in one call; forward leaves their sums
 @pytest.mark.parametrize("tau", [0.2, 0.01])  # one shift; a shift for each class
 @pytest.mark.parametrize("options", [
     {}, {"threshold": 0.1}, {"positives": "mean", "denominator": "own"}, {"relation": True}, {"paired": True},
     {"threshold": 0.1, "formulation": "released"}, {"reduction": "sum"}, {"few": True},
 ], ids=str)
-def test_gradients_summed_in_forward_are_those_of_backward(options, tau):
+def test_gradients_summed_with_the_losses_are_those_of_a_pass_of_their_own(options, tau, dtype):
     """To the bit, in whatever way the problem is cut up; so is what is wanted of them."""
     source = torch.Generator().manual_seed(0)
-    x, y, z = (torch.randn(rows, 24, generator=source).requires_grad_() for rows in (300, 410, 300))
+    x, y, z = (torch.randn(rows, 24, generator=source).to(dtype).requires_grad_() for rows in (300, 410, 300))
     options = {"threshold": None, "temperature": torch.tensor(tau, requires_grad=True), **options}
     if options.pop("few", False):
         options["relation"] = torch.randint(-9, 60, (300, 410), generator=source).clamp(-1, 1).to(torch.int8)
@@ -125,7 +127,8 @@ def test_gradients_summed_in_forward_are_those_of_backward(options, tau):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     workspace.set_budget(None)
     only = torch.autograd.grad(hex_loss(x.detach(), y, **{**options, "temperature": tau}), y)[0]
-    torch.testing.assert_close(only, found[0][2], rtol=1e-5, atol=1e-7)  # tau in float32 once, in float64 once
+    rtol = 1e-5 if dtype == torch.float32 else 2**-7  # tau in float32 once, in float64 once; a rounding to bfloat16
+    torch.testing.assert_close(only, found[0][2], rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # gradients in one step; kept sums of them
@@ -190,11 +193,13 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize(("megabytes", "passes"), [(64, 1), (0, 3)])
-def test_tiles_are_multiplied_once_or_in_every_step(megabytes, passes):
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # in one call; in two
+def test_tiles_are_multiplied_once_or_in_every_pass(reduction, megabytes, passes):
     """measure, contrast and backward need them."""
     workspace.set_budget(megabytes << 20)
     with Profile() as profile:
-        step()
+        step(reduction=reduction)
+    assert profile.phases["call"].calls == (1 if reduction == "mean" else 2)
     assert profile.phases["scores"].operations == passes * products(300, 40)
     assert profile.phases["gradient"].operations == 2 * 40 * 300 * 300
     assert all(phase.calls > 0 and phase.seconds > 0 for phase in profile.phases.values())

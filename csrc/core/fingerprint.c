@@ -48,7 +48,8 @@ static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matr
 }
 
 uint64_t hex_fingerprint(const hex_problem *p, const hex_geometry *g, hex_team *team) {
-    const uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)p->normalize_keys, (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
+    const uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)p->normalize_keys,
+                              (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
                               (uint64_t)g->symmetric, (uint64_t)g->block_m, (uint64_t)g->block_n};
     uint64_t print = 1;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) print = mix(print, parts[i]);

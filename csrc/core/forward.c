@@ -1,4 +1,5 @@
-/* forward.c: hex_contrast. Tiles stream past every anchor's class sums; row_loss.c makes losses of them. */
+/* forward.c: hex_contrast. Tiles stream past every anchor's class sums; row_loss.c makes losses of them, and backward.c
+ * gradients where they are wanted at once. */
 #include <math.h>
 #include <string.h>
 
@@ -327,7 +328,7 @@ static void gradient_tile(hex_worker *worker, int64_t t, void *context) {
     hex_gradient_tile(worker, &c->gradient, t, c->exponentials);
 }
 
-/* Where the problem is not symmetric an anchor's loss depends on its own tiles alone, so that its gradients can follow at once. */
+/* Where the problem is not symmetric an anchor's loss depends on its own tiles alone: its gradients can follow at once. */
 static void fused_block(hex_worker *worker, int64_t i, void *context) {
     contrast *c = context;
     worker->strip = worker->strip_memory;
@@ -415,11 +416,16 @@ static hex_status lead(hex_team *team, void *context) {
     return HEX_OK;
 }
 
+static int needs_of(const hex_gradients *out) {
+    return (out->anchors ? HEX_NEED_ANCHORS : 0) | (out->keys ? HEX_NEED_KEYS : 0) | (out->paired ? HEX_NEED_PAIRED : 0) |
+           (out->temperature ? HEX_NEED_TEMPERATURE : 0);
+}
+
 hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, const double *grad,
                         const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,
                         int64_t *token) {
     int64_t start = hex_profile_start();
-    contrast_call call = {problem, *settings, needed, grad, gradients, losses, batch_stats, row_state, token};
+    contrast_call call = {problem, *settings, gradients ? needs_of(gradients) : needed, grad, gradients, losses, batch_stats, row_state, token};
     hex_status status = hex_run_call(problem, lead, &call);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return status;

@@ -271,7 +271,8 @@ void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int6
 static bool open_kept(hex_run *run, hex_room room) {
     hex_slab *found = run->kept;
     /* sums are of use only where they are what is wanted */
-    if (found && hex_sums_gradients(run->room) == run->gradients_ready && (!room.tiles || run->room.tiles) && (!room.row_grad || run->room.row_grad) &&
+    if (found && hex_sums_gradients(run->room) == run->gradients_ready && (!room.tiles || run->room.tiles) &&
+        (!room.row_grad || run->room.row_grad) &&
         (!room.col_grad || run->room.col_grad)) {
         place_kept(run, hex_slab_memory(found));
         run->tiles_ready = run->tiles && run->header->ready == run->token && !run->header->form.exponentials;

@@ -130,8 +130,8 @@ static bool contrast(call *c) {
 static const char backward_schema[] =
     "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
     "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
-    "SymInt period, SymInt self_offset, bool normalize, bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, "
-    "int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
+    "SymInt period, SymInt self_offset, bool normalize, bool normalize_keys, bool both_ways, float beta, float tau_plus, "
+    "float local_weight, int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
     "bool need_paired, bool need_temperature) "
     "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
 

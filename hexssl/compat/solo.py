@@ -198,9 +198,9 @@ def mocov3_loss_func(
         problem = make_problem(query, keys, None, groups, key_groups, None, None)
         settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, "sum", "all", True, "mean",
                                  query.device)
-        if isinstance(temperature, Tensor):
-            return evaluate(problem, settings, threshold)[0] * (2 * temperature)
-        return evaluate(problem, settings, threshold, 2 * float(temperature))[0]
+        if isinstance(settings.temperature, Tensor):
+            return evaluate(problem, settings, threshold)[0] * (2 * settings.temperature)
+        return evaluate(problem, settings, threshold, 2 * settings.temperature)[0]
 
 
 def _published(rows: Tensor, groups: Tensor | None, temperature: float | Tensor, threshold: float | Threshold,
