@@ -250,13 +250,25 @@ static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, 
     }
 }
 
+/* Every fourth row by itself: an addition need not wait for the last. */
 static void KERNEL(column_sums)(const void *k_major, int64_t rows, int64_t block, int64_t cols, double *sums) {
     for (int64_t d = 0; d < cols; d += P) {
         const T *x = (const T *)k_major + d * block;
-        double sum[HEX_PANEL_BYTES / sizeof(T)] = {0};
-        for (int64_t i = 0; i < rows; i++)
-            for (int l = 0; l < P; l++) sum[l] += (double)x[i * P + l];
-        for (int l = 0; l < P && d + l < cols; l++) sums[d + l] += sum[l];
+        LOCAL(wide) sum[4][LOCAL(PARTS)] = {{{0}}};
+        int64_t i = 0;
+        for (; i + 4 <= rows; i += 4)
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++)
+#pragma GCC unroll 8
+                for (int v = 0; v < LOCAL(PARTS); v++)
+                    sum[r][v] += LOCAL(widened)(x + (i + r) * P + v * LOCAL(WIDE));
+        for (; i < rows; i++)
+#pragma GCC unroll 8
+            for (int v = 0; v < LOCAL(PARTS); v++) sum[0][v] += LOCAL(widened)(x + i * P + v * LOCAL(WIDE));
+        for (int l = 0; l < P && d + l < cols; l++) {
+            const int v = l / LOCAL(WIDE), lane = l % LOCAL(WIDE);
+            sums[d + l] += sum[0][v][lane] + sum[1][v][lane] + (sum[2][v][lane] + sum[3][v][lane]);
+        }
     }
 }
 
