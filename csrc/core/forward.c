@@ -425,7 +425,8 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
                         const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,
                         int64_t *token) {
     int64_t start = hex_profile_start();
-    contrast_call call = {problem, *settings, gradients ? needs_of(gradients) : needed, grad, gradients, losses, batch_stats, row_state, token};
+    contrast_call call = {problem, *settings, gradients ? needs_of(gradients) : needed, grad, gradients, losses, batch_stats,
+                          row_state, token};
     hex_status status = hex_run_call(problem, lead, &call);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return status;
