@@ -106,16 +106,22 @@ def measure(anchors: Tensor, keys: Tensor | None, groups: Tensor | None, key_gro
     return _measure(anchors, _present(keys), _present(groups), _present(key_groups), _present(relation), *settings)
 
 
+def _evaluate(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
+              others: tuple[Any, ...], at_once: bool) -> tuple[Tensor, ...]:
+    """What the operator returns; `others` as `contrast` puts them together."""
+    groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale = others
+    partners = map(_present, (keys, paired, groups, key_groups, relation, threshold))
+    return _contrast(anchors, *partners, temperature, token, *settings, *adaptive, needed, at_once, scale)
+
+
 class _Contrast(Function):
     """contrast with its gradient. The ctx is an argument of forward: the cheaper of torch's two protocols."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale = others
-        loss, batch_stats, row_state, token, *_ = _contrast(
-            anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, needed, False, scale)
+        groups, key_groups, relation, _, _, settings, _, _, scale = others
+        loss, batch_stats, row_state, token, *_ = _evaluate(anchors, keys, paired, temperature, others, False)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
         ctx.settings, ctx.scale = settings, scale  # type: ignore[attr-defined]
@@ -140,10 +146,8 @@ class _ContrastAtOnce(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale = others
-        loss, batch_stats, _, _, *gradients = _contrast(
-            anchors, _present(keys), _present(paired), _present(groups), _present(key_groups), _present(relation),
-            _present(threshold), temperature, token, *settings, *adaptive, needed, True, scale)
+        groups, key_groups, relation, threshold, _, settings, adaptive, needed, scale = others
+        loss, batch_stats, _, _, *gradients = _evaluate(anchors, keys, paired, temperature, others, True)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, threshold,  # type: ignore[arg-type]
                               temperature)
         ctx.kept, ctx.again = [gradients], (*settings, *adaptive, needed, True, scale)  # type: ignore[attr-defined]
@@ -198,7 +202,7 @@ def _backward(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
 
 
 def _refuse_tangents(*inputs: Tensor | None) -> None:
-    """Forward-mode differentiation would silently find zero. (`_Contrast` refuses by itself.)"""
+    """Forward-mode differentiation would silently find zero. (The Functions refuse by themselves.)"""
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
         raise NotImplementedError("hexssl's losses cannot be differentiated in forward mode (jvp, jacfwd, forward_ad)")
 
@@ -219,19 +223,18 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
     if torch.is_grad_enabled():
         needed = (anchors.requires_grad + 2 * (keys is not None and keys.requires_grad)
                   + 4 * (paired is not None and paired.requires_grad) + 8 * temperature.requires_grad)
+    compiling = torch.compiler.is_compiling()
+    if needed and compiling:  # a Function may not be given the same tensor twice there
+        keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
+                                    for tensor in (keys, paired, key_groups))
+    # one tuple: every argument of apply costs
+    others = (groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale)
     if needed:
-        if torch.compiler.is_compiling():  # a Function may not be given the same tensor twice there
-            keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
-                                        for tensor in (keys, paired, key_groups))
         # Half precision is rounded after scaling: a gradient scaler's factor keeps small ones from vanishing.
-        at_once = (settings[-1] != 0 and anchors.dtype in (torch.float32, torch.float64)
-                   and not torch.compiler.is_compiling())
-        loss = _ContrastAtOnce if at_once else _Contrast
-        # one tuple: every argument of apply costs
-        return loss.apply(anchors, keys, paired, temperature,
-                          (groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale))
-    if not torch.compiler.is_compiling():
+        at_once = settings[-1] != 0 and anchors.dtype in (torch.float32, torch.float64) and not compiling
+        function = _ContrastAtOnce if at_once else _Contrast
+        return function.apply(anchors, keys, paired, temperature, others)
+    if not compiling:
         _refuse_tangents(anchors, keys, paired, temperature)
-    return _contrast(anchors, _present(keys), _present(paired), _present(groups), _present(key_groups),
-                     _present(relation), _present(threshold), temperature, token, *settings, *adaptive, 0, False,
-                     scale)[:2]
+    loss, batch_stats, *_ = _evaluate(anchors, keys, paired, temperature, others, False)
+    return loss, batch_stats

@@ -190,14 +190,19 @@ static bool spread_nan(hex_run *run, const backward *b) {
     return true;
 }
 
-/* For whom, and the layout. sums: there are none yet. */
-static int64_t place(const hex_run *run, const hex_gradients *out, bool sums, char *base, backward *b) {
+static backward backward_to(const hex_run *run, const hex_gradients *out) {
+    const int needed = hex_needs_of(out);
+    backward b = {.out = out};
+    b.gradient.rows = hex_needs_row_sums(needed);
+    b.gradient.cols = hex_needs_col_sums(needed, run->g.symmetric);
+    return b;
+}
+
+/* sums: there are none yet. */
+static int64_t place(const hex_run *run, bool sums, char *base, backward *b) {
     const hex_geometry *g = &run->g;
     char *at = base;
     int64_t row = g->mp * (int64_t)sizeof(double), size = g->k->size;
-    b->out = out;
-    b->gradient.rows = out->anchors || (out->temperature && !out->keys);   /* its gradient comes from theirs */
-    b->gradient.cols = g->symmetric ? b->gradient.rows : out->keys != NULL;
     b->scale = (double *)at, at += g->ap * (int64_t)sizeof(double);
     b->gradient.params = at, at += HEX_PARAMS * g->ap * size;
     b->block_sc = (double *)at, at += hex_round_up((g->mb + g->nb) * (int64_t)sizeof(double), HEX_PANEL_BYTES);
@@ -227,13 +232,16 @@ static void sum_tiles(hex_run *run, backward *b) {
 }
 
 int64_t hex_gradients_bytes(const hex_run *run, const hex_gradients *out, bool sums) {
-    return place(run, out, sums, NULL, &(backward){0});
+    backward b = backward_to(run, out);
+    return place(run, sums, NULL, &b);
 }
 
 void hex_gradients_of(hex_run *run, const hex_settings *s, const double *row_state, const double *grad,
                       const hex_gradients *out, char *memory) {
-    backward b = {.s = s, .row_state = row_state};
-    place(run, out, !run->gradients_ready, memory, &b);
+    backward b = backward_to(run, out);
+    place(run, !run->gradients_ready, memory, &b);
+    b.s = s;
+    b.row_state = row_state;
     b.gradient.inv_tau = hex_inverse(run->k, s->temperature);
     b.gradient.beta = s->beta;
     choose_scale(run, &b, grad);
@@ -259,12 +267,11 @@ typedef struct {
 static hex_status lead(hex_team *team, void *context) {
     const backward_call *call = context;
     const hex_gradients *out = call->gradients;
+    const int needed = hex_needs_of(out);
     hex_run run;
-    backward b;
     hex_run_find(&run, team, call->problem, call->token, false, call->settings, call->row_state);
-    place(&run, out, true, NULL, &b);
-    run.gradients_ready = run.gradients_ready && (!b.gradient.rows || run.room.row_grad) &&
-                          (!b.gradient.cols || run.room.col_grad);
+    run.gradients_ready = run.gradients_ready && (!hex_needs_row_sums(needed) || run.room.row_grad) &&
+                          (!hex_needs_col_sums(needed, run.g.symmetric) || run.room.col_grad);
     hex_status status = hex_run_open(&run, (hex_room){0}, hex_gradients_bytes(&run, out, !run.gradients_ready));
     if (status != HEX_OK) return status;
     hex_gradients_of(&run, call->settings, call->row_state, call->grad, out, run.extra);

@@ -43,6 +43,20 @@ typedef struct {
 
 static inline bool hex_sums_gradients(hex_room room) { return room.row_grad || room.col_grad; }
 
+/* Which sums the gradients that are needed (HEX_NEED_...) come from; the temperature's comes from either. */
+static inline bool hex_needs_row_sums(int needed) {
+    return needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS));
+}
+
+static inline bool hex_needs_col_sums(int needed, bool symmetric) {
+    return symmetric ? hex_needs_row_sums(needed) : needed & HEX_NEED_KEYS;
+}
+
+static inline int hex_needs_of(const hex_gradients *out) {
+    return (out->anchors ? HEX_NEED_ANCHORS : 0) | (out->keys ? HEX_NEED_KEYS : 0) | (out->paired ? HEX_NEED_PAIRED : 0) |
+           (out->temperature ? HEX_NEED_TEMPERATURE : 0);
+}
+
 /* Of packed rows and so much room. run.c */
 int64_t hex_kept_bytes(const hex_geometry *g, hex_room room);
 /* How many tiles fit the budget. */

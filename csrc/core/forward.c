@@ -12,7 +12,6 @@ typedef struct {
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
-    const hex_gradients *out;   /* wanted at once, or NULL */
     double power, shift, least; /* of all, where shared: hex_sides.power, hex_row's shifts and least */
     char *params;               /* T[HEX_PARAMS][ap] */
     char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
@@ -23,7 +22,6 @@ typedef struct {
     double *losses;             /* [ap] */
     double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few */
     bool few_negatives;         /* less than FEW of all pairs */
-    bool caller_state;
     double *row_state;
 } contrast;
 
@@ -281,8 +279,8 @@ static void batch_statistics(const hex_run *run, const contrast *c, bool keys, d
     out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
 }
 
-/* The row state is the caller's where it is there. */
-static int64_t place(const hex_geometry *g, char *base, contrast *c, double **column) {
+/* own_state: the caller has no room for the row state. */
+static int64_t place(const hex_geometry *g, bool own_state, char *base, contrast *c, double **column) {
     char *at = base;
     int64_t row = g->ap * (int64_t)sizeof(double), element = g->ap * g->k->size;
     c->params = at, at += HEX_PARAMS * element;
@@ -293,7 +291,7 @@ static int64_t place(const hex_geometry *g, char *base, contrast *c, double **co
     c->paired = (double *)at, at += row;
     c->losses = (double *)at, at += row;
     c->moment = (double *)at, at += HEX_MOMENTS * row;
-    if (!c->caller_state) c->row_state = (double *)at, at += HEX_ROW_STATE * row;
+    if (own_state) c->row_state = (double *)at, at += HEX_ROW_STATE * row;
     *column = (double *)at, at += hex_round_up(2 * g->d * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     return at - base;
 }
@@ -307,11 +305,11 @@ static bool has_few_negatives(const hex_run *run) {
     return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
 }
 
-/* Gradients that find e^(s - shift) in the tiles need no exponentials of their own. */
-static bool may_leave_exponentials(const hex_run *run, const contrast *c) {
+/* Gradients that find e^(s - shift) in the tiles need no exponentials of their own. found: they will find the tiles. */
+static bool may_leave_exponentials(const hex_run *run, const contrast *c, bool found) {
     const hex_settings *s = c->s;
     return c->shared && s->threshold_count <= 1 && (s->beta == 0 || s->beta == 1) && !c->own_needed &&
-           (hex_sums_gradients(run->room) || (run->tiles && (c->out || run->token != 0)));
+           (hex_sums_gradients(run->room) || (run->tiles && found));
 }
 
 /* From tiles to losses. */
@@ -376,27 +374,27 @@ static hex_status lead(hex_team *team, void *context) {
     hex_settings *s = &call->settings;
     const int needed = call->needed;
     const hex_gradients *out = call->gradients;
-    const bool keep = needed != 0 && !out;
-    contrast c = {.s = s, .out = out, .caller_state = call->row_state != NULL, .row_state = call->row_state};
+    const bool keep = needed != 0 && !out, own_state = !call->row_state;
+    contrast c = {.s = s, .row_state = call->row_state};
     double *column, threshold;
     hex_run run;
     hex_run_find(&run, team, call->problem, *call->token, keep, NULL, NULL);
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     hex_room room = hex_room_for(&run.g, run.workers, s, needed, run.room.tiles == run.g.tasks);
-    int64_t own = place(&run.g, NULL, &c, &column), measured = 0, gradients = 0;   /* those two one after the other */
+    int64_t own = place(&run.g, own_state, NULL, &c, &column), measured = 0, gradients = 0;   /* those two one after the other */
     if (s->adaptive)
         measured = run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, run.workers, &what);
     if (out) gradients = hex_gradients_bytes(&run, out, !hex_sums_gradients(room));
     hex_status status = hex_run_open(&run, room, own + (measured > gradients ? measured : gradients));
     if (status != HEX_OK) return status;
-    place(&run.g, run.extra, &c, &column);
+    place(&run.g, own_state, run.extra, &c, &column);
     if (s->adaptive) {
         threshold = adaptive_threshold(&run, &what, run.extra + own);
         s->threshold = &threshold, s->threshold_count = 1;
     }
     c.inv_tau = hex_inverse(run.k, s->temperature);
     prepare(&run, &c);
-    c.exponentials = needed && may_leave_exponentials(&run, &c);
+    c.exponentials = needed && may_leave_exponentials(&run, &c, out || run.token != 0);
     if (c.exponentials) run.form = (hex_form){true, c.inv_tau, c.shift, hex_row_threshold(s, 0)};
     if (hex_sums_gradients(run.room))
         hex_each_strip(&run, fused_block, &c);
@@ -416,16 +414,11 @@ static hex_status lead(hex_team *team, void *context) {
     return HEX_OK;
 }
 
-static int needs_of(const hex_gradients *out) {
-    return (out->anchors ? HEX_NEED_ANCHORS : 0) | (out->keys ? HEX_NEED_KEYS : 0) | (out->paired ? HEX_NEED_PAIRED : 0) |
-           (out->temperature ? HEX_NEED_TEMPERATURE : 0);
-}
-
 hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings, int needed, const double *grad,
                         const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,
                         int64_t *token) {
     int64_t start = hex_profile_start();
-    contrast_call call = {problem, *settings, gradients ? needs_of(gradients) : needed, grad, gradients, losses, batch_stats,
+    contrast_call call = {problem, *settings, gradients ? hex_needs_of(gradients) : needed, grad, gradients, losses, batch_stats,
                           row_state, token};
     hex_status status = hex_run_call(problem, lead, &call);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);

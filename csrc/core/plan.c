@@ -72,8 +72,7 @@ static int64_t tiles_for(const hex_geometry *g, bool adaptive) {
  * tiles are needed for a threshold first and can be kept from then on. */
 hex_room hex_room_for(const hex_geometry *g, int workers, const hex_settings *s, int needed, bool found) {
     int64_t tiles = tiles_for(g, s->adaptive), strips = hex_strips(g, workers) * hex_strip_bytes(g);
-    hex_room sums = {.row_grad = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !(needed & HEX_NEED_KEYS)),
-                     .col_grad = needed & HEX_NEED_KEYS};
+    hex_room sums = {.row_grad = hex_needs_row_sums(needed), .col_grad = hex_needs_col_sums(needed, g->symmetric)};
     bool alone = !g->symmetric && !g->both_ways, one_number = s->reduction != HEX_REDUCTION_NONE;
     bool measured = found || (s->adaptive && tiles == g->tasks);
     if (hex_sums_gradients(sums) && alone && one_number && !measured &&
