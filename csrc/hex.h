@@ -140,7 +140,8 @@ typedef struct {
 } hex_gradients;
 
 /* losses: (M,) for HEX_REDUCTION_NONE (0 for anchors left out), else one value: both ways, the mean of the two directions'.
- * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS). row_state: (M, HEX_ROW_STATE), or NULL where no backward comes.
+ * batch_stats: (HEX_BATCH_STATS,), both ways (2, HEX_BATCH_STATS), or NULL: not wanted. row_state: (M, HEX_ROW_STATE), or NULL
+ * where no backward comes.
  * gradients: wanted at once, as hex_contrast_backward would make them of grad; nothing is kept, and `needed` not looked at. NULL:
  * grad is not looked at. needed: the gradients that a backward will be asked for, HEX_NEED_... together; 0: none comes, and
  * nothing is kept. token: in, what an earlier step kept (0: nothing); out, what is kept now. */

@@ -114,7 +114,8 @@ def _constant(value: float) -> Tensor:
 def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
                  self_offset: Any, views: int = 2) -> Problem:
     """Validate, and fill in the default groups: `views` stacked views where the keys are the anchors."""
-    anchors, keys, paired = validation.autocast(anchors, keys, paired)
+    if keys is not None or paired is not None:
+        anchors, keys, paired = validation.autocast(anchors, keys, paired)
     validation.partners(anchors, keys, paired)
     groups, key_groups, relation, offset = validation.relations(
         anchors, keys, paired, groups, key_groups, relation, self_offset, views)
@@ -127,15 +128,31 @@ def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: 
     return Problem(anchors, keys, paired, groups, key_groups, relation, period, offset)
 
 
-def make_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any, formulation: Any, positives: Any,
-                  denominator: Any, normalize: Any, reduction: Any, device: torch.device | None = None, *,
-                  normalize_keys: bool | None = None) -> Settings:
-    """Validate. normalize_keys: of keys that are no anchors; None: like the anchors and their paired keys."""
+def _new_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any, formulation: Any, positives: Any,
+                  denominator: Any, normalize: Any, normalize_keys: Any, reduction: Any,
+                  device: torch.device | None = None) -> Settings:
     temperature = validation.temperature(temperature, device)
     beta, tau_plus, local_weight = validation.weights(beta, tau_plus, local_weight)
     validation.form(formulation, positives, denominator, reduction, normalize, local_weight)
     return Settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
                     normalize if normalize_keys is None else normalize_keys, reduction)
+
+
+_known_settings = lru_cache(maxsize=256, typed=True)(_new_settings)
+
+
+def make_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any, formulation: Any, positives: Any,
+                  denominator: Any, normalize: Any, reduction: Any, device: torch.device | None = None, *,
+                  normalize_keys: bool | None = None) -> Settings:
+    """Validate. normalize_keys: of keys that are no anchors; None: like the anchors and their paired keys."""
+    given = (temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
+             normalize_keys, reduction)
+    if type(temperature) is float and not torch.compiler.is_compiling():  # a step repeats those of the one before
+        try:
+            return _known_settings(*given)
+        except TypeError:  # not hashable, or to be refused below
+            pass
+    return _new_settings(*given, device)
 
 
 def _who(problem: Problem) -> dict[str, Any]:
@@ -160,7 +177,7 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
             normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row statistics (M, 6), the mean quantile, and a token for what is kept for the contrast that follows."""
     with torch.no_grad():
-        if problem.anchors.device.type != "cpu":
+        if not problem.anchors.is_cpu:
             stats, mean = reference.similarity_stats(
                 problem.anchors, **_who(problem), quantile=0.0 if quantile is None else quantile,
                 rows=rows, normalize=normalize, normalize_keys=normalize_keys)
@@ -183,7 +200,7 @@ def _decide(problem: Problem, settings: Settings,
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
         return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), operators.NO_TOKEN
     wanted, token = threshold.measures(), operators.NO_TOKEN
-    if wanted is not None and problem.anchors.device.type == "cpu" and threshold.is_mean_quantile():
+    if wanted is not None and problem.anchors.is_cpu and threshold.is_mean_quantile():
         return settings, wanted, token
     with torch.no_grad():
         stats, mean = None, None
@@ -200,9 +217,10 @@ def _object(threshold: Any) -> Any:
     return _ADAPTIVE if isinstance(threshold, str) and threshold == "adaptive" else threshold
 
 
-def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Loss, times `scale`, and the (6,) vector of batch statistics, in the order of `HEXStats`."""
-    return _contrast(problem, *_decide(problem, settings, _object(threshold)), scale)
+def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0,
+             statistics: bool = True) -> tuple[Tensor, Tensor]:
+    """Loss, times `scale`, and the (6,) vector of batch statistics, in the order of `HEXStats`; (0,) unless wanted."""
+    return _contrast(problem, *_decide(problem, settings, _object(threshold)), scale, statistics)
 
 
 def evaluate_both_ways(problem: Problem, settings: Settings,
@@ -218,7 +236,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = _decide(problem, settings, threshold)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
-    if shared and problem.anchors.device.type == "cpu":
+    if shared and problem.anchors.is_cpu:
         loss, seen = _contrast(problem._replace(both_ways=True), form, decided, token)
         if settings.reduction == "none":
             loss = loss.view(2, -1).mean(0)
@@ -232,13 +250,13 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
 
 
 def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
-              scale: float = 1.0) -> tuple[Tensor, Tensor]:
+              scale: float = 1.0, statistics: bool = True) -> tuple[Tensor, Tensor]:
     """Loss, times `scale`, and statistics, as the operator has them; given the threshold, or what it comes from."""
-    if problem.anchors.device.type != "cpu":
+    if not problem.anchors.is_cpu:
         assert not isinstance(decided, Measurement)
         loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
                                         threshold=decided, **settings._asdict())
-        return loss * scale, seen
+        return loss * scale, seen if statistics else seen[:0]
     temperature = settings.temperature
     if not isinstance(temperature, Tensor):
         temperature = _constant(temperature)
@@ -258,7 +276,7 @@ def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Me
         (problem.period, problem.self_offset, settings.normalize, settings.normalize_keys, problem.both_ways,
          settings.beta, settings.tau_plus, settings.local_weight, validation.FORMULATIONS[settings.formulation],
          validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
-         validation.REDUCTIONS[settings.reduction]), adaptive, scale)
+         validation.REDUCTIONS[settings.reduction]), adaptive, scale, statistics)
 
 
 class InfoNCEOptions(TypedDict, total=False):
@@ -379,7 +397,7 @@ def hex_loss(
     problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
     settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator,
                              normalize, reduction, anchors.device)
-    loss, batch_stats = evaluate(problem, settings, threshold)
+    loss, batch_stats = evaluate(problem, settings, threshold, statistics=return_stats)
     return (loss, HEXStats(*batch_stats.unbind())) if return_stats else loss
 
 
@@ -414,7 +432,7 @@ def info_nce(
     problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
     settings = make_settings(temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
                              anchors.device)
-    loss, batch_stats = evaluate(problem, settings, None)
+    loss, batch_stats = evaluate(problem, settings, None, statistics=return_stats)
     return (loss, HEXStats(*batch_stats.unbind())) if return_stats else loss
 
 

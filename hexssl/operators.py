@@ -72,13 +72,14 @@ def _contrast_fake(anchors: Tensor, keys: Tensor, paired: Tensor, groups: Tensor
                    self_offset: int, normalize: bool, normalize_keys: bool, both_ways: bool, beta: float,
                    tau_plus: float, local_weight: float, formulation: int, positives: int, denominator: int,
                    reduction: int, adaptive: bool, quantile: float, negatives_only: bool,
-                   needed: int, at_once: bool, scale: float) -> tuple[Tensor, ...]:
+                   needed: int, at_once: bool, scale: float, statistics: bool) -> tuple[Tensor, ...]:
     _check(anchors, keys, paired, groups, key_groups, relation)
     rows = anchors.shape[0] + (keys.shape[0] if both_ways else 0)
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+    columns = BATCH_STATS if statistics else 0
     return (
         anchors.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
-        anchors.new_empty((2, BATCH_STATS) if both_ways else (BATCH_STATS,), dtype=torch.float64),
+        anchors.new_empty((2, columns) if both_ways else (columns,), dtype=torch.float64),
         anchors.new_empty((0 if at_once else rows, ROW_STATE), dtype=torch.float64),
         anchors.new_empty((), dtype=torch.int64),
         *_gradients((anchors, keys, paired, temperature), [at_once and bool(needed & 1 << i) for i in range(4)]),
@@ -109,9 +110,9 @@ def measure(anchors: Tensor, keys: Tensor | None, groups: Tensor | None, key_gro
 def _evaluate(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
               others: tuple[Any, ...], at_once: bool) -> tuple[Tensor, ...]:
     """What the operator returns; `others` as `contrast` puts them together."""
-    groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale = others
-    partners = map(_present, (keys, paired, groups, key_groups, relation, threshold))
-    return _contrast(anchors, *partners, temperature, token, *settings, *adaptive, needed, at_once, scale)
+    groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale, statistics = others
+    return _contrast(anchors, *map(_present, (keys, paired, groups, key_groups, relation, threshold)), temperature, token,
+                     *settings, *adaptive, needed, at_once, scale, statistics)
 
 
 class _Contrast(Function):
@@ -120,7 +121,7 @@ class _Contrast(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, _, _, settings, _, _, scale = others
+        groups, key_groups, relation, _, _, settings, _, _, scale, _ = others
         loss, batch_stats, row_state, token, *_ = _evaluate(anchors, keys, paired, temperature, others, False)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
@@ -131,40 +132,44 @@ class _Contrast(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        return _backward(_contrast_gradients, ctx, grad_loss)
+        return (*_gradients_from(_contrast_gradients, ctx, grad_loss), None)
 
 
-def _contrast_gradients(ctx: Any, grad_loss: Tensor, anchors: Tensor, *saved: Tensor | None) -> Sequence[Tensor]:
+def _contrast_gradients(ctx: Any, grad_loss: Tensor) -> Sequence[Tensor]:
+    anchors, *saved = ctx.saved_tensors
     needed = ctx.needs_input_grad[:4]
     return _contrast_backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
 
 
 class _ContrastAtOnce(Function):
     """The same of one loss, whose gradient comes with it, but for a factor. It is handed out once, and then made anew
-    (retain_graph), so that nobody's is changed with another's."""
+    (retain_graph), so that nobody's is changed with another's. The statistics are added to `seen`: a second output costs
+    more."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
-                others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        groups, key_groups, relation, threshold, _, settings, adaptive, needed, scale = others
+                others: tuple[Any, ...], seen: list[Tensor]) -> Tensor:
+        groups, key_groups, relation, threshold, _, settings, adaptive, needed, scale, _ = others
         loss, batch_stats, _, _, *gradients = _evaluate(anchors, keys, paired, temperature, others, True)
+        seen.append(batch_stats)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, threshold,  # type: ignore[arg-type]
                               temperature)
-        ctx.kept, ctx.again = [gradients], (*settings, *adaptive, needed, True, scale)  # type: ignore[attr-defined]
-        ctx.mark_non_differentiable(batch_stats)
+        ctx.kept = [gradients]  # type: ignore[attr-defined]
+        ctx.again = (*settings, *adaptive, needed, True, scale, False)  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
-        return loss, batch_stats
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        return _backward(_scaled_gradients, ctx, grad_loss)
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (*_gradients_from(_scaled_gradients, ctx, grad_loss), None, None)
 
 
-def _scaled_gradients(ctx: Any, grad_loss: Tensor, anchors: Tensor, *saved: Tensor | None) -> Sequence[Tensor]:
+def _scaled_gradients(ctx: Any, grad_loss: Tensor) -> Sequence[Tensor]:
     compiling = torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
     if ctx.kept and not compiling:
         gradients = ctx.kept.pop()  # in place: ctx may be another's view of the real one
     else:
+        anchors, *saved = ctx.saved_tensors
         gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *ctx.again)[4:]
     if compiling:
         return [gradient * grad_loss for gradient in gradients]
@@ -181,24 +186,25 @@ class _Last(Function):
     """Gradients as the end of the line: a second derivative is refused, never silently zero."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, gradients: Callable[..., Sequence[Tensor]], *arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(gradients(*arguments))
+    def forward(_: FunctionCtx, gradients: Callable[..., Sequence[Tensor]], ctx: Any, grad_loss: Tensor,
+                *saved: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(gradients(ctx, grad_loss))  # of what was saved, too: the graph has to say so
 
     @staticmethod
     def backward(ctx: FunctionCtx, *_: Any) -> Any:
         raise RuntimeError("the gradients of hexssl's losses cannot be differentiated again (double backward)")
 
 
-def _backward(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
-              grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients_from(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
+                    grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Those of the four tensors that a loss is made of."""
     if grad_loss is None:
-        return (None,) * 5
+        return (None,) * 4
     if torch.is_grad_enabled():  # create_graph=True: the gradients can be used but not differentiated
         found: Sequence[Tensor] = _Last.apply(gradients, ctx, grad_loss, *ctx.saved_tensors)
     else:
-        found = gradients(ctx, grad_loss, *ctx.saved_tensors)
-    needed = ctx.needs_input_grad[:4]
-    return (*(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)), None)
+        found = gradients(ctx, grad_loss)
+    return tuple(gradient if wanted else None for gradient, wanted in zip(found, ctx.needs_input_grad[:4], strict=True))
 
 
 def _refuse_tangents(*inputs: Tensor | None) -> None:
@@ -212,9 +218,9 @@ NOT_ADAPTIVE = (False, 0.0, False)
 
 def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
              key_groups: Tensor | None, relation: Tensor | None, threshold: Tensor | None, temperature: Tensor,
-             token: Tensor, settings: tuple[Any, ...], adaptive: tuple[bool, float, bool],
-             scale: float) -> tuple[Tensor, Tensor]:
-    """Loss, times `scale`, and batch statistics.
+             token: Tensor, settings: tuple[Any, ...], adaptive: tuple[bool, float, bool], scale: float,
+             statistics: bool) -> tuple[Tensor, Tensor]:
+    """Loss, times `scale`, and batch statistics, (0,) unless wanted.
 
     `settings` are the operator's from `period` to `reduction`, `adaptive` those from `adaptive` to `negatives_only`.
     Nothing is kept for a backward that cannot come.
@@ -228,12 +234,13 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
                                     for tensor in (keys, paired, key_groups))
     # one tuple: every argument of apply costs
-    others = (groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale)
+    others = (groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale, statistics)
     if needed:
         # Half precision is rounded after scaling: a gradient scaler's factor keeps small ones from vanishing.
-        at_once = settings[-1] != 0 and anchors.dtype in (torch.float32, torch.float64) and not compiling
-        function = _ContrastAtOnce if at_once else _Contrast
-        return function.apply(anchors, keys, paired, temperature, others)
+        if compiling or settings[-1] == 0 or anchors.dtype not in (torch.float32, torch.float64):
+            return _Contrast.apply(anchors, keys, paired, temperature, others)
+        seen: list[Tensor] = []
+        return _ContrastAtOnce.apply(anchors, keys, paired, temperature, others, seen), seen[0]
     if not compiling:
         _refuse_tangents(anchors, keys, paired, temperature)
     loss, batch_stats, *_ = _evaluate(anchors, keys, paired, temperature, others, False)

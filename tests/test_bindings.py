@@ -43,14 +43,14 @@ CONTRAST: dict[str, Any] = {
     "both_ways": False, "beta": 1.0, "tau_plus": 0.1, "local_weight": 1.0, "formulation": 0, "positives": 0,
     "denominator": 0, "reduction": 1,
     "adaptive": False, "quantile": 0.0, "negatives_only": False, "needed": 0,
-    "at_once": False, "scale": 1.0,
+    "at_once": False, "scale": 1.0, "statistics": True,
 }
 
 
 def backward_arguments(**changes: Any) -> dict[str, Any]:
     forward = {**CONTRAST, **{name: value for name, value in changes.items() if name in CONTRAST}}
     loss, _, row_state, token, *_ = torch.ops.hexssl.contrast(*forward.values())
-    forwards = ("threshold", "adaptive", "quantile", "negatives_only", "needed", "at_once", "scale")
+    forwards = ("threshold", "adaptive", "quantile", "negatives_only", "needed", "at_once", "scale", "statistics")
     for name in forwards:
         del forward[name]
         changes.pop(name, None)
@@ -389,6 +389,18 @@ def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, scal
     for i in range(4):
         wanted = expected[i] if who["needed"] & 1 << i else expected[i].new_empty(0)
         torch.testing.assert_close(found[4 + i], wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("name", WANTED)
+def test_statistics_that_nobody_wants(name: str, at_once: bool) -> None:
+    """Without them the rest is the same."""
+    who = {"anchors": CONTRAST["anchors"], **WANTED[name]}
+    usual, found = (call("contrast", CONTRAST, **who, at_once=at_once, statistics=wanted) for wanted in (True, False))
+    assert usual[1].shape[-1] == 6
+    assert found[1].shape == (*usual[1].shape[:-1], 0)
+    for i in set(range(8)) - {1}:
+        torch.testing.assert_close(found[i], usual[i], rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_at_once_are_of_one_loss() -> None:

@@ -111,7 +111,7 @@ def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     settings = (*who, *normalize, both_ways, *(draw.number(0.9) for _ in range(3)),
                 *(draw.choice(most) for most in (1, 1, 2, 2)))
     contrasted = call("contrast", *tensors, threshold, temperature, draw.token(), *settings, *adaptive, draw.choice(15),
-                      draw.seldom(0.5), draw.number(1))
+                      draw.seldom(0.5), draw.number(1), draw.seldom(0.5))
     if contrasted is None:
         return measured is not None, False, False
     loss, _, row_state, token, *_ = contrasted

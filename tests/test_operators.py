@@ -55,13 +55,14 @@ def test_opcheck(name):
         arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE)
         adaptive = (*tensors[:-1], ABSENT, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, True, 0.5, False)
         if name != "both ways":
-            torch.library.opcheck(torch.ops.hexssl.contrast.default, (*adaptive, 0, False, 1.0))
-        torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, 0, False, 1.0))
+            torch.library.opcheck(torch.ops.hexssl.contrast.default, (*adaptive, 0, False, 1.0, True))
+        for statistics in (True, False):
+            torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, 0, False, 1.0, statistics))
         needed = (True, keys.numel() > 0, paired.numel() > 0, True)
         if reduction == MEAN:
             for wanted in (sum(2**i for i, one in enumerate(needed) if one), 8):
-                torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, wanted, True, 0.5))
-        loss, _, state, token, *_ = torch.ops.hexssl.contrast(*arguments, 0, False, 1.0)
+                torch.library.opcheck(torch.ops.hexssl.contrast.default, (*arguments, wanted, True, 0.5, True))
+        loss, _, state, token, *_ = torch.ops.hexssl.contrast(*arguments, 0, False, 1.0, True)
         for need in (needed, (False, False, False, False)):
             torch.library.opcheck(
                 torch.ops.hexssl.contrast_backward.default,
@@ -224,14 +225,30 @@ def test_loss_that_is_not_used_has_no_gradient():
     assert torch.equal(z.grad, torch.ones_like(z))
 
 
-def test_input_changed_before_backward_is_noticed():
-    z = rows(6)
-    scaled = z.requires_grad_() * 1
-    loss = hex_loss(scaled)
+def changed_after_forward(**arguments):
+    """The embeddings, and the loss that was taken of them before they were changed in place."""
+    z = rows(6).requires_grad_()
+    scaled = z * 1
+    loss = hex_loss(scaled, **arguments)
     with torch.no_grad():
         scaled += 1
+    return z, loss
+
+
+def test_input_changed_before_backward_does_no_harm():
+    """The gradient came with the loss; a second one, made anew, notices."""
+    z, loss = changed_after_forward()
+    expected = rows(6).requires_grad_()
+    hex_loss(expected).backward()
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(z.grad, expected.grad, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
+
+
+def test_input_changed_before_backward_is_noticed():
+    with pytest.raises(RuntimeError, match="inplace"):
+        changed_after_forward(reduction="none")[1].sum().backward()
 
 
 class Step(nn.Module):

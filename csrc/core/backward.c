@@ -26,6 +26,7 @@ static void fill_params(hex_run *run, backward *b) {
         lowest = eps < lowest ? eps : lowest;
     }
     b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &b->gradient.power);
+    b->gradient.all_global = lowest == INFINITY;
     for (int64_t block = 0; block < run->g.ab; block++)
         hex_gradient_params(run, &b->gradient, b->row_state, b->scale, block);
 }

@@ -299,7 +299,7 @@ static inline double hex_moment_sum(const double *moment, int64_t ld) {
 
 typedef struct {
     double inv_tau, beta;
-    bool shared;               /* hex_one_shift */
+    bool shared, all_global;   /* hex_one_shift; hex_sides.all_global */
     double power;
     bool rows, cols;           /* gradient of the tiles' anchors / keys wanted */
     char *params;              /* T[HEX_PARAMS][ap] */

@@ -9,6 +9,7 @@ typedef struct {
     const hex_settings *s;
     hex_gradient gradient;      /* of the sum of all losses, where they are summed here, too */
     double inv_tau;
+    bool all_global;            /* hex_sides.all_global */
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
@@ -21,7 +22,8 @@ typedef struct {
     double *paired;             /* [mp] cosine of the paired positive */
     double *losses;             /* [ap] */
     double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few */
-    bool few_negatives;         /* less than FEW of all pairs */
+    bool statistics;            /* of the batch are wanted */
+    bool few_negatives;         /* less than FEW of all pairs, and statistics wanted */
     double *row_state;
 } contrast;
 
@@ -33,8 +35,8 @@ enum pass { MAXIMA, SUMS, OWN, MOMENTS };
 
 static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t i, int64_t j, bool both) {
     const hex_run *run = worker->run;
-    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared_shift = c->shared, .power = c->power,
-                       .row = param(run, c, 0, i), .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap,
+    return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .all_global = c->all_global, .shared_shift = c->shared,
+                       .power = c->power, .row = param(run, c, 0, i), .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap,
                        .row_log_neg = c->log_neg + i, .col_log_neg = both ? c->log_neg + j : NULL,
                        .scratch = worker->scratch};
 }
@@ -119,6 +121,7 @@ static void choose_shift(const hex_run *run, contrast *c) {
     double lowest = INFINITY;
     int64_t count = c->s->threshold_count;
     for (int64_t i = 0; i < count; i++) lowest = c->s->threshold[i] < lowest ? c->s->threshold[i] : lowest;
+    c->all_global = lowest == INFINITY;
     c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->power);
     c->shift = c->power / HEX_LOG2_E;
     c->least = exp(-c->inv_tau - c->shift);
@@ -279,6 +282,13 @@ static void batch_statistics(const hex_run *run, const contrast *c, bool keys, d
     out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
 }
 
+/* column: double[2 d]. */
+static void all_statistics(const hex_run *run, const contrast *c, double *column, double *out) {
+    double cosines = c->few_negatives ? 0 : sum_of_cosines(run, column);
+    batch_statistics(run, c, false, cosines, out);
+    if (run->g.both_ways) batch_statistics(run, c, true, cosines, out + HEX_BATCH_STATS);
+}
+
 /* own_state: the caller has no room for the row state. */
 static int64_t place(const hex_geometry *g, bool own_state, char *base, contrast *c, double **column) {
     char *at = base;
@@ -345,10 +355,10 @@ static void prepare(const hex_run *run, contrast *c) {
     else
         run->k->fill(c->maxima, HEX_MAXIMA * run->g.ap, -INFINITY);
     c->own_needed = any_needs_own(run, c);
-    c->few_negatives = has_few_negatives(run);
+    c->few_negatives = c->statistics && has_few_negatives(run);
     if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
-    c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .power = c->power,
-                                 .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
+    c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .all_global = c->all_global,
+                                 .power = c->power, .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
                                  .row_grad = run->row_grad, .col_grad = run->col_grad};
 }
 
@@ -375,7 +385,7 @@ static hex_status lead(hex_team *team, void *context) {
     const int needed = call->needed;
     const hex_gradients *out = call->gradients;
     const bool keep = needed != 0 && !out, own_state = !call->row_state;
-    contrast c = {.s = s, .row_state = call->row_state};
+    contrast c = {.s = s, .row_state = call->row_state, .statistics = call->batch_stats != NULL};
     double *column, threshold;
     hex_run run;
     hex_run_find(&run, team, call->problem, *call->token, keep, NULL, NULL);
@@ -401,9 +411,7 @@ static hex_status lead(hex_team *team, void *context) {
     else
         contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, call->losses);
-    double cosines = c.few_negatives ? 0 : sum_of_cosines(&run, column);
-    batch_statistics(&run, &c, false, cosines, call->batch_stats);
-    if (run.g.both_ways) batch_statistics(&run, &c, true, cosines, call->batch_stats + HEX_BATCH_STATS);
+    if (call->batch_stats) all_statistics(&run, &c, column, call->batch_stats);
     if (out) {
         run.gradients_ready = hex_sums_gradients(run.room);
         hex_gradients_of(&run, s, c.row_state, call->grad, out, run.extra + own);

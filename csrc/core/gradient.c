@@ -42,7 +42,7 @@ void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t
     const char *row = gradient->params + task->i * g->block_m * size;
     const char *col = gradient->params + ((g->both_ways ? g->mb : 0) + task->j) * g->block_n * size;
     hex_sides sides = {.inv_tau = gradient->inv_tau, .beta = gradient->beta, .shared_shift = gradient->shared,
-                       .power = gradient->power, .row = row, .col = g->symmetric || g->both_ways ? col : NULL, .ld = g->ap,
+                       .all_global = gradient->all_global, .power = gradient->power, .row = row, .col = g->symmetric || g->both_ways ? col : NULL, .ld = g->ap,
                        .scratch = worker->scratch, .exponentials = exponentials ? (void *)tile.values : NULL};
     int64_t start = hex_profile_start();
     run->k->coefficients(&tile, &sides, worker->out);

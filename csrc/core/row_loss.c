@@ -150,7 +150,7 @@ static double plain_loss(const hex_settings *s, const hex_row *row, double *stat
         state[HEX_R_H2] = scale * s->beta * sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B];
         state[HEX_R_PB] -= lambda * s->tau_plus * hard / (rest * row->positives) / total;
     }
-    return log1p(neg / pos);
+    return neg > pos ? log(total / pos) : log1p(neg / pos);   /* log is the faster one, as exact where nothing cancels */
 }
 
 double hex_row_loss(const hex_settings *s, hex_row *row, double *state) {

@@ -27,8 +27,8 @@ INLINE V LOCAL(side_coefficients)(V c, VI above, const V *shared, V inv_tau, T b
 }
 
 /* Coefficients as if every element were a global negative of both sides; returns the number of rows marked. kept: the
- * values are exponentials. */
-INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, T *out,
+ * values are exponentials. all: hierarchical negatives are not looked for, there are none. */
+INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, const bool all, T *out,
                                           LOCAL(mark) *mark) {
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, *row_gg = t->row + HEX_P_GG * t->ld;
     const uint8_t *special = t->special;
@@ -49,9 +49,10 @@ INLINE int64_t LOCAL(global_coefficients)(const LOCAL(panel) *t, const bool both
             V e = value, weight = gg;
             if (!kept) e = LOCAL(exp2_bounded)(value * scale - power);
             if (both) weight += col_gg[v];
-            hard |= LOCAL(hard_lanes)(value, eps, both ? col_eps + v : NULL, kept) << (v * W);
+            if (!all) hard |= LOCAL(hard_lanes)(value, eps, both ? col_eps + v : NULL, kept) << (v * W);
             LOCAL(store)(out + i * P + v * W, e * weight);
         }
+        if (all && !(special && special[i])) continue;
         mark[count].row = (uint16_t)i;
         mark[count].hard = (uint16_t)hard;
         if (special && special[i]) mark[count].other = (uint16_t)LOCAL(other_lanes)(t, i);
@@ -134,7 +135,8 @@ INLINE int64_t LOCAL(mark_special)(const LOCAL(panel) *t, LOCAL(mark) *mark) {
 
 /* Each kind of panel by a pass of its own; what they leave out is marked. */
 INLINE int64_t LOCAL(first_coefficients)(const LOCAL(panel) *t, const bool both, const bool kept, T *out, LOCAL(mark) *mark) {
-    if (!LOCAL(mostly_hard)(t, kept)) return LOCAL(global_coefficients)(t, both, kept, out, mark);
+    if (t->all_global) return LOCAL(global_coefficients)(t, both, kept, true, out, mark);
+    if (!LOCAL(mostly_hard)(t, kept)) return LOCAL(global_coefficients)(t, both, kept, false, out, mark);
     LOCAL(dense_coefficients)(t, both, kept, NULL, out);
     return LOCAL(mark_special)(t, mark);
 }

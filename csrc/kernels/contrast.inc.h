@@ -98,6 +98,7 @@ typedef struct {
     int64_t rows, ld;
     V inv_tau, shift, scale, power;   /* s - shift = log(2) (scale c - power) */
     T beta;
+    bool all_global;
 } LOCAL(panel);
 
 INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides, int64_t p) {
@@ -112,7 +113,7 @@ INLINE LOCAL(panel) LOCAL(panel_of)(const hex_tile *tile, const hex_sides *sides
         .special = tile->codes ? tile->special + at / P : NULL, .rows = tile->rows, .ld = sides->ld,
         .inv_tau = LOCAL(splat)((T)sides->inv_tau), .shift = LOCAL(splat)((T)(sides->power / HEX_LOG2_E)),
         .scale = LOCAL(splat)((T)(sides->inv_tau * HEX_LOG2_E)), .power = LOCAL(splat)((T)sides->power),
-        .beta = (T)sides->beta};
+        .beta = (T)sides->beta, .all_global = sides->all_global};
 }
 
 /* A cached tile may come from memory: its next panel is fetched row by row while this one is summed. */

@@ -75,6 +75,7 @@ enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_
  * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */
 typedef struct {
     double inv_tau, beta;
+    bool all_global;           /* with shared_shift: no threshold is below infinity, so that nothing is hierarchical */
     bool shared_shift;         /* the three shifts of all anchors are one number, power / HEX_LOG2_E */
     double power;              /* a whole number: no rounding where it is subtracted from scaled cosines */
     const void *row, *col;     /* T[HEX_PARAMS][ld] */

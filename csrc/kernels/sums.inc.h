@@ -53,9 +53,10 @@ INLINE LOCAL(mark) LOCAL(special_mark)(const LOCAL(panel) *t, int64_t i, V eps, 
 }
 
 /* Sums of the global negatives; returns the number of rows marked. Special rows that are a mixture are left out, the others
- * only lack their single elements and hierarchical negatives. keep: fills t->kept, but for mixtures. */
-INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const bool keep, T *row_acc, T *col_acc,
-                                  LOCAL(mark) *mark, T *saved) {
+ * only lack their single elements and hierarchical negatives, which are not looked for if `all` are global. keep: fills t->kept,
+ * but for mixtures. */
+INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const bool keep, const bool all, T *row_acc,
+                                  T *col_acc, LOCAL(mark) *mark, T *saved) {
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld;
     const uint8_t *special = t->special;
     T *kept = t->kept;
@@ -80,20 +81,20 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const 
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
             V c = LOCAL(load)(values + i * P + v * W), e = LOCAL(exp2_bounded)(c * scale - power), counted = e;
-            VI above = (VI)(c > eps), above_col = above;
+            VI above = (VI){0}, above_col = above;
+            if (!all) above = above_col = (VI)(c > eps);
+            if (!all && both && !keep) above_col = (VI)(c > col_eps[v]);   /* kept: one threshold for all */
             if (masked) counted = LOCAL(keep)(e, LOCAL(codes)(t->codes + i * P + v * W) < 0);
             if (v == 0) sum = LOCAL(keep)(counted, ~above);
             if (v > 0) sum += LOCAL(keep)(counted, ~above);
-            if (both) {
-                if (!keep) above_col = (VI)(c > col_eps[v]);   /* kept: one threshold for all */
-                col_global[v] += LOCAL(keep)(counted, ~above_col);
-            }
+            if (both) col_global[v] += LOCAL(keep)(counted, ~above_col);
             if (keep) LOCAL(store)(kept + i * P + v * W, LOCAL(signed_by)(e, above));
-            if (keep) LOCAL(store)(saved + (masked ? count - 1 : count) * P + v * W, c);   /* stays if the row is marked */
-            hard |= LOCAL(hard_lanes)(c, eps, both && !keep ? col_eps + v : NULL, false) << (v * W);
+            if (keep && (!all || masked))   /* stays if the row is marked */
+                LOCAL(store)(saved + (masked ? count - 1 : count) * P + v * W, c);
+            if (!all) hard |= LOCAL(hard_lanes)(c, eps, both && !keep ? col_eps + v : NULL, false) << (v * W);
         }
         LOCAL(add_to)(row_acc + i * W, sum);
-        if (masked) continue;
+        if (all || masked) continue;
         mark[count].row = (uint16_t)i;
         mark[count].hard = (uint16_t)hard;
         count += hard != 0;
@@ -251,7 +252,8 @@ INLINE int64_t LOCAL(hard_panel_sums)(const LOCAL(panel) *t, const bool both, co
 /* Each kind of panel by a pass of its own; what they leave out is marked. */
 INLINE int64_t LOCAL(first_sums)(const LOCAL(panel) *t, const bool both, const bool keep, LOCAL(room) *room, T *col_acc,
                                  LOCAL(mark) *mark, T *saved) {
-    if (!LOCAL(mostly_hard)(t, false)) return LOCAL(global_sums)(t, both, keep, room->row, col_acc, mark, saved);
+    if (t->all_global) return LOCAL(global_sums)(t, both, keep, true, room->row, col_acc, mark, saved);
+    if (!LOCAL(mostly_hard)(t, false)) return LOCAL(global_sums)(t, both, keep, false, room->row, col_acc, mark, saved);
     LOCAL(use_vectors)(room, LOCAL(HARD_COUNT));
     return t->beta == 1 ? LOCAL(hard_panel_sums)(t, both, keep, true, room, col_acc, mark, saved)
                         : LOCAL(hard_panel_sums)(t, both, keep, false, room, col_acc, mark, saved);

@@ -80,11 +80,12 @@ static const char contrast_schema[] =
     "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
     "bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, "
     "int denominator, int reduction, bool adaptive, float quantile, bool negatives_only, int needed, bool at_once, "
-    "float scale) "
+    "float scale, bool statistics) "
     "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token, Tensor grad_anchors, Tensor grad_keys, "
     "Tensor grad_paired, Tensor grad_temperature)";
 
-/* scale: of the loss that is returned. at_once: the gradients of that one that are needed; and no row state. */
+/* scale: of the loss that is returned. at_once: the gradients of that one that are needed; and no row state. statistics: (0,),
+ * or (2, 0) both ways, unless wanted. */
 static bool contrast(call *c) {
     hex_problem problem;
     hex_settings settings;
@@ -103,7 +104,9 @@ static bool contrast(call *c) {
     if (at_once && per_anchor)
         return fail(c, "at_once is for one loss, not for reduction 0");
     int64_t losses = per_anchor ? rows : 1;
-    const int64_t *stats = problem.both_ways ? (int64_t[]){2, HEX_BATCH_STATS} : (int64_t[]){HEX_BATCH_STATS};
+    const bool statistics = call_boolean(c, 27);
+    const int64_t columns = statistics ? HEX_BATCH_STATS : 0;
+    const int64_t *stats = problem.both_ways ? (int64_t[]){2, columns} : &columns;
     int32_t float64 = hex_torch.aoti_torch_dtype_float64();
     int32_t dtype = problem.dtype == HEX_F64 ? float64 : hex_torch.aoti_torch_dtype_float32();
     if (!call_output(c, dtype, per_anchor, &rows, &loss) ||
@@ -114,8 +117,8 @@ static bool contrast(call *c) {
         return false;
     double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
     if (!values ||
-        !call_status(c, hex_contrast(&problem, &settings, needed, &scale, at_once ? &gradients.out : NULL, values, batch_stats,
-                                     at_once ? NULL : row_state, &kept)) ||
+        !call_status(c, hex_contrast(&problem, &settings, needed, &scale, at_once ? &gradients.out : NULL, values,
+                                     statistics ? batch_stats : NULL, at_once ? NULL : row_state, &kept)) ||
         !write_temperature(c, &gradients))
         return false;
     for (int64_t i = 0; i < losses; i++) {

@@ -199,8 +199,8 @@ def mocov3_loss_func(
         settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, "sum", "all", True, "mean",
                                  query.device)
         if isinstance(settings.temperature, Tensor):
-            return evaluate(problem, settings, threshold)[0] * (2 * settings.temperature)
-        return evaluate(problem, settings, threshold, 2 * settings.temperature)[0]
+            return evaluate(problem, settings, threshold, statistics=False)[0] * (2 * settings.temperature)
+        return evaluate(problem, settings, threshold, 2 * settings.temperature, statistics=False)[0]
 
 
 def _published(rows: Tensor, groups: Tensor | None, temperature: float | Tensor, threshold: float | Threshold,
