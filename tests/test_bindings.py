@@ -365,6 +365,11 @@ WANTED: dict[str, dict[str, Any]] = {
     "adaptive keys": {"keys": embeddings(N), "period": N, "self_offset": -1, "needed": 11, "threshold": NONE,
                       "adaptive": True, "quantile": 0.7},
     "queue": {"keys": embeddings(N), "paired": embeddings(M).flip(0), "period": 0, "self_offset": -1, "needed": 15},
+    # coefficients that are exponentials times one number for each anchor
+    "plain queue": {"keys": embeddings(N), "paired": embeddings(M).flip(0), "period": 0, "self_offset": -1, "needed": 13,
+                    "threshold": NONE},
+    "plain queue, temperature": {"keys": embeddings(N), "paired": embeddings(M).flip(0), "period": 0, "self_offset": -1,
+                                 "needed": 8, "threshold": NONE},
     "both ways": {"keys": embeddings(N), "groups": torch.arange(M), "key_groups": torch.arange(N), "period": 0,
                   "self_offset": -1, "both_ways": True, "needed": 11},
     "not finite": {"anchors": embeddings(M).index_fill(0, torch.tensor([3]), torch.inf), "needed": 9},

@@ -27,6 +27,7 @@ static void fill_params(hex_run *run, backward *b) {
     }
     b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &b->gradient.power);
     b->gradient.all_global = lowest == INFINITY;
+    b->gradient.late = hex_weights_late(run, &b->gradient);
     for (int64_t block = 0; block < run->g.ab; block++)
         hex_gradient_params(run, &b->gradient, b->row_state, b->scale, block);
 }
@@ -102,6 +103,13 @@ static void finish_anchors(hex_worker *worker, int64_t i, void *context) {
     const void *cols = g->symmetric && has_columns(run, i) ? hex_block(run, b->gradient.col_grad, g->block_m, i) : NULL;
     unpack_block(worker, b, &run->a, g->m, g->block_m, i, hex_block(run, b->gradient.row_grad, g->block_m, i), cols,
                  paired_part(worker, b, &run->paired, i), b->out->anchors);
+}
+
+/* The sums of a block of anchors are complete. */
+static void after_tiles(hex_worker *worker, int64_t i, void *context) {
+    const backward *b = context;
+    hex_gradient_weigh(worker->run, &b->gradient, b->row_state, b->scale, i);
+    if (b->out->anchors) finish_anchors(worker, i, context);
 }
 
 static void finish_keys(hex_worker *worker, int64_t j, void *context) {
@@ -229,7 +237,8 @@ static void sum_tiles(hex_run *run, backward *b) {
     fill_params(run, b);
     accept_exponentials(run, b);
     hex_profile_stop(HEX_PHASE_ROWS, start, 0);
-    if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, b->out->anchors ? finish_anchors : NULL, b);
+    hex_block_body after = b->out->anchors || b->gradient.late ? after_tiles : NULL;
+    if (b->gradient.rows || b->gradient.cols) hex_each_task(run, backward_tile, after, b);
 }
 
 int64_t hex_gradients_bytes(const hex_run *run, const hex_gradients *out, bool sums) {

@@ -302,14 +302,23 @@ typedef struct {
     bool shared, all_global;   /* hex_one_shift; hex_sides.all_global */
     double power;
     bool rows, cols;           /* gradient of the tiles' anchors / keys wanted */
+    bool late;                 /* hex_weights_late */
     char *params;              /* T[HEX_PARAMS][ap] */
     char *row_grad, *col_grad; /* as in hex_run */
 } hex_gradient;
 
+/* Are all coefficients of an anchor its exponentials times one number? They can then be summed before that number is known, by
+ * which the sums are multiplied when complete: hex_gradient_weigh. Forward and backward decide alike. */
+bool hex_weights_late(const hex_run *run, const hex_gradient *gradient);
+void hex_gradient_weigh(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
+                        int64_t block);
 /* Parameters of a block of anchors; scale: dObjective/dL_i, NULL: 1. */
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
                          int64_t block);
-/* Adds a task's tile. exponentials: it may hold them rather than cosines. */
+/* Adds a task's tile, whose coefficients these are, laid out as the tile. */
+void hex_gradient_add(hex_worker *worker, const hex_gradient *gradient, int64_t task, const hex_tile *tile,
+                      const void *coefficients);
+/* Forms the coefficients and adds them. exponentials: it may hold them rather than cosines. */
 void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t task, bool exponentials);
 
 /* backward.c */

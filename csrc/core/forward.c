@@ -41,7 +41,8 @@ static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t i
                        .scratch = worker->scratch};
 }
 
-static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass pass) {
+/* late: the tile is filled with exponentials though it does not stay. */
+static hex_tile contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass pass, bool late) {
     hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     const hex_task *task = run->task + t;
@@ -49,7 +50,7 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
     bool both = g->both_ways || (g->symmetric && i != j);
     hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
     hex_sides sides = sides_of(worker, c, i, j, both);
-    if (pass == SUMS && c->exponentials && hex_tile_stays(worker, t))
+    if (pass == SUMS && (late || (c->exponentials && hex_tile_stays(worker, t))))
         sides.exponentials = (void *)tile.values;   /* of memory that is not const */
     if (g->both_ways) hex_turn_wait(run, task->i, task->j);
     int64_t start = hex_profile_start();
@@ -63,6 +64,7 @@ static void contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum pass 
         run->k->own(&tile, &sides, c->own + i, both ? c->own + j : NULL);
     hex_profile_stop(HEX_PHASE_CONTRAST, start, 0);
     if (g->both_ways) hex_turn_done(run, task->i, task->j);
+    return tile;
 }
 
 /* Where passes go: everywhere, or within a block of anchors, whose tiles stay in a worker's strip from pass to pass. */
@@ -80,7 +82,7 @@ typedef struct {
 
 static void pass_tile(hex_worker *worker, int64_t t, void *context) {
     const pass_call *call = context;
-    contrast_tile(worker, t, call->c, call->pass);
+    contrast_tile(worker, t, call->c, call->pass, false);
 }
 
 static void pass_done(hex_worker *worker, int64_t b, void *context) {
@@ -336,6 +338,21 @@ static void gradient_tile(hex_worker *worker, int64_t t, void *context) {
     hex_gradient_tile(worker, &c->gradient, t, c->exponentials);
 }
 
+static void late_tile(hex_worker *worker, int64_t t, void *context) {
+    contrast *c = context;
+    hex_tile tile = contrast_tile(worker, t, c, SUMS, true);
+    hex_gradient_add(worker, &c->gradient, t, &tile, tile.values);
+}
+
+/* Sums, and gradients but for the weights, of one tile after the other, none of which is needed again. */
+static void late_block(hex_worker *worker, int64_t i, void *context) {
+    contrast *c = context;
+    if (worker->run->problem->paired.data) paired_block(worker, i, c);
+    hex_tasks_of_strip(worker, i, late_tile, c);
+    loss_block(worker, i, c);
+    hex_gradient_weigh(worker->run, &c->gradient, c->row_state, NULL, i);
+}
+
 /* Where the problem is not symmetric an anchor's loss depends on its own tiles alone: its gradients can follow at once. */
 static void fused_block(hex_worker *worker, int64_t i, void *context) {
     contrast *c = context;
@@ -360,6 +377,7 @@ static void prepare(const hex_run *run, contrast *c) {
     c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .all_global = c->all_global,
                                  .power = c->power, .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
                                  .row_grad = run->row_grad, .col_grad = run->col_grad};
+    c->gradient.late = hex_weights_late(run, &c->gradient);
 }
 
 /* The threshold from the tiles that the contrast will use. */
@@ -407,7 +425,7 @@ static hex_status lead(hex_team *team, void *context) {
     c.exponentials = needed && may_leave_exponentials(&run, &c, out || run.token != 0);
     if (c.exponentials) run.form = (hex_form){true, c.inv_tau, c.shift, hex_row_threshold(s, 0)};
     if (hex_sums_gradients(run.room))
-        hex_each_strip(&run, fused_block, &c);
+        hex_each_strip(&run, c.gradient.late ? late_block : fused_block, &c);
     else
         contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, call->losses);

@@ -16,9 +16,30 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
             value[i] = row_state[(anchors.first + i) * HEX_ROW_STATE + from[q]];
             if (scaled) value[i] *= scale[anchors.first + i];
         }
+        for (int64_t i = 0; gradient->late && q == HEX_P_GG && i < anchors.rows; i++) value[i] = 1;
         for (int64_t i = anchors.rows; i < run->g.block_m; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
         run->k->narrow(value, run->g.block_m, gradient->params + (q * run->g.ap + anchors.at) * run->k->size);
     }
+}
+
+bool hex_weights_late(const hex_run *run, const hex_gradient *gradient) {
+    const hex_problem *p = run->problem;
+    bool one_side = !run->g.symmetric && !run->g.both_ways && gradient->rows && !gradient->cols;
+    bool negatives_alone = !p->groups && !p->relation && p->period == 0 && p->self_offset < 0;
+    return one_side && negatives_alone && gradient->shared && gradient->all_global;
+}
+
+void hex_gradient_weigh(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
+                        int64_t block) {
+    double weight[HEX_TILE_ROWS];
+    const hex_anchor_block anchors = hex_anchors_of(&run->g, block);
+    if (!gradient->late) return;
+    for (int64_t i = 0; i < anchors.rows; i++) {
+        weight[i] = row_state[(anchors.first + i) * HEX_ROW_STATE + HEX_R_GG];
+        if (scale) weight[i] *= scale[anchors.first + i];
+    }
+    run->k->weigh_rows(hex_block(run, gradient->row_grad, run->g.block_m, block), weight, anchors.rows, run->g.block_m,
+                       run->g.dp);
 }
 
 /* The kept tile that this worker will want next, as far as one can tell: workers take tasks of a symmetric problem in turn, of
@@ -31,35 +52,48 @@ static hex_ahead next_tile(const hex_worker *worker, int64_t t) {
     return (hex_ahead){at, at + bytes};
 }
 
-void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t t, bool exponentials) {
+void hex_gradient_add(hex_worker *worker, const hex_gradient *gradient, int64_t t, const hex_tile *tile,
+                      const void *coefficients) {
     hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     const hex_task *task = run->task + t;
-    int64_t panel = g->k->panel, size = g->k->size;
-    bool diagonal = g->symmetric && task->i == task->j, cols = gradient->cols && !diagonal;
-    exponentials = exponentials && hex_tile_ready(worker, t);
-    hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
-    const char *row = gradient->params + task->i * g->block_m * size;
-    const char *col = gradient->params + ((g->both_ways ? g->mb : 0) + task->j) * g->block_n * size;
-    hex_sides sides = {.inv_tau = gradient->inv_tau, .beta = gradient->beta, .shared_shift = gradient->shared,
-                       .all_global = gradient->all_global, .power = gradient->power, .row = row, .col = g->symmetric || g->both_ways ? col : NULL, .ld = g->ap,
-                       .scratch = worker->scratch, .exponentials = exponentials ? (void *)tile.values : NULL};
-    int64_t start = hex_profile_start();
-    run->k->coefficients(&tile, &sides, worker->out);
-    hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
-    start = hex_profile_start();
+    const int64_t panel = g->k->panel, start = hex_profile_start();
+    const bool cols = gradient->cols && !(g->symmetric && task->i == task->j);
     hex_ahead ahead = next_tile(worker, t);
     /* On the diagonal S is C + C^T of the block: its rows' product is the whole gradient. */
-    int64_t row_panels = (tile.rows + panel - 1) / panel, col_panels = (tile.cols + panel - 1) / panel;
+    int64_t row_panels = (tile->rows + panel - 1) / panel, col_panels = (tile->cols + panel - 1) / panel;
     if (gradient->rows)
-        run->k->product(tile.rows, g->d_panels, col_panels, worker->out, tile.stride,
+        run->k->product(tile->rows, g->d_panels, col_panels, coefficients, tile->stride,
                         hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
                         hex_block(run, gradient->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row, &ahead);
     if (cols && !g->symmetric) hex_turn_wait(run, task->i, task->j);
     if (cols)
         run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
-                        worker->out, tile.stride, hex_block(run, gradient->col_grad, g->block_n, task->j), g->dp * panel,
+                        coefficients, tile->stride, hex_block(run, gradient->col_grad, g->block_n, task->j), g->dp * panel,
                         !task->first_col, &ahead);
     if (cols && !g->symmetric) hex_turn_done(run, task->i, task->j);
-    hex_profile_stop(HEX_PHASE_GRADIENT, start, 2 * tile.rows * tile.cols * g->d * (gradient->rows + cols));
+    hex_profile_stop(HEX_PHASE_GRADIENT, start, 2 * tile->rows * tile->cols * g->d * (gradient->rows + cols));
+}
+
+void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t t, bool exponentials) {
+    hex_run *run = worker->run;
+    const hex_geometry *g = &run->g;
+    const hex_task *task = run->task + t;
+    const int64_t size = g->k->size;
+    exponentials = exponentials && hex_tile_ready(worker, t);
+    hex_tile tile = hex_fetch(worker, t, HEX_VIEW_CONTRAST);
+    if (exponentials && gradient->late) {
+        hex_gradient_add(worker, gradient, t, &tile, tile.values);
+        return;
+    }
+    const char *row = gradient->params + task->i * g->block_m * size;
+    const char *col = gradient->params + ((g->both_ways ? g->mb : 0) + task->j) * g->block_n * size;
+    hex_sides sides = {.inv_tau = gradient->inv_tau, .beta = gradient->beta, .shared_shift = gradient->shared,
+                       .all_global = gradient->all_global, .power = gradient->power, .row = row,
+                       .col = g->symmetric || g->both_ways ? col : NULL, .ld = g->ap, .scratch = worker->scratch,
+                       .exponentials = exponentials ? (void *)tile.values : NULL};
+    int64_t start = hex_profile_start();
+    run->k->coefficients(&tile, &sides, worker->out);
+    hex_profile_stop(HEX_PHASE_COEFFICIENTS, start, 0);
+    hex_gradient_add(worker, gradient, t, &tile, worker->out);
 }

@@ -137,6 +137,8 @@ typedef struct {
     void (*row_dots)(const void *x, const void *y, int64_t rows, int64_t block, int64_t cols, double *dots);
     /* out[i][d] = weight[i] x_i[d], double (rows, D). */
     void (*scale_rows)(const void *x, const double *weight, int64_t rows, int64_t block, int64_t cols, double *out);
+    /* x_i *= weight[i], rounded to T, of a k-major block. */
+    void (*weigh_rows)(void *x, const double *weight, int64_t rows, int64_t block, int64_t cols);
     void (*narrow)(const double *values, int64_t count, void *out);
     double (*widen)(const void *values, int64_t i);
     void (*fill)(void *out, int64_t count, double value);

@@ -131,6 +131,11 @@ static void LOCAL(read_columns)(const hex_matrix *src, hex_dtype dtype, int64_t 
     }
 }
 
+/* What a row of this length is multiplied by. */
+static inline double LOCAL(factor_of)(double norm, bool normalize) {
+    return normalize ? 1 / (norm < 1e-12 ? 1e-12 : norm) : 1;
+}
+
 /* Rows first + [0, count) into P rows of a buffer, zeros up to whole panels; their lengths, and what they are to be multiplied
  * by. In two steps, since a row's length takes longer than all else and the next row need not wait for it. */
 static void LOCAL(read_rows)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t count, bool normalize, T *buffer,
@@ -145,11 +150,26 @@ static void LOCAL(read_rows)(const hex_matrix *src, hex_dtype dtype, int64_t fir
         if (r < count) norms[r] = LOCAL(length)(out, src->cols);
     }
     for (int64_t r = 0; r < P; r++) {
-        factor[r] = r < count && normalize ? 1 / (norms[r] < 1e-12 ? 1e-12 : norms[r]) : 1;
+        factor[r] = r < count ? LOCAL(factor_of)(norms[r], normalize) : 1;
         if (r >= count || norms[r] <= 1.7976931348623157e308) continue;
         memset(buffer + r * stride, 0, sizeof(T) * (size_t)padded);
         factor[r] = 1;
     }
+}
+
+/* P rows that can be packed from where they are: of T, in whole panels, aligned and finite. Their lengths and factors; or NULL. */
+static const T *LOCAL(whole_rows)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t left, bool normalize,
+                                  double *norms, double *factor) {
+    const T *rows = (const T *)src->data + first * src->row_stride;
+    if (dtype == HEX_F16 || dtype == HEX_BF16 || left < P || src->col_stride != 1 || src->cols % P != 0 ||
+        src->row_stride % P != 0 || (uintptr_t)src->data % HEX_PANEL_BYTES != 0)
+        return NULL;
+    for (int64_t r = 0; r < P; r++) {
+        norms[r] = LOCAL(length)(rows + r * src->row_stride, src->cols);
+        factor[r] = LOCAL(factor_of)(norms[r], normalize);
+        if (!(norms[r] <= 1.7976931348623157e308)) return NULL;
+    }
+    return rows;
 }
 
 static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block,
@@ -159,13 +179,18 @@ static void KERNEL(pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, 
     for (int64_t i0 = 0; i0 < block; i0 += P) {
         double factor[P];
         int64_t left = rows - i0 < 0 ? 0 : rows - i0;
-        LOCAL(read_rows)(src, dtype, first + i0, left < P ? left : P, normalize, buffer, norms + i0, factor);
+        const T *from = LOCAL(whole_rows)(src, dtype, first + i0, left, normalize, norms + i0, factor);
+        const int64_t step = from ? src->row_stride : stride;
+        if (!from) {
+            LOCAL(read_rows)(src, dtype, first + i0, left < P ? left : P, normalize, buffer, norms + i0, factor);
+            from = buffer;
+        }
         for (int64_t p = 0; p < d_panels; p++) {
             T *panel = k_major + (p * block + i0) * P;
             for (int64_t r = 0; r < P; r++)
 #pragma GCC unroll 8
                 for (int l = 0; l < P; l += LOCAL(WIDE)) {
-                    const LOCAL(wide) x = LOCAL(widened)(buffer + r * stride + p * P + l);
+                    const LOCAL(wide) x = LOCAL(widened)(from + r * step + p * P + l);
                     LOCAL(store_narrowed)(panel + r * P + l, x * factor[r]);   /* or as it is, times 1 */
                 }
             if (r_major) LOCAL(transpose_panel)(panel, r_major + (i0 / P * padded + p * P) * P, P, false);
@@ -212,8 +237,8 @@ static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t
         for (int64_t d = 0; d < cols; d++) g[r * stride + d] += (T)extra[(i0 + r) * cols + d];
 }
 
-/* g = (g - (g . x) x) factor for a row x of a k-major block; `along` false: no projection. */
-INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool along, double factor, T *g) {
+/* out = (g - (g . x) x) factor for a row x of a k-major block, out aligned or not; `along` false: no projection. */
+INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool along, double factor, const T *g, T *out) {
     V dot[NV] = {{0}};
     for (int64_t d = 0; along && d < padded; d += P)
 #pragma GCC unroll 8
@@ -224,8 +249,8 @@ INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool al
     for (int64_t d = 0; d < padded; d += P)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
-            const V x = LOCAL(load)(unit + d * block + v * W);
-            LOCAL(store)(g + d + v * W, (LOCAL(load)(g + d + v * W) - projection * x) * times);
+            const V x = LOCAL(load)(unit + d * block + v * W), y = (LOCAL(load)(g + d + v * W) - projection * x) * times;
+            memcpy(out + d + v * W, &y, sizeof y);
         }
 }
 
@@ -233,6 +258,7 @@ static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, 
                            const double *norms, int64_t first, int64_t rows, int64_t block, int64_t cols,
                            bool normalize, double scale, hex_dtype dtype, void *out, void *buffer) {
     const int64_t padded = (cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(cols);
+    const bool direct = cols == padded && dtype != HEX_F16 && dtype != HEX_BF16;   /* written as computed */
     for (int64_t i0 = 0; i0 < rows; i0 += P) {
         const int64_t count = rows - i0 < P ? rows - i0 : P;
         LOCAL(gather)(gk, gr, extra, i0, count, block, cols, buffer);
@@ -241,8 +267,9 @@ static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, 
             const bool tiny = norm < 1e-12;   /* the divisor is a constant then, so nothing is projected out */
             double factor = norm <= 1.7976931348623157e308 ? scale : NAN;
             if (normalize) factor = factor / (tiny ? 1e-12 : norm);
-            T *g = (T *)buffer + r * stride;
-            LOCAL(project)((const T *)k_major + (i0 + r) * P, block, padded, normalize && !tiny, factor, g);
+            T *g = (T *)buffer + r * stride, *to = direct ? (T *)out + (first + i0 + r) * cols : g;
+            LOCAL(project)((const T *)k_major + (i0 + r) * P, block, padded, normalize && !tiny, factor, g, to);
+            if (direct) continue;
             /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
              * the signal that gradient scalers wait for. */
             LOCAL(write_row)(g, cols, dtype, out, (first + i0 + r) * cols, normalize && tiny);
@@ -292,6 +319,17 @@ static void KERNEL(scale_rows)(const void *x_, const double *weight, int64_t row
             const LOCAL(wide) y = LOCAL(widened)(x + (d / P * block + i) * P + d % P) * weight[i];
             memcpy(out + i * cols + d, &y, sizeof(double) * (size_t)(cols - d < LOCAL(WIDE) ? cols - d : LOCAL(WIDE)));
         }
+}
+
+static void KERNEL(weigh_rows)(void *x_, const double *weight, int64_t rows, int64_t block, int64_t cols) {
+    for (int64_t d = 0; d < cols; d += P) {
+        T *x = (T *)x_ + d * block;
+        for (int64_t i = 0; i < rows; i++, x += P) {
+            const V by = LOCAL(splat)((T)weight[i]);
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; v++) LOCAL(store)(x + v * W, LOCAL(load)(x + v * W) * by);
+        }
+    }
 }
 
 static void KERNEL(narrow)(const double *values, int64_t count, void *out) {

@@ -103,6 +103,28 @@ INLINE int64_t LOCAL(global_sums)(const LOCAL(panel) *t, const bool both, const 
     return count;
 }
 
+/* Sums where all are global negatives; fills t->kept if there is one. */
+INLINE void LOCAL(plain_sums)(const LOCAL(panel) *t, const bool both, const bool keep, T *row_acc, T *col_acc) {
+    const T *values = t->values;
+    T *kept = t->kept;
+    const V scale = t->scale, power = t->power;
+    const int64_t rows = t->rows;
+    V col[NV] = {{0}};
+    for (int64_t i = 0; i < rows; i++) {
+        V sum = {0};
+        LOCAL(fetch_next)(t, i);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; v++) {
+            const V e = LOCAL(exp2_bounded)(LOCAL(load)(values + i * P + v * W) * scale - power);
+            sum += e;
+            if (both) col[v] += e;
+            if (keep) LOCAL(store)(kept + i * P + v * W, e);
+        }
+        LOCAL(add_to)(row_acc + i * W, sum);
+    }
+    for (int v = 0; both && v < NV; v++) LOCAL(add_to)(col_acc + v * W, col[v]);
+}
+
 typedef T LOCAL(quad) __attribute__((vector_size(LOCAL(HARD_SUMS) * sizeof(T)), may_alias));
 
 /* The hierarchical negatives that global_sums left out, of rows with few. */
@@ -252,6 +274,10 @@ INLINE int64_t LOCAL(hard_panel_sums)(const LOCAL(panel) *t, const bool both, co
 /* Each kind of panel by a pass of its own; what they leave out is marked. */
 INLINE int64_t LOCAL(first_sums)(const LOCAL(panel) *t, const bool both, const bool keep, LOCAL(room) *room, T *col_acc,
                                  LOCAL(mark) *mark, T *saved) {
+    if (t->all_global && !t->special) {
+        LOCAL(plain_sums)(t, both, keep, room->row, col_acc);
+        return 0;
+    }
     if (t->all_global) return LOCAL(global_sums)(t, both, keep, true, room->row, col_acc, mark, saved);
     if (!LOCAL(mostly_hard)(t, false)) return LOCAL(global_sums)(t, both, keep, false, room->row, col_acc, mark, saved);
     LOCAL(use_vectors)(room, LOCAL(HARD_COUNT));

@@ -33,6 +33,7 @@ const hex_kernels KERNEL(hex_kernels) = {
     .column_sums = KERNEL(column_sums),
     .row_dots = KERNEL(row_dots),
     .scale_rows = KERNEL(scale_rows),
+    .weigh_rows = KERNEL(weigh_rows),
     .narrow = KERNEL(narrow),
     .widen = KERNEL(widen),
     .fill = KERNEL(fill),

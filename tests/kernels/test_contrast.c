@@ -342,3 +342,41 @@ void test_kept_exponentials(const hex_kernels *k) {
         free(out), free(again), free(cosines), free_problem(&q);
     }
 }
+
+/* Without a threshold the search for hierarchical negatives is left out, and nothing else changes. kept: of exponentials. */
+static void check_all_global(const hex_kernels *k, problem *q, bool kept) {
+    const int64_t size = HEX_SUMS * q->ld, elements = round_up(q->cols, k->panel) / k->panel * q->tile.stride;
+    double *sums[2][2];
+    void *out[2] = {room(k, elements, 5), room(k, elements, 5)}, *filled[2] = {room(k, elements, 5), room(k, elements, 5)};
+    const void *cosines = q->tile.values;
+    for (int all = 0; all < 2; all++) {
+        q->sides.all_global = all;
+        q->sides.exponentials = kept ? filled[all] : NULL;
+        for (int side = 0; side < 2; side++) sums[all][side] = doubles(size, 0);
+        k->sums(&q->tile, &q->sides, sums[all][0], q->sides.col ? sums[all][1] : NULL);
+        if (kept) q->tile.values = filled[all];
+        k->coefficients(&q->tile, &q->sides, out[all]);
+        q->tile.values = cosines;
+    }
+    for (int side = 0; side < 2; side++)
+        CHECK(memcmp(sums[0][side], sums[1][side], (size_t)size * sizeof(double)) == 0, "the sums of side %d differ", side);
+    CHECK(memcmp(filled[0], filled[1], (size_t)(elements * k->size)) == 0, "the exponentials differ");
+    CHECK(memcmp(out[0], out[1], (size_t)(elements * k->size)) == 0, "the coefficients differ");
+    for (int all = 0; all < 2; all++) free(sums[all][0]), free(sums[all][1]), free(out[all]), free(filled[all]);
+}
+
+void test_all_global(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    for (int n = 0; n < count; n++) {
+        if (!s[n].shared) continue;
+        problem q = make_problem(k, s + n);
+        for (int64_t i = 0; i < q.ld; i++) {
+            put(k, q.row, HEX_P_EPS * q.ld + i, INFINITY), put(k, q.col, HEX_P_EPS * q.ld + i, INFINITY);
+            put(k, q.row, HEX_P_PO * q.ld + i, 0), put(k, q.col, HEX_P_PO * q.ld + i, 0);
+        }
+        check_all_global(k, &q, false);
+        if (s[n].beta == 0 || s[n].beta == 1) check_all_global(k, &q, true);
+        free_problem(&q);
+    }
+}

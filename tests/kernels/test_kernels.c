@@ -143,7 +143,7 @@ void test_power(const hex_kernels *k) {
     free(y), free(e);
 }
 
-/* column_sums, row_dots, scale_rows, narrow, widen, fill. */
+/* column_sums, row_dots, scale_rows, weigh_rows, narrow, widen, fill. */
 void test_small(const hex_kernels *k) {
     const int64_t p = k->panel, block = 21, rows = 19, cols = 2 * p + 3, count = 3 * p * block;
     void *x = room(k, count, 0), *y = room(k, count, 0), *out = room(k, rows * cols + p, 5);
@@ -171,6 +171,13 @@ void test_small(const hex_kernels *k) {
             CHECK(scaled[i * cols + d] == product, "%g, not %g", scaled[i * cols + d], product);
         }
         CHECK(fabs(dots[i] - dot) <= 1e-14 * (double)cols, "row %lld: %g, not %g", (long long)i, dots[i], dot);
+    }
+    memcpy(y, x, (size_t)(count * k->size));
+    k->weigh_rows(y, weight, rows, block, cols);
+    for (int64_t at = 0; at < count; at++) {
+        const int64_t i = at / p % block;
+        double product = rounded(k, get(k, x, at) * rounded(k, i < rows ? weight[i] : 1));
+        CHECK(get(k, y, at) == product, "%g, not %g", get(k, y, at), product);
     }
     k->narrow(scaled, rows * cols, out);
     for (int64_t i = 0; i < rows * cols; i++)
@@ -219,6 +226,7 @@ static const struct {
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
     {"kept_exponentials", test_kept_exponentials},
+    {"all_global", test_all_global},
 };
 
 static const hex_kernels *const tables[] = {
