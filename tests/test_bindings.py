@@ -387,7 +387,9 @@ def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, scal
     for one, other in zip(plain[:2], found[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     assert found[2].shape == (0, 13) and found[3].item() == 0
-    backward = backward_arguments(**who)
+    names = ("anchors", "keys", "paired", "temperature")
+    wants = {f"need_{one}": bool(who["needed"] & 1 << i) for i, one in enumerate(names)}
+    backward = backward_arguments(**who, **wants)
     expected = list(call("contrast_backward", backward, grad_loss=scale * backward["grad_loss"]))
     unscaled = call("contrast", CONTRAST, **who)[0]
     torch.testing.assert_close(plain[0], scale * unscaled, rtol=1e-6, atol=0, equal_nan=True)  # one rounding
