@@ -111,8 +111,8 @@ def _evaluate(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, tempe
               others: tuple[Any, ...], at_once: bool) -> tuple[Tensor, ...]:
     """What the operator returns; `others` as `contrast` puts them together."""
     groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale, statistics = others
-    return _contrast(anchors, *map(_present, (keys, paired, groups, key_groups, relation, threshold)), temperature, token,
-                     *settings, *adaptive, needed, at_once, scale, statistics)
+    partners = map(_present, (keys, paired, groups, key_groups, relation, threshold))
+    return _contrast(anchors, *partners, temperature, token, *settings, *adaptive, needed, at_once, scale, statistics)
 
 
 class _Contrast(Function):
@@ -143,8 +143,8 @@ def _contrast_gradients(ctx: Any, grad_loss: Tensor) -> Sequence[Tensor]:
 
 class _ContrastAtOnce(Function):
     """The same of one loss, whose gradient comes with it, but for a factor. It is handed out once, and then made anew
-    (retain_graph), so that nobody's is changed with another's. The statistics are added to `seen`: a second output costs
-    more."""
+    (retain_graph), so that nobody's is changed with another's. The statistics are added to `seen`: an output of its own
+    would cost more."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,

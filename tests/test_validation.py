@@ -150,6 +150,14 @@ def test_what_is_accepted_though_unusual():
         assert loss.shape == () and torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("alike", [{"normalize": 1}, {"beta": True}, {"formulation": ["weighted"]}], ids=str)
+def test_settings_that_were_right_once_let_nothing_through_that_is_equal(alike):
+    hex_loss(Z, normalize=True, beta=1.0, formulation="weighted")
+    with pytest.raises(TypeError, match=next(iter(alike))) as caught:
+        hex_loss(Z, **{"normalize": True, "beta": 1.0, "formulation": "weighted", **alike})
+    assert caught.value.__context__ is None
+
+
 def test_infinite_threshold_is_no_threshold():
     assert torch.equal(hex_loss(Z, threshold=float("inf")), info_nce(Z))
 
