@@ -135,8 +135,8 @@ class _Contrast(Function):
         return (*_gradients_from(_contrast_gradients, ctx, grad_loss), None)
 
 
-def _contrast_gradients(ctx: Any, grad_loss: Tensor) -> Sequence[Tensor]:
-    anchors, *saved = ctx.saved_tensors
+def _contrast_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
+    anchors, *saved = ctx.saved_tensors if saved is None else saved
     needed = ctx.needs_input_grad[:4]
     return _contrast_backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
 
@@ -164,12 +164,12 @@ class _ContrastAtOnce(Function):
         return (*_gradients_from(_scaled_gradients, ctx, grad_loss), None, None)
 
 
-def _scaled_gradients(ctx: Any, grad_loss: Tensor) -> Sequence[Tensor]:
+def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
     compiling = torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
     if ctx.kept and not compiling:
         gradients = ctx.kept.pop()  # in place: ctx may be another's view of the real one
     else:
-        anchors, *saved = ctx.saved_tensors
+        anchors, *saved = ctx.saved_tensors if saved is None else saved
         gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *ctx.again)[4:]
     if compiling:
         return [gradient * grad_loss for gradient in gradients]
@@ -188,7 +188,7 @@ class _Last(Function):
     @staticmethod
     def forward(_: FunctionCtx, gradients: Callable[..., Sequence[Tensor]], ctx: Any, grad_loss: Tensor,
                 *saved: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(gradients(ctx, grad_loss))  # of what was saved, too: the graph has to say so
+        return tuple(gradients(ctx, grad_loss, saved))
 
     @staticmethod
     def backward(ctx: FunctionCtx, *_: Any) -> Any:
@@ -197,13 +197,13 @@ class _Last(Function):
 
 def _gradients_from(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
                     grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Those of the four tensors that a loss is made of."""
+    """Those of the four tensors that a loss is made of. What was saved is unpacked once: hooks may refuse more."""
     if grad_loss is None:
         return (None,) * 4
     if torch.is_grad_enabled():  # create_graph=True: the gradients can be used but not differentiated
         found: Sequence[Tensor] = _Last.apply(gradients, ctx, grad_loss, *ctx.saved_tensors)
     else:
-        found = gradients(ctx, grad_loss)
+        found = gradients(ctx, grad_loss, None)
     return tuple(gradient if wanted else None for gradient, wanted in zip(found, ctx.needs_input_grad[:4], strict=True))
 
 

@@ -224,12 +224,8 @@ def relations(anchors: Tensor, keys: Tensor | None, paired: Any, groups: Any, ke
     relation : contiguous int8 tensor or None
     self_offset : int, -1 for none
     """
-    rows, columns = anchors.shape[0], (anchors if keys is None else keys).shape[0]
-    if keys is None and paired is None and groups is None and relation is None and rows % views != 0:
-        _wrong_value("anchors", anchors, f"a multiple of {views} rows ({views} stacked views), or groups")
-    if groups is None and key_groups is None and relation is None and self_offset is None:
-        return None, None, None, 0 if keys is None else -1
-    device = anchors.device
+    rows, device = anchors.shape[0], anchors.device
+    columns = rows if keys is None else keys.shape[0]
     offset = _offset(self_offset, rows, columns, keys is None)
     if relation is not None:
         if groups is not None or key_groups is not None:
@@ -241,6 +237,8 @@ def relations(anchors: Tensor, keys: Tensor | None, paired: Any, groups: Any, ke
         given, missing = ("groups", "key_groups") if key_groups is None else ("key_groups", "groups")
         raise ValueError(f"{missing}: missing beside {given}; accepted: both or neither where keys are given")
     if groups is None:
+        if keys is None and paired is None and rows % views != 0:
+            _wrong_value("anchors", anchors, f"a multiple of {views} rows ({views} stacked views), or groups")
         return None, None, None, offset
     groups = ids("groups", groups, rows, device)
     return groups, None if keys is None else ids("key_groups", key_groups, columns, device), None, offset

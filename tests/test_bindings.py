@@ -370,6 +370,8 @@ WANTED: dict[str, dict[str, Any]] = {
                     "threshold": NONE, "needed": 13},
     "plain queue, temperature": {"keys": embeddings(N), "paired": embeddings(M).flip(0), "period": 0,
                                  "self_offset": -1, "threshold": NONE, "needed": 8},
+    "few negatives": {"relation": torch.eye(M, dtype=torch.int8).roll(1, 0) - torch.eye(M, dtype=torch.int8).flip(0) *
+                      (torch.arange(M) < 3)[:, None], "period": 0, "needed": 9},
     "both ways": {"keys": embeddings(N), "groups": torch.arange(M), "key_groups": torch.arange(N), "period": 0,
                   "self_offset": -1, "both_ways": True, "needed": 11},
     "not finite": {"anchors": embeddings(M).index_fill(0, torch.tensor([3]), torch.inf), "needed": 9},

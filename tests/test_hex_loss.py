@@ -91,6 +91,32 @@ def test_tiles_and_tails(count: int, form: dict[str, str]) -> None:
             torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-11)  # 1e-16 relative, a few hundred terms
 
 
+@pytest.mark.parametrize("scale", [None, 1.0, 1e-36, 1e37])  # of the keys, the anchors inversely; None: normalised
+@pytest.mark.parametrize("tau", [0.1, 0.04])  # in float32 weights come last, and too late
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_queue_without_a_gradient(dtype: torch.dtype, reduction: str, tau: float, scale: float | None) -> None:
+    """Exponentials that are summed before their weight is known: several tiles, tails, numbers at the format's ends."""
+    source = torch.Generator().manual_seed(0)
+    unit = [torch.nn.functional.normalize(torch.randn(count, 20, generator=source, dtype=torch.float64) + 0.7)
+            for count in (150, 410, 150)]  # keys that do not cancel
+    factors = (1.0, 1.0, 1.0) if scale is None else (1 / scale, scale, scale)
+    anchors, keys, paired = ((factor * x).to(dtype) for factor, x in zip(factors, unit, strict=True))
+    weights = torch.rand(150, generator=source, dtype=torch.float64) if reduction == "none" else torch.ones(())
+    found = []
+    for function, to in ((hex_loss, dtype), (reference.hex_loss, torch.float64)):
+        leaves = [x.to(to, copy=True).requires_grad_() for x in (anchors, paired)]
+        loss = function(leaves[0], keys.to(to), paired=leaves[1], threshold=None, temperature=tau, reduction=reduction,
+                        normalize=scale is None)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        (loss * weights.to(to)).sum().backward()
+        found.append([loss.detach().double(), *(leaf.grad.double() for leaf in leaves)])
+    for ours, exact in zip(*found, strict=True):
+        # float32: logits up to 25 with a relative error of some roundings; float64: those, a billion times smaller
+        off = (ours - exact).abs().max() / exact.abs().max()
+        assert off <= (1e-5 if dtype == torch.float32 else 1e-13)
+
+
 @pytest.mark.parametrize("kind", ["none", "number", "rows"])
 @pytest.mark.parametrize("form", FORMS, ids=form_name)
 @pytest.mark.parametrize("name", ["two_views", "labelled", "cross", "cross_labelled", "queue", "gathered",

@@ -208,13 +208,31 @@ def test_autocast():
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)  # float32 logits up to 10
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed(reentrant):
+def test_checkpointed(reentrant, reduction):
     """Forward runs again inside backward."""
+    calls = []
+
+    def region(x):
+        calls.append(x)
+        return hex_loss(x.sin(), reduction=reduction).sum()
+
     z = rows(140).requires_grad_()
-    checkpoint.checkpoint(hex_loss, z, use_reentrant=reentrant).backward()
-    expected, = torch.autograd.grad(hex_loss(z), z)
+    checkpoint.checkpoint(region, z, use_reentrant=reentrant).backward()
+    assert len(calls) == 2
+    expected, = torch.autograd.grad(region(z), z)
     assert torch.equal(z.grad, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_checkpointed_with_a_graph_of_the_gradient(reduction):
+    """Checkpointing lets what was saved be unpacked once."""
+    z = rows(140).requires_grad_()
+    loss = checkpoint.checkpoint(lambda x: hex_loss(x, reduction=reduction).sum(), z, use_reentrant=False)
+    gradient, = torch.autograd.grad(loss, z, create_graph=True)
+    expected, = torch.autograd.grad(hex_loss(z, reduction=reduction).sum(), z)
+    assert torch.equal(gradient, expected)
 
 
 def test_loss_that_is_not_used_has_no_gradient():

@@ -308,14 +308,16 @@ typedef struct {
 } hex_gradient;
 
 /* Are all coefficients of an anchor its exponentials times one number? They can then be summed before that number is known, by
- * which the sums are multiplied when complete: hex_gradient_weigh. Forward and backward decide alike. */
+ * which the sums are multiplied when complete: hex_gradient_weigh. Forward and backward decide alike where the same is wanted
+ * of them; where the keys' gradient is, too, the anchors' has other last bits. */
 bool hex_weights_late(const hex_run *run, const hex_gradient *gradient);
 void hex_gradient_weigh(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
                         int64_t block);
 /* Parameters of a block of anchors; scale: dObjective/dL_i, NULL: 1. */
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
                          int64_t block);
-/* Adds a task's tile, whose coefficients these are, laid out as the tile. */
+/* Adds a task's tile, whose coefficients these are, laid out as the tile. Where those of padding are not zero, as exponentials,
+ * only the anchors' gradient may be wanted: padding keys are zeros, and padding rows are not read. */
 void hex_gradient_add(hex_worker *worker, const hex_gradient *gradient, int64_t task, const hex_tile *tile,
                       const void *coefficients);
 /* Forms the coefficients and adds them. exponentials: it may hold them rather than cosines. */

@@ -22,11 +22,18 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
     }
 }
 
+/* Sums of exponentials times keys before the weights, which are about their inverse: can they leave the number format? */
+static bool weights_can_wait(const hex_run *run, const hex_gradient *gradient) {
+    const double half = (double)run->k->limit / 2, range = exp(half);
+    const double lowest = -2 * gradient->power / HEX_LOG2_E;   /* s - shift is no less */
+    return lowest >= -half && run->key.longest * (double)run->g.n <= range && run->key.longest * range >= 1;
+}
+
 bool hex_weights_late(const hex_run *run, const hex_gradient *gradient) {
     const hex_problem *p = run->problem;
     bool one_side = !run->g.symmetric && !run->g.both_ways && gradient->rows && !gradient->cols;
     bool negatives_alone = !p->groups && !p->relation && p->period == 0 && p->self_offset < 0;
-    return one_side && negatives_alone && gradient->shared && gradient->all_global;
+    return one_side && negatives_alone && gradient->shared && gradient->all_global && weights_can_wait(run, gradient);
 }
 
 void hex_gradient_weigh(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,

@@ -84,7 +84,7 @@ typedef struct {
     void *scratch;             /* T[hex_scratch_elements] */
     void *exponentials;        /* sums: T, laid out as the tile and perhaps its values, filled with e^(s - shift), negative where
                                 * hierarchical; coefficients: the tile's values are those. NULL: neither. Needs a shared shift
-                                * and one threshold; coefficients from them beta 0 or 1 and PO = 0 */
+                                * and one threshold, or all_global; coefficients from them beta 0 or 1 and PO = 0 */
 } hex_sides;
 
 /* Memory that is wanted soon. */
