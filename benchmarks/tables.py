@@ -5,6 +5,8 @@
     python benchmarks/phases.py --output benchmarks/results/phases.md
     python benchmarks/tables.py
 
+On a machine with AVX2 alone the first two go to ``--output benchmarks/results/avx2``.
+
 Reads benchmarks/results; writes README.md and docs/performance.md.
 """
 
@@ -57,6 +59,18 @@ def promises(lines: list[dict[str, str]]) -> str:
     return f"{passed} of {len(lines)} lines pass. {machine(lines)}.\n\n{markdown(rows, 2)}"
 
 
+def elsewhere(acceptance: list[dict[str, str]], drop_ins: list[dict[str, str]]) -> str:
+    """Another machine's headlines, and the lines that fail there."""
+    names = ["what", "case", "threads", "required", "measured", "quartiles"]
+    counts, rows = [], [names]
+    for lines in (acceptance, drop_ins):
+        failed = [[line[name] for name in names] for line in lines if line["verdict"].startswith("FAIL")]
+        counts.append(f"{len(lines) - len(failed)} of {len(lines)}")
+        rows += failed
+    return (f"{headlines(acceptance)}\n\n{' lines of acceptance and '.join(counts)} of drop-ins pass. The others:\n\n"
+            f"{markdown(rows, 2)}")
+
+
 def waiting(sleeping: list[dict[str, str]], spinning: list[dict[str, str]]) -> str:
     """Both speeds of every drop-in."""
     other = {(line["what"], line["case"]): line["measured"] for line in spinning}
@@ -79,10 +93,12 @@ def fill(path: Path, parts: dict[str, str]) -> None:
 
 def main() -> None:
     acceptance, drop_ins = (records.read(RESULTS / f"{name}.csv") for name in ("acceptance", "drop-ins"))
+    avx2 = [records.read(RESULTS / "avx2" / f"{name}.csv") for name in ("acceptance", "drop-ins")]
     spinning = records.read(RESULTS / "spinning" / "drop-ins.csv")
     fill(ROOT / "README.md", {"speed": headlines(acceptance)})
     fill(ROOT / "docs" / "performance.md", {
-        "acceptance": promises(acceptance), "drop-ins": promises(drop_ins), "spinning": waiting(drop_ins, spinning),
+        "acceptance": promises(acceptance), "avx2": elsewhere(*avx2), "drop-ins": promises(drop_ins),
+        "spinning": waiting(drop_ins, spinning),
         "phases": (RESULTS / "phases.md").read_text(encoding="utf-8").strip()})
 
 
