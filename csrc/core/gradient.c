@@ -4,6 +4,14 @@
 
 #include "core.h"
 
+/* A column of the row state of a block of anchors, times scale, or NULL. */
+static void state_of(hex_anchor_block anchors, const double *row_state, int column, const double *scale, double *out) {
+    for (int64_t i = 0; i < anchors.rows; i++) {
+        out[i] = row_state[(anchors.first + i) * HEX_ROW_STATE + column];
+        if (scale) out[i] *= scale[anchors.first + i];
+    }
+}
+
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
                          int64_t block) {
     static const int from[HEX_PARAMS] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
@@ -11,12 +19,9 @@ void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const
     double value[HEX_TILE_ROWS];
     const hex_anchor_block anchors = hex_anchors_of(&run->g, block);
     for (int q = 0; q < HEX_PARAMS; q++) {
-        const bool scaled = scale && q >= HEX_P_GG && q <= HEX_P_PO;
-        for (int64_t i = 0; i < anchors.rows; i++) {
-            value[i] = row_state[(anchors.first + i) * HEX_ROW_STATE + from[q]];
-            if (scaled) value[i] *= scale[anchors.first + i];
-        }
-        for (int64_t i = 0; gradient->late && q == HEX_P_GG && i < anchors.rows; i++) value[i] = 1;
+        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO, later = gradient->late && q == HEX_P_GG;
+        state_of(anchors, row_state, from[q], scaled ? scale : NULL, value);
+        for (int64_t i = 0; later && i < anchors.rows; i++) value[i] = 1;
         for (int64_t i = anchors.rows; i < run->g.block_m; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
         run->k->narrow(value, run->g.block_m, gradient->params + (q * run->g.ap + anchors.at) * run->k->size);
     }
@@ -41,10 +46,7 @@ void hex_gradient_weigh(const hex_run *run, const hex_gradient *gradient, const 
     double weight[HEX_TILE_ROWS];
     const hex_anchor_block anchors = hex_anchors_of(&run->g, block);
     if (!gradient->late) return;
-    for (int64_t i = 0; i < anchors.rows; i++) {
-        weight[i] = row_state[(anchors.first + i) * HEX_ROW_STATE + HEX_R_GG];
-        if (scale) weight[i] *= scale[anchors.first + i];
-    }
+    state_of(anchors, row_state, HEX_R_GG, scale, weight);
     run->k->weigh_rows(hex_block(run, gradient->row_grad, run->g.block_m, block), weight, anchors.rows, run->g.block_m,
                        run->g.dp);
 }

@@ -115,10 +115,12 @@ static double LOCAL(length)(const T *x, int64_t count) {
 /* Of a buffer of P rows: a panel more than the rows, which would share few sets of the cache where D is a power of two. */
 static inline int64_t LOCAL(buffer_stride)(int64_t cols) { return (cols + P - 1) / P * P + P; }
 
+static inline bool LOCAL(is_half)(hex_dtype dtype) { return dtype == HEX_F16 || dtype == HEX_BF16; }
+
 /* P rows that lie in memory as columns, element after element of one column: read in squares, a line of memory at a time. */
 static void LOCAL(read_columns)(const hex_matrix *src, hex_dtype dtype, int64_t first, T *buffer, int64_t stride) {
     T square[P * P] __attribute__((aligned(HEX_PANEL_BYTES)));
-    const int64_t bytes = dtype == HEX_F16 || dtype == HEX_BF16 ? 2 : (int64_t)sizeof(T);
+    const int64_t bytes = LOCAL(is_half)(dtype) ? 2 : (int64_t)sizeof(T);
     const hex_matrix columns = {(const char *)src->data + first * bytes, src->cols, P, src->col_stride, 1};
     for (int64_t d0 = 0; d0 < src->cols; d0 += P) {
         for (int64_t d = d0; d < d0 + P; d++) {
@@ -161,8 +163,8 @@ static void LOCAL(read_rows)(const hex_matrix *src, hex_dtype dtype, int64_t fir
 static const T *LOCAL(whole_rows)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t left, bool normalize,
                                   double *norms, double *factor) {
     const T *rows = (const T *)src->data + first * src->row_stride;
-    if (dtype == HEX_F16 || dtype == HEX_BF16 || left < P || src->col_stride != 1 || src->cols % P != 0 ||
-        src->row_stride % P != 0 || (uintptr_t)src->data % HEX_PANEL_BYTES != 0)
+    if (LOCAL(is_half)(dtype) || left < P || src->col_stride != 1 || src->cols % P != 0 || src->row_stride % P != 0 ||
+        (uintptr_t)src->data % HEX_PANEL_BYTES != 0)
         return NULL;
     for (int64_t r = 0; r < P; r++) {
         norms[r] = LOCAL(length)(rows + r * src->row_stride, src->cols);
@@ -258,7 +260,7 @@ static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, 
                            const double *norms, int64_t first, int64_t rows, int64_t block, int64_t cols,
                            bool normalize, double scale, hex_dtype dtype, void *out, void *buffer) {
     const int64_t padded = (cols + P - 1) / P * P, stride = LOCAL(buffer_stride)(cols);
-    const bool direct = cols == padded && dtype != HEX_F16 && dtype != HEX_BF16;   /* written as computed */
+    const bool direct = cols == padded && !LOCAL(is_half)(dtype);   /* written as computed */
     for (int64_t i0 = 0; i0 < rows; i0 += P) {
         const int64_t count = rows - i0 < P ? rows - i0 : P;
         LOCAL(gather)(gk, gr, extra, i0, count, block, cols, buffer);
