@@ -37,10 +37,10 @@ RUNS = [(architecture, tier) for architecture in ("x86_64", "aarch64") for tier 
 def program(tmp_path_factory):
     """program(architecture, compiler, *flags): the compiled tests, built once."""
     @cache
-    def build(architecture: str, compiler: str, *flags: str) -> Path:
+    def build(architecture: str, compiler: str, *flags: str, lowered: tuple[tuple[str, str], ...] = ()) -> Path:
         link = [] if architecture == HERE else ["-static"]  # the emulator then needs no foreign libraries
         return kernels.build(Path("test_kernels"), SOURCES, architecture, compiler, tmp_path_factory.mktemp("kernels"),
-                             flags, link)
+                             flags, link, dict(lowered))
 
     return build
 
@@ -66,6 +66,17 @@ def test_tier(program, architecture, tier):
             pytest.skip(f"compiled, not run: {EMULATOR[architecture]} is not installed")
         command.insert(0, emulator)
     run(command)
+
+
+@pytest.mark.skipif(HERE != "x86_64", reason="AVX-512 in AVX2's instructions: x86-64 alone has those")
+def test_avx512_in_avx2(program):
+    """AVX-512's vectors, panels and blocks of registers, wherever there is AVX2: all of that tier but for the few
+    instructions that it names."""
+    compiler = kernels.compiler_for(HERE, HERE)
+    if not compiler:
+        pytest.skip("no C compiler: cc is not installed")
+    # -O3 would compile for a minute
+    run([str(program(HERE, compiler, "-O1", lowered=(("avx512", "avx2"),))), "avx512", "avx2"])
 
 
 @pytest.mark.parametrize("tier", kernels.tiers(HERE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,16 @@ def run(command: Sequence[object]) -> None:
 
 
 def build(program: Path, sources: Sequence[Path], architecture: str, compiler: str, folder: Path,
-          extra: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
+          extra: Sequence[str] = (), link: Sequence[str] = (), lowered: Mapping[str, str] | None = None) -> Path:
     """Compile the dispatch, every tier of the architecture and `sources`, and link them into `folder / program`.
 
-    extra goes to every compilation, link to the last step. Raises RuntimeError with the compiler's words.
+    extra goes to every compilation, link to the last step. lowered: tiers that are compiled with the instructions of
+    another. Raises RuntimeError with the compiler's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tier_flags = {ROOT / source: isa for source, isa in setup_table("TIERS")[architecture].items()}
+    for tier, other in (lowered or {}).items():  # no vector crosses a call: -Wno-psabi
+        tier_flags[KERNELS / f"{tier}.c"] = [*tier_flags[KERNELS / f"{other}.c"], "-Wno-psabi"]
     objects = []
     for source in (KERNELS / "dispatch.c", KERNELS / "scalar.c", *tier_flags, *sources):
         objects.append(folder / f"{source.stem}.o")

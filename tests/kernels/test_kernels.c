@@ -1,6 +1,7 @@
 /* test_kernels: runs every kernel of one tier against plain double loops.
  *
- *     test_kernels avx2       exit status 0: all is well, 1: not, 77: this CPU cannot run that tier
+ *     test_kernels avx2              exit status 0: all is well, 1: not, 77: this CPU cannot run that tier
+ *     test_kernels avx512 avx2       the first, compiled with the instructions of the second
  *
  * Here: product, exponential and the small passes over rows; the other kernels in the files beside it. */
 #include "check.h"
@@ -241,15 +242,17 @@ static const hex_kernels *const tables[] = {
 int main(int argc, char **argv) {
     const hex_tier *tier;
     int count = hex_tiers(&tier), found = 0;
-    const char *name = argc > 1 ? argv[1] : "";
+    const char *name = argc > 1 ? argv[1] : "", *instructions = argc > 2 ? argv[2] : name;
     for (int t = 0; t < count; t++) {
-        if (strcmp(tier[t].name, name) != 0 || !tier[t].compiled) continue;
+        if (strcmp(tier[t].name, instructions) != 0 || !tier[t].compiled) continue;
         found = 1;
-        if (!tier[t].supported) return printf("%s: this CPU does not support it\n", name), 77;
+        if (!tier[t].supported) return printf("%s: this CPU does not support it\n", instructions), 77;
     }
-    if (!found) return fprintf(stderr, "usage: test_kernels TIER\n"), 2;
+    if (!found) return fprintf(stderr, "usage: test_kernels TIER [INSTRUCTIONS]\n"), 2;
+    found = 0;
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++) {
         if (strcmp(tables[t]->tier, name) != 0) continue;
+        found = 1;
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
             checks = 0;
             tests[i].run(tables[t]);
@@ -258,5 +261,5 @@ int main(int argc, char **argv) {
         }
     }
     printf("%s: %d failures\n", name, failures);
-    return failures != 0;
+    return !found || failures != 0;
 }
