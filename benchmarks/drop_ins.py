@@ -3,12 +3,14 @@
 Where a library is not imported its loss is written out here from its definition, with the N x N arrays that it makes.
 "512 x 128" is the shape of each embedding that a loss takes; `tensors` says how many of them it takes. Their rows are
 of about unit length, so that the losses that do not normalise them (MoCo v2+, open_clip) see similarities as usual.
+Queues have the 65,536 keys of MoCo's recipe (solo-learn's default, and what lightly trains MoCo v2 with), and 4096.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from hexssl.compat import info_nce, lightly, metric_learning, open_clip, solo
 
-TAU, KEYS, FRACTION, COLUMNS = formulas.TEMPERATURE, 4096, 0.7, 128
+TAU, FRACTION, COLUMNS = formulas.TEMPERATURE, 0.7, 128
+SHORT, LONG = 4096, 65_536
 Loss = Callable[..., Tensor]
 
 
@@ -44,8 +47,8 @@ def _indexes(z: Tensor) -> Tensor:
     return torch.arange(len(z) // 2).repeat(2)
 
 
-def _queue() -> Tensor:
-    return normalize(torch.randn(KEYS, COLUMNS, generator=torch.Generator().manual_seed(1)))
+def _queue(keys: int) -> Tensor:
+    return normalize(torch.randn(keys, COLUMNS, generator=torch.Generator().manual_seed(1)))
 
 
 def _crossed(a: Tensor, k: Tensor) -> Tensor:
@@ -138,22 +141,22 @@ def _metric(name: str) -> Callable[[], Loss]:
     return make
 
 
-def _bank_peer() -> Loss:
+def _bank_peer(keys: int) -> Loss:
     """lightly copies its bank for every batch."""
-    queue = _queue()
+    queue = _queue(keys)
     return lambda a, k: _with_queue(normalize(a), normalize(k), queue.clone().T)
 
 
-def _bank() -> Loss:
-    loss = lightly.NTXentLoss(TAU, (KEYS, COLUMNS)).eval()  # the bank stays as it is
-    loss.memory_bank.bank = _queue()
+def _bank(keys: int) -> Loss:
+    loss = lightly.NTXentLoss(TAU, (keys, COLUMNS)).eval()  # the bank stays as it is
+    loss.memory_bank.bank = _queue(keys)
     return loss
 
 
-def _fixed_queue(function: Loss, transposed: bool = False) -> Callable[[], Loss]:
+def _fixed_queue(function: Loss, transposed: bool = False) -> Callable[[int], Loss]:
     """`function` of a query, a key without gradient, and the queue."""
-    def make() -> Loss:
-        queue = _queue().T.contiguous() if transposed else _queue()
+    def make(keys: int) -> Loss:
+        queue = _queue(keys).T.contiguous() if transposed else _queue(keys)
         return lambda a, k: function(a, k.detach(), queue)
 
     return make
@@ -172,14 +175,29 @@ def _unpaired_formula(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
     return _with_queue(normalize(query), normalize(key), normalize(negatives).T)
 
 
+def _queues(name: str, title: str, ours: Callable[[int], Loss], peer: Callable[[int], Loss]) -> dict[str, DropIn]:
+    """Against a short queue and a long one."""
+    return {name: DropIn(title, 2, partial(ours, SHORT), partial(peer, SHORT)),
+            f"{name}-long": DropIn(f"{title}, {LONG} keys", 2, partial(ours, LONG), partial(peer, LONG),
+                                   arrays=6 * (512 * LONG) / 1024**2, sizes=(512,))}  # of 512 x LONG, not 1024 x 1024
+
+
+def _unpaired_peer() -> Loss:
+    """The real one, where it is installed."""
+    if not find_spec("info_nce"):
+        return _unpaired_formula
+    from info_nce import info_nce as real
+
+    return lambda a, k, queue: real(a, k, queue, TAU)
+
+
 DROP_INS: dict[str, DropIn] = {
     "solo-simclr": DropIn("solo simclr_loss_func", 1, lambda: lambda z: solo.simclr_loss_func(z, _indexes(z), TAU),
                           lambda: formulas.infonce_masks),
     "solo-nnclr": DropIn("solo nnclr_loss_func", 2, lambda: lambda a, k: solo.nnclr_loss_func(a, k, TAU),
                          lambda: _crossed),
-    "solo-mocov2plus": DropIn("solo mocov2plus_loss_func", 2, _fixed_queue(
-        lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True),
-        _fixed_queue(_with_queue, True)),
+    **_queues("solo-mocov2plus", "solo mocov2plus_loss_func", _fixed_queue(
+        lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True), _fixed_queue(_with_queue, True)),
     "solo-mocov3": DropIn("solo mocov3_loss_func", 2, lambda: lambda a, k: solo.mocov3_loss_func(a, k, TAU),
                           lambda: _mocov3),
     "solo-simclr-adaptive": DropIn(
@@ -197,13 +215,13 @@ DROP_INS: dict[str, DropIn] = {
         "solo nnclr_loss_func_hex_fixed", 2, lambda: lambda a, k: solo.nnclr_loss_func_hex_fixed(a, k, TAU, FRACTION),
         lambda: lambda a, k: formulas.released(torch.cat([a, k]), FRACTION), 15),
     "lightly-ntxent": DropIn("lightly NTXentLoss", 2, lambda: lightly.NTXentLoss(TAU), lambda: _nt_xent),
-    "lightly-ntxent-bank": DropIn("lightly NTXentLoss, bank", 2, _bank, _bank_peer),
+    **_queues("lightly-ntxent-bank", "lightly NTXentLoss, bank", _bank, _bank_peer),
     "lightly-dcl": DropIn("lightly DCLLoss", 2, lambda: lightly.DCLLoss(TAU), lambda: _decoupled(None)),
     "lightly-dclw": DropIn("lightly DCLWLoss", 2, lambda: lightly.DCLWLoss(TAU), lambda: _decoupled(_weights)),
     "lightly-supcon": DropIn("lightly SupConLoss", 2, lambda: lightly.SupConLoss(TAU), lambda: _sup_con),
     "info-nce": DropIn("info_nce InfoNCE", 2, lambda: info_nce.InfoNCE(TAU), lambda: _crossed),
-    "info-nce-unpaired": DropIn("info_nce InfoNCE, negatives", 2, _fixed_queue(_unpaired),
-                                _fixed_queue(_unpaired_formula)),
+    **_queues("info-nce-unpaired", "info_nce InfoNCE, negatives", _fixed_queue(_unpaired),
+              _fixed_queue(_unpaired_peer())),
     "open-clip": DropIn("open_clip ClipLoss", 2, _clip_ours, lambda: _clip),
     "metric-ntxent-dense": DropIn("metric_learning NTXentLoss, dense peer", 1, _metric("NTXentLoss"),
                                   lambda: _own_denominators, sizes=(4096,)),  # the library's own needs 1.6 TiB there
@@ -214,8 +232,5 @@ if find_spec("pytorch_metric_learning"):
     DROP_INS["metric-supcon"] = DropIn("metric_learning SupConLoss", 1, _metric("SupConLoss"), _real("SupConLoss"), 20)
 if find_spec("info_nce"):
     from info_nce import InfoNCE
-    from info_nce import info_nce as real_info_nce
 
     DROP_INS["info-nce"] = replace(DROP_INS["info-nce"], peer=lambda: InfoNCE(TAU))
-    DROP_INS["info-nce-unpaired"] = replace(DROP_INS["info-nce-unpaired"], peer=_fixed_queue(
-        lambda a, k, queue: real_info_nce(a, k, queue, TAU)))
