@@ -65,28 +65,38 @@ INLINE void LOCAL(product_strip)(int64_t m, const int panels, int64_t k_panels, 
     }
 }
 
+/* Part of C: m rows over one chunk of k. */
+static void LOCAL(product_part)(int64_t m, int64_t n_panels, int64_t k_panels, const T *a, int64_t a_stride, const T *b,
+                                int64_t b_stride, T *c, int64_t c_stride, bool accumulate, hex_ahead *ahead) {
+    int64_t n = 0;
+    for (; n + HEX_PANELS <= n_panels; n += HEX_PANELS) {
+        if (accumulate)
+            LOCAL(product_strip)(m, HEX_PANELS, k_panels, a, a_stride, b + n * b_stride, b_stride, c + n * c_stride, c_stride,
+                                 true, ahead);
+        else
+            LOCAL(product_strip)(m, HEX_PANELS, k_panels, a, a_stride, b + n * b_stride, b_stride, c + n * c_stride, c_stride,
+                                 false, ahead);
+    }
+    for (; n < n_panels; n++)
+        LOCAL(product_strip)(m, 1, k_panels, a, a_stride, b + n * b_stride, b_stride, c + n * c_stride, c_stride, accumulate,
+                             ahead);
+}
+
 static void KERNEL(product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a_, int64_t a_stride,
                             const void *b_, int64_t b_stride, void *c_, int64_t c_stride, bool accumulate,
                             hex_ahead *ahead) {
     const T *a = a_, *b = b_;
     T *c = c_;
-    /* One panel of B over this many k stays in the first-level cache while all rows pass. */
-    const int64_t chunk = 16384 / (P * P * (int64_t)sizeof(T));
+    /* One panel of B over this many k stays in the first-level cache while rows of A pass, and as many rows of A as have `most`
+     * bytes of it stay in the second-level cache while panels of B pass. */
+    const int64_t chunk = 16384 / (P * P * (int64_t)sizeof(T)), most = 131072;
     for (int64_t k0 = 0; k0 < k_panels; k0 += chunk, accumulate = true) {
-        int64_t k = k_panels - k0 < chunk ? k_panels - k0 : chunk;
-        const T *ak = a + k0 * a_stride, *bk = b + k0 * P * P;
-        int64_t n = 0;
-        for (; n + HEX_PANELS <= n_panels; n += HEX_PANELS) {
-            if (accumulate)
-                LOCAL(product_strip)(m, HEX_PANELS, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride,
-                                     c_stride, true, ahead);
-            else
-                LOCAL(product_strip)(m, HEX_PANELS, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride,
-                                     c_stride, false, ahead);
-        }
-        for (; n < n_panels; n++)
-            LOCAL(product_strip)(m, 1, k, ak, a_stride, bk + n * b_stride, b_stride, c + n * c_stride, c_stride,
-                                 accumulate, ahead);
+        const int64_t k = k_panels - k0 < chunk ? k_panels - k0 : chunk;
+        const int64_t parts = (m * k * P * (int64_t)sizeof(T) + most - 1) / most;
+        const int64_t rows = ((m + parts - 1) / parts + HEX_MR - 1) / HEX_MR * HEX_MR;
+        for (int64_t i = 0; i < m; i += rows)
+            LOCAL(product_part)(m - i < rows ? m - i : rows, n_panels, k, a + k0 * a_stride + i * P, a_stride, b + k0 * P * P,
+                                b_stride, c + i * P, c_stride, accumulate, ahead);
     }
 }
 

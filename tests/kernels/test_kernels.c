@@ -62,13 +62,14 @@ static void poisoned_product(const hex_kernels *k) {
 }
 
 void test_product(const hex_kernels *k) {
-    const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 25, 64};
+    const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 25, 64, 130, 259};   /* the last: in parts */
     const int64_t depth[] = {1, 3, 16, 17, 32, 33, 65};   /* around the chunks that stay in cache */
     const int64_t p = k->panel;
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
         for (size_t d = 0; d < sizeof depth / sizeof *depth; d++) {
             if (depth[d] > 3 && rows[r] % 3 != 1) continue;   /* enough of them, at a third of the time */
             for (int64_t n = 1; n <= 5; n++) {
+                if (rows[r] > 64 && (n > 2 || depth[d] != 33)) continue;
                 int64_t m = rows[r], slack = (n % 3) * p;
                 shape s = {m, n, depth[d], m * p + slack, depth[d] * p * p + slack, m * p + slack};
                 one_product(k, s, (r + d + (size_t)n) % 2);
