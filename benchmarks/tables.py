@@ -13,9 +13,11 @@ Reads benchmarks/results; writes README.md and docs/performance.md.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import records
+from drop_ins import LONG
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,15 +62,19 @@ def promises(lines: list[dict[str, str]]) -> str:
 
 
 def elsewhere(acceptance: list[dict[str, str]], drop_ins: list[dict[str, str]]) -> str:
-    """Another machine's headlines, and the lines that fail there."""
+    """Another machine's headlines, the lines that fail there, and the drop-ins against long queues."""
     names = ["what", "case", "threads", "required", "measured", "quartiles"]
-    counts, rows = [], [names]
-    for lines in (acceptance, drop_ins):
-        failed = [[line[name] for name in names] for line in lines if line["verdict"].startswith("FAIL")]
-        counts.append(f"{len(lines) - len(failed)} of {len(lines)}")
-        rows += failed
-    return (f"{headlines(acceptance)}\n\n{' lines of acceptance and '.join(counts)} of drop-ins pass. The others:\n\n"
-            f"{markdown(rows, 2)}")
+
+    def some(of: list[dict[str, str]], wanted: Callable[[dict[str, str]], bool]) -> list[list[str]]:
+        return [[line[name] for name in names] for line in of if wanted(line)]
+
+    failed = [some(lines, lambda line: line["verdict"].startswith("FAIL")) for lines in (acceptance, drop_ins)]
+    passed = [f"{len(lines) - len(rows)} of {len(lines)}"
+              for lines, rows in zip((acceptance, drop_ins), failed, strict=True)]
+    long = some(drop_ins, lambda line: f"{LONG} keys" in line["what"])
+    return (f"{headlines(acceptance)}\n\n{' lines of acceptance and '.join(passed)} of drop-ins pass. The others:\n\n"
+            f"{markdown([names, *failed[0], *failed[1]], 2)}\n\nAgainst the queue of MoCo's recipe:\n\n"
+            f"{markdown([names, *long], 2)}")
 
 
 def waiting(sleeping: list[dict[str, str]], spinning: list[dict[str, str]]) -> str:
