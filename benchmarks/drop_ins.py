@@ -3,7 +3,7 @@
 Where a library is not imported its loss is written out here from its definition, with the N x N arrays that it makes.
 "512 x 128" is the shape of each embedding that a loss takes; `tensors` says how many of them it takes. Their rows are
 of about unit length, so that the losses that do not normalise them (MoCo v2+, open_clip) see similarities as usual.
-Queues have the 65,536 keys of MoCo's recipe (solo-learn's default, and what lightly trains MoCo v2 with), and 4096.
+Queues have the 65,536 keys of MoCo's recipe (solo-learn's default, and lightly's MoCo v2 on ImageNet), and 4096.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def elsewhere(acceptance: list[dict[str, str]], drop_ins: list[dict[str, str]]) 
               for lines, rows in zip((acceptance, drop_ins), failed, strict=True)]
     long = some(drop_ins, lambda line: f"{LONG} keys" in line["what"])
     return (f"{headlines(acceptance)}\n\n{' lines of acceptance and '.join(passed)} of drop-ins pass. The others:\n\n"
-            f"{markdown([names, *failed[0], *failed[1]], 2)}\n\nAgainst the queue of MoCo's recipe:\n\n"
+            f"{markdown([names, *failed[0], *failed[1]], 2)}\n\nAgainst queues of {LONG} keys:\n\n"
             f"{markdown([names, *long], 2)}")
 
 

@@ -70,7 +70,7 @@ def test_tier(program, architecture, tier):
 
 @pytest.mark.skipif(HERE != "x86_64", reason="AVX-512 in AVX2's instructions: x86-64 alone has those")
 def test_avx512_in_avx2(program):
-    """AVX-512's vectors, panels and blocks of registers, wherever there is AVX2: all of that tier but for the few
+    """AVX-512's vectors, panels and blocks of registers, wherever there is AVX2: that tier's source but for the few
     instructions that it names."""
     compiler = kernels.compiler_for(HERE, HERE)
     if not compiler:

@@ -49,7 +49,7 @@ def build(program: Path, sources: Sequence[Path], architecture: str, compiler: s
     folder.mkdir(parents=True, exist_ok=True)
     tier_flags = {ROOT / source: isa for source, isa in setup_table("TIERS")[architecture].items()}
     for tier, other in (lowered or {}).items():  # no vector crosses a call: -Wno-psabi
-        tier_flags[KERNELS / f"{tier}.c"] = [*tier_flags[KERNELS / f"{other}.c"], "-Wno-psabi"]
+        tier_flags[KERNELS / f"{tier}.c"] = [*tier_flags.get(KERNELS / f"{other}.c", []), "-DHEX_LOWERED", "-Wno-psabi"]
     objects = []
     for source in (KERNELS / "dispatch.c", KERNELS / "scalar.c", *tier_flags, *sources):
         objects.append(folder / f"{source.stem}.o")

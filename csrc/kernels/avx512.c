@@ -1,11 +1,11 @@
-/* AVX-512: 12 rows x 2 panels of one vector each: 24 accumulators of 32 registers. Compiled for less, as a test does that
- * has no CPU with AVX-512, it is the same kernels in the vectors there are. */
+/* AVX-512: 12 rows x 2 panels of one vector each: 24 accumulators of 32 registers. HEX_LOWERED: the same kernels in another
+ * tier's instructions, for a test. */
 #define HEX_TIER avx512
 #define HEX_TIER_NAME "avx512"
 #define HEX_VECTOR_BYTES 64
 #define HEX_MR 12
 #define HEX_PANELS 2
-#ifdef __AVX512F__
+#ifndef HEX_LOWERED
 #include <immintrin.h>
 
 #define HEX_ANY(mask) (_mm512_test_epi64_mask((__m512i)(mask), (__m512i)(mask)) != 0)
