@@ -5,7 +5,7 @@
     python benchmarks/phases.py --output benchmarks/results/phases.md
     python benchmarks/tables.py
 
-On a machine with AVX2 alone the first two go to ``--output benchmarks/results/avx2``.
+On a machine with AVX2 alone all but the spinning threads' go to benchmarks/results/avx2.
 
 Reads benchmarks/results; writes README.md and docs/performance.md.
 """
