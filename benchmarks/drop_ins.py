@@ -182,15 +182,6 @@ def _queues(name: str, title: str, ours: Callable[[int], Loss], peer: Callable[[
                                    arrays=6 * (512 * LONG) / 1024**2, sizes=(512,))}  # of 512 x LONG, not 1024 x 1024
 
 
-def _unpaired_peer() -> Loss:
-    """The real one, where it is installed."""
-    if not find_spec("info_nce"):
-        return _unpaired_formula
-    from info_nce import info_nce as real
-
-    return lambda a, k, queue: real(a, k, queue, TAU)
-
-
 DROP_INS: dict[str, DropIn] = {
     "solo-simclr": DropIn("solo simclr_loss_func", 1, lambda: lambda z: solo.simclr_loss_func(z, _indexes(z), TAU),
                           lambda: formulas.infonce_masks),
@@ -221,7 +212,7 @@ DROP_INS: dict[str, DropIn] = {
     "lightly-supcon": DropIn("lightly SupConLoss", 2, lambda: lightly.SupConLoss(TAU), lambda: _sup_con),
     "info-nce": DropIn("info_nce InfoNCE", 2, lambda: info_nce.InfoNCE(TAU), lambda: _crossed),
     **_queues("info-nce-unpaired", "info_nce InfoNCE, negatives", _fixed_queue(_unpaired),
-              _fixed_queue(_unpaired_peer())),
+              _fixed_queue(_unpaired_formula)),
     "open-clip": DropIn("open_clip ClipLoss", 2, _clip_ours, lambda: _clip),
     "metric-ntxent-dense": DropIn("metric_learning NTXentLoss, dense peer", 1, _metric("NTXentLoss"),
                                   lambda: _own_denominators, sizes=(4096,)),  # the library's own needs 1.6 TiB there
@@ -232,5 +223,9 @@ if find_spec("pytorch_metric_learning"):
     DROP_INS["metric-supcon"] = DropIn("metric_learning SupConLoss", 1, _metric("SupConLoss"), _real("SupConLoss"), 20)
 if find_spec("info_nce"):
     from info_nce import InfoNCE
+    from info_nce import info_nce as real_info_nce
 
     DROP_INS["info-nce"] = replace(DROP_INS["info-nce"], peer=lambda: InfoNCE(TAU))
+    _real_unpaired = _fixed_queue(lambda a, k, queue: real_info_nce(a, k, queue, TAU))
+    for _name, _keys in (("info-nce-unpaired", SHORT), ("info-nce-unpaired-long", LONG)):
+        DROP_INS[_name] = replace(DROP_INS[_name], peer=partial(_real_unpaired, _keys))

@@ -13,7 +13,6 @@ Reads benchmarks/results; writes README.md and docs/performance.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import records
@@ -53,27 +52,31 @@ def headlines(lines: list[dict[str, str]]) -> str:
     return f"{markdown(rows, 1)}\n\nThreads: {' / '.join(map(str, threads))}. {machine(lines)}."
 
 
+def columns(lines: list[dict[str, str]], names: list[str]) -> list[list[str]]:
+    return [[line[name] for name in names] for line in lines]
+
+
+def failing(lines: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [line for line in lines if line["verdict"].startswith("FAIL")]
+
+
+def passing(lines: list[dict[str, str]]) -> str:
+    return f"{len(lines) - len(failing(lines))} of {len(lines)}"
+
+
 def promises(lines: list[dict[str, str]]) -> str:
     """Every line, with what was required and whether it was reached."""
     names = ["what", "case", "threads", "required", "aim", "measured", "quartiles", "verdict"]
-    passed = sum(not line["verdict"].startswith("FAIL") for line in lines)
-    rows = [names, *([line[name] for name in names] for line in lines)]
-    return f"{passed} of {len(lines)} lines pass. {machine(lines)}.\n\n{markdown(rows, 2)}"
+    return f"{passing(lines)} lines pass. {machine(lines)}.\n\n{markdown([names, *columns(lines, names)], 2)}"
 
 
 def elsewhere(acceptance: list[dict[str, str]], drop_ins: list[dict[str, str]]) -> str:
     """Another machine's headlines, the lines that fail there, and the drop-ins against long queues."""
     names = ["what", "case", "threads", "required", "measured", "quartiles"]
-
-    def some(of: list[dict[str, str]], wanted: Callable[[dict[str, str]], bool]) -> list[list[str]]:
-        return [[line[name] for name in names] for line in of if wanted(line)]
-
-    failed = [some(lines, lambda line: line["verdict"].startswith("FAIL")) for lines in (acceptance, drop_ins)]
-    passed = [f"{len(lines) - len(rows)} of {len(lines)}"
-              for lines, rows in zip((acceptance, drop_ins), failed, strict=True)]
-    long = some(drop_ins, lambda line: f"{LONG} keys" in line["what"])
-    return (f"{headlines(acceptance)}\n\n{' lines of acceptance and '.join(passed)} of drop-ins pass. The others:\n\n"
-            f"{markdown([names, *failed[0], *failed[1]], 2)}\n\nAgainst queues of {LONG} keys:\n\n"
+    failed = columns(failing(acceptance) + failing(drop_ins), names)
+    long = columns([line for line in drop_ins if f"{LONG} keys" in line["what"]], names)
+    return (f"{headlines(acceptance)}\n\n{passing(acceptance)} lines of acceptance and {passing(drop_ins)} of drop-ins "
+            f"pass. The others:\n\n{markdown([names, *failed], 2)}\n\nAgainst queues of {LONG} keys:\n\n"
             f"{markdown([names, *long], 2)}")
 
 

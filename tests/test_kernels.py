@@ -37,12 +37,19 @@ RUNS = [(architecture, tier) for architecture in ("x86_64", "aarch64") for tier 
 def program(tmp_path_factory):
     """program(architecture, compiler, *flags): the compiled tests, built once."""
     @cache
-    def build(architecture: str, compiler: str, *flags: str, lowered: tuple[tuple[str, str], ...] = ()) -> Path:
+    def build(architecture: str, compiler: str, *flags: str) -> Path:
         link = [] if architecture == HERE else ["-static"]  # the emulator then needs no foreign libraries
         return kernels.build(Path("test_kernels"), SOURCES, architecture, compiler, tmp_path_factory.mktemp("kernels"),
-                             flags, link, dict(lowered))
+                             flags, link)
 
     return build
+
+
+def own_compiler() -> str:
+    compiler = kernels.compiler_for(HERE, HERE)
+    if not compiler:
+        pytest.skip("no C compiler: cc is not installed")
+    return compiler
 
 
 def run(command: list[str]) -> None:
@@ -69,22 +76,19 @@ def test_tier(program, architecture, tier):
 
 
 @pytest.mark.skipif(HERE != "x86_64", reason="AVX-512 in AVX2's instructions: x86-64 alone has those")
-def test_avx512_in_avx2(program):
+def test_avx512_in_avx2(tmp_path):
     """AVX-512's vectors, panels and blocks of registers, wherever there is AVX2: that tier's source but for the few
     instructions that it names."""
-    compiler = kernels.compiler_for(HERE, HERE)
-    if not compiler:
-        pytest.skip("no C compiler: cc is not installed")
-    # -O3 would compile for a minute
-    run([str(program(HERE, compiler, "-O1", lowered=(("avx512", "avx2"),))), "avx512", "avx2"])
+    program = kernels.build(Path("test_kernels"), SOURCES, HERE, own_compiler(), tmp_path,
+                            ["-O1"],  # -O3 would compile for a minute
+                            lowered={"avx512": "avx2"})
+    run([str(program), "avx512", "avx2"])
 
 
 @pytest.mark.parametrize("tier", kernels.tiers(HERE))
 def test_tier_with_sanitizers(program, tier, tmp_path):
     """No read or write outside an array, no undefined shift, overflow or conversion."""
-    compiler = kernels.compiler_for(HERE, HERE)
-    if not compiler:
-        pytest.skip("no C compiler: cc is not installed")
+    compiler = own_compiler()
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     if subprocess.run([compiler, *SANITIZE, probe, "-o", tmp_path / "probe"], capture_output=True).returncode != 0:

@@ -109,8 +109,8 @@ typedef struct {
     void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
                    int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale, hex_dtype dtype,
                    void *out, void *buffer);
-    /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels, m >= 1. ahead (or NULL) is brought into the second-level
-     * cache meanwhile and moved on, a line (P elements) for every row of C's panels that is passed. */
+    /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels, m >= 1. ahead (or NULL) is brought into the
+     * second-level cache meanwhile and moved on, a line (P elements) for every row of C's panels that is passed. */
     void (*product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a, int64_t a_stride, const void *b,
                     int64_t b_stride, void *c, int64_t c_stride, bool accumulate, hex_ahead *ahead);
     /* C[p][i][P] of a square: blocks of P x P with rows past the columns get the block mirrored at the diagonal. */

@@ -243,7 +243,7 @@ static const hex_kernels *const tables[] = {
 
 int main(int argc, char **argv) {
     const hex_tier *tier;
-    int count = hex_tiers(&tier), found = 0;
+    int count = hex_tiers(&tier), found = 0, ran = 0;
     const char *name = argc > 1 ? argv[1] : "", *instructions = argc > 2 ? argv[2] : name;
     for (int t = 0; t < count; t++) {
         if (strcmp(tier[t].name, instructions) != 0 || !tier[t].compiled) continue;
@@ -251,10 +251,9 @@ int main(int argc, char **argv) {
         if (!tier[t].supported) return printf("%s: this CPU does not support it\n", instructions), 77;
     }
     if (!found) return fprintf(stderr, "usage: test_kernels TIER [INSTRUCTIONS]\n"), 2;
-    found = 0;
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++) {
         if (strcmp(tables[t]->tier, name) != 0) continue;
-        found = 1;
+        ran = 1;
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
             checks = 0;
             tests[i].run(tables[t]);
@@ -262,7 +261,7 @@ int main(int argc, char **argv) {
             if (checks == 0) failures++;
         }
     }
-    if (!found) return fprintf(stderr, "no such tier: %s\n", name), 2;
+    if (!ran) return fprintf(stderr, "no such tier: %s\n", name), 2;
     printf("%s: %d failures\n", name, failures);
     return failures != 0;
 }
