@@ -59,7 +59,7 @@ setup(
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                            ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"), *LIMITED_API],
             extra_link_args=["-Wl,--as-needed"],
-            libraries=["m", "dl"],
+            libraries=["m", "dl", "pthread"],
             py_limited_api=not FREE_THREADED,
         )
     ],

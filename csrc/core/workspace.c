@@ -5,6 +5,7 @@
  * those of its token). Held and free slabs together stay within the budget; the oldest go first. Callers beyond what
  * the table holds get loose slabs, which live for one call. */
 #define _DEFAULT_SOURCE
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -39,6 +40,17 @@ static void acquire(void) {
 }
 
 static void release(void) { atomic_flag_clear_explicit(&lock, memory_order_release); }
+
+/* In the child of a fork no other thread goes on: who took a slab is not there to put it back. What an abandoned slab points to
+ * is not freed: the fork may have come from within its use. */
+static void after_fork(void) {
+    for (int s = 0; s < SLABS; s++)
+        if (slabs[s].state == IN_USE) slabs[s] = (hex_slab){0};
+    release();
+}
+
+/* A fork must not copy a lock that another thread holds. */
+__attribute__((constructor)) static void survive_fork(void) { pthread_atfork(acquire, release, after_fork); }
 
 static int64_t budget_locked(void) {
     if (budget >= 0) return budget;
