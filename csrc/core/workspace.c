@@ -41,17 +41,6 @@ static void acquire(void) {
 
 static void release(void) { atomic_flag_clear_explicit(&lock, memory_order_release); }
 
-/* In the child of a fork no other thread goes on: who took a slab is not there to put it back. What an abandoned slab points to
- * is not freed: the fork may have come from within its use. */
-static void after_fork(void) {
-    for (int s = 0; s < SLABS; s++)
-        if (slabs[s].state == IN_USE) slabs[s] = (hex_slab){0};
-    release();
-}
-
-/* A fork must not copy a lock that another thread holds. */
-__attribute__((constructor)) static void survive_fork(void) { pthread_atfork(acquire, release, after_fork); }
-
 static int64_t budget_locked(void) {
     if (budget >= 0) return budget;
     int64_t quarter = (int64_t)sysconf(_SC_PHYS_PAGES) / 4 * (int64_t)sysconf(_SC_PAGESIZE);
@@ -64,6 +53,17 @@ static void discard(hex_slab *slab) {
     free(slab->memory);
     *slab = (hex_slab){0};
 }
+
+/* In the child of a fork no other thread goes on: who took a slab is not there to put it back. The thread that forks is never
+ * within the core itself. */
+static void after_fork(void) {
+    for (int s = 0; s < SLABS; s++)
+        if (slabs[s].state == IN_USE) discard(slabs + s);
+    release();
+}
+
+/* A fork must not copy a lock that another thread holds. */
+__attribute__((constructor)) static void survive_fork(void) { pthread_atfork(acquire, release, after_fork); }
 
 /* Discards the oldest slabs until what rests, plus `coming` bytes, fits the budget. */
 static void shrink(int64_t coming) {
