@@ -294,6 +294,7 @@ z, stop = torch.randn(2000, 64, requires_grad=True), threading.Event()
 def work():
     while not stop.is_set():
         info_nce(z).backward()
+info_nce(torch.eye(4, requires_grad=True)).backward()  # torch sets itself up under locks of its own
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
 for _ in range(60):
