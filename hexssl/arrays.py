@@ -158,9 +158,15 @@ def _flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def _unmasked(name: str, value: ArrayLike) -> Array:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        _refuse(ValueError, name, value, "an array without masked elements: fill them, or leave their rows out")
+    return np.asarray(value)
+
+
 def _embeddings(name: str, value: ArrayLike, anchors: Array | None = None) -> Array:
     accepted = "a (rows, columns) array of float32, float64 or float16, rows >= 1 and columns >= 1"
-    array = np.asarray(value)
+    array = _unmasked(name, value)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         _refuse(TypeError, name, array, accepted)
     if array.ndim != 2 or array.size == 0:
@@ -173,7 +179,7 @@ def _embeddings(name: str, value: ArrayLike, anchors: Array | None = None) -> Ar
 
 
 def _ids(name: str, value: ArrayLike, rows: int) -> Array:
-    array = np.asarray(value)
+    array = _unmasked(name, value)
     if array.dtype.kind not in "iu":
         _refuse(TypeError, name, array, f"a ({rows},) array of integers")
     if array.shape != (rows,):
@@ -185,7 +191,7 @@ def _ids(name: str, value: ArrayLike, rows: int) -> Array:
 
 def _relation(value: ArrayLike, shape: tuple[int, int]) -> Array:
     accepted = f"a {shape} array of int8: +1 positive, -1 negative, 0 neither"
-    array = np.asarray(value)
+    array = _unmasked("relation", value)
     if array.dtype != np.int8:
         _refuse(TypeError, "relation", array, accepted)
     if array.shape != shape:
@@ -310,7 +316,8 @@ def hex_loss(
         Key ``i + self_offset`` is anchor i itself. None: 0 where the keys are the anchors, else none is.
     threshold : "adaptive", number, () or (M,) array of floats, or None
         On the cosine; negatives strictly above it are hierarchical. "adaptive": the mean over the anchors of the 0.99
-        quantile of their cosines. None: no hierarchical negatives, which is InfoNCE.
+        quantile of their cosines. None: no hierarchical negatives, which with
+        formulation="weighted" is InfoNCE.
     temperature : float > 0
     beta : float >= 0
         Concentration of the hardness weights (Robinson et al., ICLR 2021).

@@ -252,6 +252,10 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
 def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
               scale: float = 1.0, statistics: bool = True) -> tuple[Tensor, Tensor]:
     """Loss, times `scale`, and statistics, as the operator has them; given the threshold, or what it comes from."""
+    if settings.formulation == "released":  # it has positives and a denominator of its own
+        settings = settings._replace(positives="sum", denominator="all")
+    if settings.formulation == "released":  # it has positives and a denominator of its own
+        settings = settings._replace(positives="sum", denominator="all")
     if not problem.anchors.is_cpu:
         assert not isinstance(decided, Measurement)
         loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
@@ -347,7 +351,7 @@ def hex_loss(
         keys are the anchors, else no key is an anchor.
     threshold : "adaptive", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
         On the cosine; negatives strictly above it are hierarchical. "adaptive" is ``AdaptiveThreshold()``. None: no
-        hierarchical negatives, which is InfoNCE.
+        hierarchical negatives, which with formulation="weighted" is InfoNCE.
     temperature : float > 0, or 0-d tensor that may require grad
         A tensor's value is not read: a temperature <= 0 or NaN in it gives a NaN loss.
     beta : float >= 0

@@ -34,14 +34,16 @@ class HEXMonitor(pl.Callback):
     """Sets the epoch of every hexssl loss and threshold inside the LightningModule, and logs their statistics.
 
     The epoch is set before the sanity check, at the start of training and of every training epoch, so that a resumed
-    run goes on with the right one, in the middle of an epoch too. The fields of `hexssl.HEXStats` of the last batch go
+    run goes on with the right one, in the middle of an epoch too; and before validation and testing on their own,
+    where none is known. The fields of `hexssl.HEXStats` of the last batch go
     to all loggers of the trainer, as ``<prefix>/threshold`` and so on; with several losses as
     ``<prefix>/<name of the loss in the module>/threshold``.
 
     Parameters
     ----------
-    every_n_steps : int >= 1
-        Optimizer steps from one record to the next. The host waits for the statistics only then.
+    every_n_steps : int >= 1, or None
+        Optimizer steps from one record to the next; None: the trainer's ``log_every_n_steps``, where 0 is never. The
+        host waits for the statistics only then.
     prefix : str
 
     Raises
@@ -66,9 +68,11 @@ class HEXMonitor(pl.Callback):
         lightning.Trainer(callbacks=[monitor]).fit(SimCLR(), loader)
     """
 
-    def __init__(self, every_n_steps: int = 50, prefix: str = "hex") -> None:
+    def __init__(self, every_n_steps: int | None = None, prefix: str = "hex") -> None:
         super().__init__()
-        self.every_n_steps = validation.integer("every_n_steps", every_n_steps, 1, "an int >= 1")
+        if every_n_steps is not None:
+            every_n_steps = validation.integer("every_n_steps", every_n_steps, 1, "None or an int >= 1")
+        self.every_n_steps = every_n_steps
         if not isinstance(prefix, str):
             raise TypeError(f"prefix: got {validation.describe(prefix)}; accepted: a str")
         self.prefix = prefix
@@ -86,6 +90,12 @@ class HEXMonitor(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _tell_epoch(trainer, pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _tell_epoch(trainer, pl_module, unknown_only=True)  # one from a checkpoint is right, the trainer's may be 0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _tell_epoch(trainer, pl_module, unknown_only=True)
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:
         self._step = trainer.global_step  # the step under which the module's own logs of this batch appear
@@ -93,7 +103,8 @@ class HEXMonitor(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
         # A batch may take no step (accumulated gradients) or several (several optimizers).
-        due = trainer.global_step // self.every_n_steps > self._step // self.every_n_steps
+        every: int = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
+        due = every > 0 and trainer.global_step // every > self._step // every
         if not due or not trainer.is_global_zero:
             return
         metrics = self._metrics(pl_module)
@@ -114,7 +125,7 @@ class HEXMonitor(pl.Callback):
         return metrics
 
 
-def _tell_epoch(trainer: pl.Trainer, pl_module: nn.Module) -> None:
+def _tell_epoch(trainer: pl.Trainer, pl_module: nn.Module, unknown_only: bool = False) -> None:
     for module in pl_module.modules():
-        if isinstance(module, _Loss | Threshold):
+        if isinstance(module, Threshold) and not (unknown_only and module.epoch is not None):
             module.set_epoch(trainer.current_epoch)

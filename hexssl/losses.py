@@ -55,6 +55,10 @@ class _Loss(nn.Module):
         super().__init__()
         make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
                       reduction)
+        if isinstance(temperature, Tensor) and not temperature.is_leaf:
+            raise ValueError("temperature: got a tensor that was computed with gradient, which has but one backward; "
+                             "accepted: a number, a parameter or another leaf; hexssl.hex_loss takes a new temperature "
+                             "in every step")
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
@@ -77,8 +81,11 @@ class _Loss(nn.Module):
         """This module's, or those given, checked."""
         return make_settings(
             self.temperature if temperature is None else temperature, self.beta, self.tau_plus, self.local_weight,
-            self.formulation, self.positives, self.denominator, self.normalize if normalize is None else normalize,
+            *self._form(), self.normalize if normalize is None else normalize,
             self.reduction if reduction is None else reduction, problem.anchors.device, normalize_keys=normalize_keys)
+
+    def _form(self) -> tuple[str, str, str]:
+        return self.formulation, self.positives, self.denominator
 
     def _evaluate(self, problem: Problem) -> tuple[Tensor, Tensor]:
         return evaluate(problem, self._settings(problem), self.threshold)
@@ -251,6 +258,9 @@ class CrossHEXLoss(_Loss):
             loss, seen = self._evaluate(make_problem(anchors, queue, keys, groups, key_groups, None, None))
             self._seen = (seen,)
             return loss
+        if groups is None and keys.shape[0] < anchors.shape[0]:
+            raise ValueError(f"keys: got {validation.describe(keys)} without groups; accepted: a row for each of the "
+                             f"{anchors.shape[0]} anchors, key i the positive of anchor i, and others behind them")
         there = make_problem(anchors, keys, None, groups, key_groups, None, None)
         if not self.symmetric:
             loss, seen = self._evaluate(there)

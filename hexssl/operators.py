@@ -166,9 +166,11 @@ class _ContrastAtOnce(Function):
 
 def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
     compiling = torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
-    if ctx.kept and not compiling:
-        gradients = ctx.kept.pop()  # in place: ctx may be another's view of the real one
-    else:
+    try:  # in place: ctx may be another's view of the real one; and at once: another thread's backward may come first
+        gradients = None if compiling else ctx.kept.pop()
+    except IndexError:
+        gradients = None
+    if gradients is None:
         anchors, *saved = ctx.saved_tensors if saved is None else saved
         gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *ctx.again)[4:]
     if compiling:

@@ -45,7 +45,8 @@ class FeatureQueue(nn.Module):
     Rows and their number are part of ``state_dict``, also where the queue is not yet full. The number is held as a
     plain int: no method waits for the device, but ``torch.compile`` would compile anew for every number, so that the
     queue belongs outside of what is compiled. With ``gather=False`` the queue does not belong inside a
-    ``DistributedDataParallel`` module, which overwrites buffers with those of rank 0. NNCLR asks for the nearest rows
+    ``DistributedDataParallel`` module, which overwrites buffers with those of rank 0. A copy that follows by buffers
+    alone (``AveragedModel(use_buffers=True)``) does not learn the number of rows. NNCLR asks for the nearest rows
     before it pushes the batch, whose rows would find themselves.
 
     Examples
@@ -165,7 +166,8 @@ class FeatureQueue(nn.Module):
         rows = self.stored_rows[: len(self)]
         lengths = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)  # that of z does not change the order
         blocks = z.to(rows.dtype).split(max(1, _BLOCK // len(rows)))
-        return torch.cat([(block @ rows.mT / lengths).topk(k, dim=1).indices for block in blocks])
+        with validation.full_precision(z.device):
+            return torch.cat([(block @ rows.mT / lengths).topk(k, dim=1).indices for block in blocks])
 
     def _write(self, stored: Tensor, rows: Tensor) -> None:
         """The last `size` rows behind the newest ones, going on at the beginning where the end is reached."""

@@ -9,7 +9,6 @@ gradients meet `inf - inf`. Nothing waits for the device. Arguments are taken as
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from math import inf, log, log1p, nan
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 from torch.utils.checkpoint import checkpoint
+
+from hexssl.validation import full_precision
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -105,7 +106,7 @@ def hex_loss(
     >>> round(loss.item(), 4)  # log(1 + 2 / e)
     0.5514
     """
-    with _full_precision(anchors.device):
+    with full_precision(anchors.device):
         problem = _problem(anchors, keys, paired, groups, key_groups, relation, self_offset, normalize,
                            normalize_keys)
         tau = _scalar(temperature, problem.anchors)
@@ -152,7 +153,7 @@ def similarity_stats(
     >>> stats[0].tolist(), mean_quantile.item()
     ([0.0, 1.0, 0.5, 0.25, 4.0, 1.0], 1.0)
     """
-    with _full_precision(anchors.device):
+    with full_precision(anchors.device):
         problem = _problem(anchors, keys, None, groups, key_groups, relation, self_offset, normalize,
                            normalize_keys)
         (row_stats,) = _by_chunks(
@@ -161,12 +162,6 @@ def similarity_stats(
         present = row_stats[:, 4] > 0
         total = torch.where(present, row_stats[:, 5], 0).sum()
         return row_stats, total / present.sum()
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager:
-    """Autocast would compute the cosines in half precision."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,

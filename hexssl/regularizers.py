@@ -53,6 +53,14 @@ def _check_pair(names: tuple[str, str], pair: tuple[Any, Any]) -> None:
                          f"{names[0]}, {validation.describe(first)}")
 
 
+def _check_views(name: str, pair: Any) -> None:
+    accepted = "a pair of (B, D) tensors, one for each of two views"
+    if not isinstance(pair, Tensor | tuple | list):
+        raise TypeError(f"{name}: got {validation.describe(pair)}; accepted: {accepted}")
+    if (isinstance(pair, Tensor) and pair.dim() == 0) or len(pair) != 2:
+        raise ValueError(f"{name}: got {validation.describe(pair)}; accepted: {accepted}")
+
+
 def _scalar_hex(options: dict[str, Any]) -> HEXLoss:
     criterion = HEXLoss(**options)
     if criterion.reduction == "none":
@@ -130,7 +138,7 @@ class HEXRegularized(nn.Module):
         -------
         0-d tensor
         """
-        _check_pair(("z1", "z2"), (z1, z2))
+        _check_pair(("z1", "z2"), validation.autocast(z1, z2))
         base = self.base_loss(z1, z2, *args, **kwargs)
         if not isinstance(base, Tensor):
             raise TypeError(f"base_loss: returned {validation.describe(base)}; accepted: a 0-d tensor")
@@ -177,14 +185,17 @@ def feature_redundancy(projections: Pair, momentum_projections: Pair) -> Tensor:
     tensor(0.)
     """
     names = ("projections[0]", "projections[1]", "momentum_projections[0]", "momentum_projections[1]")
-    views = (*projections, *momentum_projections)
+    _check_views("projections", projections)
+    _check_views("momentum_projections", momentum_projections)
+    views = validation.autocast(*projections, *momentum_projections)
     for name, view in zip(names[1:], views[1:], strict=True):
         _check_pair((names[0], name), (views[0], view))
     dim = views[0].shape[1]
     if dim < 2:
         raise ValueError(f"projections[0]: got {validation.describe(views[0])}; accepted: 2 columns or more")
     z1, z2, m1, m2 = (normalize(view, dim=0) for view in views)
-    both = torch.stack((m1.mT @ z2, m2.mT @ z1))
+    with validation.full_precision(z1.device):
+        both = torch.stack((m1.mT @ z2, m2.mT @ z1))
     diagonal = both.diagonal(dim1=1, dim2=2)
     # norms instead of roots of means: their gradient is defined at zero
     on = torch.linalg.vector_norm(diagonal - 1) / (2 * dim) ** 0.5
@@ -246,6 +257,9 @@ class All4OneLoss(nn.Module):
         -------
         0-d tensor
         """
+        for name, pair in (("neighbours", neighbours), ("predictions", predictions), ("centroids", centroids),
+                           ("shifted", shifted)):
+            _check_views(name, pair)
         neighbour = self._both_ways(self.neighbour_contrast, neighbours, predictions)
         centroid = self._both_ways(self.centroid_contrast, centroids, shifted)
         return (neighbour + centroid + 10 * feature_redundancy(projections, momentum_projections)) / 2

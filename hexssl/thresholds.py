@@ -144,7 +144,8 @@ def _widest(value: Tensor, device: torch.device) -> Tensor:
 
 
 def _scalar(value: float) -> Tensor:
-    return _widest(torch.tensor(value, dtype=torch.float64, device="cpu"), torch.get_default_device())
+    # the default device as torch.compile can follow it
+    return _widest(torch.tensor(value, dtype=torch.float64, device="cpu"), torch.empty(0).device)
 
 
 def _inf_if_undefined(estimate: Tensor) -> Tensor:

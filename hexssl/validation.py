@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from numbers import Integral, Real
 from typing import Any, NoReturn
@@ -170,6 +171,12 @@ def autocast(*values: Any) -> tuple[Any, ...]:
     for tensor in tensors[1:]:
         widest = torch.promote_types(widest, tensor.dtype)
     return tuple(value.to(widest) if isinstance(value, Tensor) else value for value in values)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast would multiply in half precision."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> None:

@@ -253,3 +253,17 @@ def test_ids_that_int64_cannot_hold():
         arrays.hex_loss(np.eye(2, 3), np.eye(2, 3), groups=np.array([2**64 - 1, 1], np.uint64), key_groups=[-1, 1])
     loss = arrays.hex_loss(np.eye(2, 3), np.eye(2, 3), groups=np.array([3, 1], np.uint64), key_groups=[3, 1]).loss
     assert loss == arrays.hex_loss(np.eye(2, 3), np.eye(2, 3), groups=[3, 1], key_groups=[3, 1]).loss
+
+
+def test_masked_elements_are_refused():
+    masked = np.ma.masked_array(Z, mask=np.arange(Z.size).reshape(Z.shape) == 5)
+    with pytest.raises(ValueError, match="^anchors: got .*masked"):
+        arrays.hex_loss(masked)
+    with pytest.raises(ValueError, match="^groups: got .*masked"):
+        arrays.hex_loss(Z, groups=np.ma.masked_equal(np.arange(len(Z)) % 3, 1))
+    assert arrays.hex_loss(np.ma.masked_array(Z)).loss == arrays.hex_loss(Z).loss
+
+
+def test_sizes_that_no_memory_holds_are_refused():
+    with pytest.raises(ValueError, match=r"2\^48 elements"):
+        arrays.info_nce(np.broadcast_to(np.zeros((1, 1), np.float32), (2**24 + 2, 2**25)))

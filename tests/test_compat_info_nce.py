@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -144,6 +146,8 @@ def test_hex_of_own_negatives(make, reduction, settings):
     (lambda: info_nce(X, X, X.float()), "negative_keys"),
     (lambda: info_nce(X, X, X[:, :2]), "negative_keys"),
     (lambda: info_nce(X, X, temperature=0), "temperature"),
+    (lambda: info_nce(X.numpy(), X), "query"), (lambda: info_nce(X, [[1.0]]), "positive_key"),
+    (lambda: info_nce(X, X, X.numpy()), "negative_keys"),
 ])
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
@@ -167,3 +171,21 @@ def test_negatives_of_ones_own_keep_the_rules():
         criterion(query, key, negatives[:, :0])
     with pytest.raises(TypeError, match="query: got .*int64"):
         criterion(query.long(), key.long(), negatives.long())
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 5, 3)])
+def test_autocast_does_not_lower_the_precision(shape):
+    query, key, negatives = torch.randn(4, 3), torch.randn(4, 3), torch.randn(shape)
+    mode = "paired" if len(shape) == 3 else "unpaired"
+    expected = info_nce(query, key, negatives, 0.05, negative_mode=mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(info_nce(query, key, negatives, 0.05, negative_mode=mode), expected)
+
+
+@pytest.mark.parametrize("more", [(), (torch.randn(4, 5, 3),)])
+def test_temperature_computed_anew_in_every_step(more):
+    log_scale = torch.tensor(2.0, requires_grad=True)
+    criterion = partial(info_nce, negative_mode="paired" if more else "unpaired")
+    for _ in range(2):
+        criterion(torch.randn(4, 3), torch.randn(4, 3), *more, temperature=1 / log_scale.exp()).backward()
+    assert log_scale.grad.abs() > 0

@@ -248,6 +248,32 @@ def test_a_checkpoint_with_the_bank_is_loaded(size):
         loss.load_state_dict({"memory_bank.other": torch.ones(1)})
 
 
+@pytest.mark.parametrize(("size", "saved", "message"), [
+    ((6, 3), {"bank": torch.ones(9, 3)}, r"size mismatch .*bank: .*\(9, 3\)"),
+    ((6, 3), {"bank": torch.ones(3, 6)}, "size mismatch"),  # columns first, as in early versions
+    (6, {"bank": torch.ones(7, 3)}, "size mismatch"), (6, {"bank": torch.ones(7)}, "size mismatch"),
+    ((6, 3), {"bank_ptr": torch.tensor(2)}, "size mismatch"),
+    ((6, 3), {"bank_ptr": torch.tensor([6])}, "bank_ptr: got 6"),
+])
+def test_a_bank_of_another_size_is_refused(size, saved, message):
+    loss = lightly.NTXentLoss(memory_bank_size=size)
+    before = loss.memory_bank.bank.clone()
+    with pytest.raises(RuntimeError, match=message):
+        loss.load_state_dict({f"memory_bank.{name}": value for name, value in saved.items()})
+    assert torch.equal(loss.memory_bank.bank, before) or len(before.shape) == 1
+
+
+@pytest.mark.parametrize("size", [(6, 3), 6])
+def test_training_after_a_validation_under_inference_mode(size):
+    with torch.inference_mode():
+        loss = lightly.NTXentLoss(memory_bank_size=size)
+        loss(*rows(1, 2, 4, 3))
+    a, b = rows(2, 2, 4, 3)
+    loss(a.requires_grad_(), b).backward()
+    assert int(loss.memory_bank.bank_ptr) == 4 and a.grad.abs().sum() > 0
+    assert_close(loss.memory_bank.bank[:4].double(), unit(b), 1e-7)  # float32
+
+
 def test_no_bank():
     x = rows(1, 2, 3)
     output, bank = lightly.MemoryBankModule(0)(x, update=True)
@@ -294,6 +320,21 @@ def test_copies_do_not_share_the_bank():
     assert int(other.memory_bank.bank_ptr) == 0
 
 
+def test_released_without_a_threshold_is_the_library_s_loss():
+    """And in the warm-up."""
+    a, b = rows(3, 2, 12, 5)
+    labels, warming = torch.arange(12) % 4, AdaptiveThreshold(0.8, warmup=3)
+    warming.set_epoch(3)
+    for threshold in (None, warming):
+        both = {"threshold": threshold, "formulation": "released"}
+        for cls, rest in ((lightly.NTXentLoss, ()), (lightly.DCLLoss, ()), (lightly.DCLWLoss, ()),
+                          (lightly.SupConLoss, (labels,))):
+            assert torch.equal(cls(0.3, **both)(a, b, *rest), cls(0.3)(a, b, *rest))
+        bank, own = (lightly.NTXentLoss(0.3, (30, 5), **settings) for settings in (both, {}))
+        own.memory_bank.bank.copy_(bank.memory_bank.bank)
+        assert torch.equal(bank(a, b), own(a, b))
+
+
 @pytest.mark.parametrize("threshold", [AdaptiveThreshold(0.8), 0.2])
 @pytest.mark.parametrize("settings", [{}, {"beta": 0.5, "tau_plus": 0.0, "local_weight": 2.0},
                                       {"formulation": "released"}])
@@ -332,10 +373,34 @@ def test_no_warnings():
     (lambda: lightly.NTXentLoss(memory_bank_size=(9, 2))(rows(1, 4, 3), rows(1, 4, 3)), "memory_bank_size"),
     (lambda: lightly.SupConLoss()(rows(1, 4, 3), rows(1, 4, 3), torch.arange(3)), "labels"),
     (lambda: lightly.DCLLoss(threshold="high"), "threshold"),
+    (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), [0, 1, 0]), "labels"),
+    (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), torch.eye(3, dtype=torch.int64)), "labels"),
+    (lambda: lightly.DCLWLoss()(rows(1, 4, 3), rows(1, 4, 3).half()), "out1"),
+    (lambda: lightly.DCLWLoss()(rows(1, 4, 3).long(), rows(1, 4, 3).long()), "out0"),
+    (lambda: lightly.DCLWLoss()(rows(1, 4, 3).numpy(), rows(1, 4, 3)), "out0"),
+    (lambda: lightly.DCLWLoss()(rows(1, 4), rows(1, 4)), "out0"),
+    (lambda: lightly.NTXentLoss("0.1"), "temperature"), (lambda: lightly.NTXentLoss(None), "temperature"),
+    (lambda: lightly.NTXentLoss(memory_bank_size=32.0), "size"),
+    (lambda: lightly.NTXentLoss(memory_bank_size=True), "size"),
+    (lambda: lightly.MemoryBankModule((4, 2.0)), "size"), (lambda: lightly.MemoryBankModule("44"), "size"),
 ])
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
         call()
+
+
+@pytest.mark.parametrize("weight", [0.5, torch.tensor(0.5)])
+def test_one_weight_for_all(weight):
+    a, b = rows(1, 2, 6, 3)
+    expected = decoupled(a, b, 0.2, lambda a, b: torch.full((6,), 0.5))
+    assert_close(lightly.DCLLoss(0.2, lambda a, b: weight)(a, b), expected, EXACT)
+
+
+@pytest.mark.parametrize(("returned", "error"), [(torch.ones(3), ValueError), (torch.ones(4, 1), ValueError),
+                                                 ([1.0] * 4, TypeError), (None, TypeError)])
+def test_weights_of_another_kind(returned, error):
+    with pytest.raises(error, match="^weight_fn: returned "):
+        lightly.DCLLoss(0.2, lambda a, b: returned)(*rows(1, 2, 4, 3))
 
 
 def test_decoupled_loss_that_is_zero_by_chance_keeps_its_weight():

@@ -313,6 +313,11 @@ def test_real_wrappers_train(name, wrapper):
     (lambda: SupConLoss()(Y, ONES[:2]), "labels"),
     (lambda: SupConLoss()(Y, ONES, None, Y, ONES[:2]), "ref_labels"),
     (lambda: SupConLoss()(Y, None, (AT, AT)), "indices_tuple"),
+    (lambda: NTXentLoss()(Y, ONES.tolist()), "labels"), (lambda: NTXentLoss()(Y, ONES.numpy()), "labels"),
+    (lambda: NTXentLoss()(Y, ONES, None, Y, ONES.tolist()), "ref_labels"),
+    (lambda: NTXentLoss()(Y, None, ([0], [1], [0], [2])), "indices_tuple"),
+    (lambda: NTXentLoss()(Y.numpy(), ONES), "embeddings"),
+    (lambda: NTXentLoss()(Y, ONES, None, [[1.0]], ONES), "ref_emb"),
 ])
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
@@ -325,3 +330,12 @@ def test_nan_without_pairs_is_nan(loss):
     assert loss()(rows, torch.arange(8)) == 0
     rows[2, 1] = torch.nan
     assert loss()(rows, torch.arange(8)).isnan()
+
+
+@BOTH
+def test_released_without_a_threshold_is_the_library_s_loss(name):
+    x, labels, warming = rows(3, 24, 5), torch.arange(24) % 5, AdaptiveThreshold(0.8, warmup=3)
+    warming.set_epoch(3)
+    for threshold in (None, warming):
+        loss = OURS[name](0.3, threshold=threshold, formulation="released")
+        assert torch.equal(loss(x, labels), OURS[name](0.3)(x, labels))

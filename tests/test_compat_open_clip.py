@@ -139,6 +139,9 @@ def test_scale_is_learned():
     (lambda x: ClipLoss()(x.long(), x.long(), 5.0), "image_features"),
     (lambda x: ClipLoss()(x, x, torch.ones(2)), "logit_scale"),
     (lambda x: ClipLoss()(x, x, 0.0), "logit_scale"),
+    (lambda x: ClipLoss()(x, x, 5.0, torch.zeros(4)), "logit_bias"),
+    (lambda x: ClipLoss()(x, x, 5.0, "0"), "logit_bias"),
+    (lambda x: ClipLoss()(x.numpy(), x, 5.0), "image_features"),
 ])
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):

@@ -261,13 +261,14 @@ def test_hex(threshold, settings):
     z, indexes = rows(3, 24, 5), torch.arange(12).repeat(2)
     a, k = z.chunk(2)
     both = {"threshold": threshold, **settings}
+    plain = {"threshold": None} if threshold is None else both  # solo-learn's loss whichever form HEX would have
     queue = unit(rows(4, 30, 5))
     for got, expected in (
-        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(z, temperature=0.3, **both)),
-        (solo.nnclr_loss_func(a, k, 0.3, **both), hex_loss(a, k, temperature=0.3, **both)),
+        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(z, temperature=0.3, **plain)),
+        (solo.nnclr_loss_func(a, k, 0.3, **both), hex_loss(a, k, temperature=0.3, **plain)),
         (solo.mocov2plus_loss_func(unit(a), unit(k), queue.T, 0.3, **both),
-         hex_loss(a, queue, paired=k, temperature=0.3, **both)),
-        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * hex_loss(a, k, temperature=0.3, **both)),
+         hex_loss(a, queue, paired=k, temperature=0.3, **plain)),
+        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * hex_loss(a, k, temperature=0.3, **plain)),
     ):
         assert_close(got, expected, EXACT)
 
@@ -282,7 +283,28 @@ def test_hex(threshold, settings):
     (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 5, 3), rows(1, 3, 9)), "key"),
     (lambda: solo.mocov3_loss_func(rows(1, 4, 3), rows(1, 4, 3).float()), "key"),
     (lambda: solo.simclr_loss_func_hex_fixed(rows(1, 4, 3), torch.arange(4), distance_thresh="0.9"), "distance_thresh"),
+    (lambda: solo.nnclr_loss_func(rows(1, 4, 3), rows(1, 4, 3).numpy()), "p"),
+    (lambda: solo.nnclr_loss_func([[1.0]], rows(1, 4, 3)), "nn"),
+    (lambda: solo.mocov3_loss_func(rows(1, 4, 3).numpy(), rows(1, 4, 3)), "query"),
+    (lambda: solo.mocov3_loss_func(rows(1, 4, 3), [[1.0]]), "key"),
+    (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 4, 3), [[1.0]]), "queue"),
+    (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 4, 3).numpy(), rows(1, 3, 9)), "key"),
+    (lambda: solo.nnclr_loss_func_hex_adaptive(rows(1, 4, 3), rows(1, 4, 3), current_epoch="a"), "current_epoch"),
+    (lambda: solo.nnclr_loss_func_hex_adaptive(rows(1, 4, 3), rows(1, 4, 3), warm_epoch=None), "warm_epoch"),
 ])
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: got "):
         call()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_losses_compile_whole(name):
+    z, indexes = rows(1, 16, 8).requires_grad_(), torch.arange(8).repeat(2)
+    arguments = (z, indexes) if name.startswith("simclr") else tuple(z.chunk(2))
+    function = getattr(solo, name)
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*arguments)
+    assert_close(compiled, function(*arguments), EXACT)
+    (got,), (expected,) = (torch.autograd.grad(loss, z) for loss in (compiled, function(*arguments)))
+    assert_close(got, expected, EXACT)

@@ -133,6 +133,31 @@ def test_resumed_run_is_the_run_without_a_break(tmp_path, options):
     assert [int(record["step"]) for record in records if record["hex/threshold"]] == list(range(done, 4 * BATCHES))
 
 
+@pytest.mark.parametrize(("every", "steps"), [(3, [2, 5]), (0, [])])
+def test_logs_as_often_as_the_trainer(tmp_path, every, steps):
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = pl.Trainer(max_epochs=2, logger=logger, callbacks=[HEXMonitor()], accelerator="cpu",
+                         log_every_n_steps=every, enable_progress_bar=False, enable_model_summary=False,
+                         default_root_dir=tmp_path)
+    trainer.fit(Model(warmed()), loader(), loader(1))
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        assert [int(record["step"]) for record in csv.DictReader(file) if record.get("hex/threshold")] == steps
+
+
+@pytest.mark.parametrize("run", ["validate", "test"])
+def test_epoch_outside_of_training(tmp_path, run):
+    """The trainer's where none is known; one from training or a checkpoint stays."""
+    model = Model(warmed())
+    model.test_step = model.validation_step
+    trainer = pl.Trainer(logger=False, callbacks=[HEXMonitor()], accelerator="cpu", enable_progress_bar=False,
+                         enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    getattr(trainer, run)(model, loader(1), verbose=False)
+    assert model.criterion.threshold.epoch == 0
+    model.criterion.set_epoch(7)
+    getattr(trainer, run)(model, loader(1), verbose=False)
+    assert model.criterion.threshold.epoch == 7
+
+
 def test_accumulated_gradients_log_once_a_step(tmp_path):
     _, records = fit(Model(warmed()), tmp_path, 2, HEXMonitor(1), accumulate_grad_batches=2)
     assert [int(record["step"]) for record in records if record["hex/threshold"]] == [0, 1, 2, 3]

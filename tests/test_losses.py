@@ -372,3 +372,21 @@ def test_symmetric_cross_loss_of_nan_is_nan_in_both_directions(which):
     x, y = (view.requires_grad_() for view in views)
     loss = CrossHEXLoss(threshold=None, symmetric=True)(x, y)
     assert loss.isnan() and all(g.isnan().all() for g in torch.autograd.grad(loss, (x, y)))
+
+
+def test_a_temperature_with_a_graph_is_for_the_function():
+    log_scale = torch.tensor(1.0, requires_grad=True)
+    for make in (HEXLoss, InfoNCELoss, CrossHEXLoss):
+        with pytest.raises(ValueError, match=r"^temperature: got .*hexssl\.hex_loss"):
+            make(temperature=log_scale.exp())
+        make(temperature=log_scale)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_fewer_keys_than_anchors_need_groups(symmetric):
+    x, y = embeddings(2)
+    criterion = CrossHEXLoss(threshold=0.5, symmetric=symmetric)
+    with pytest.raises(ValueError, match="^keys: got .*without groups"):
+        criterion(x, y[:4])
+    assert criterion(x, y[:4], groups=torch.arange(len(x)) % 4, key_groups=torch.arange(4)).isfinite()
+    assert criterion(x[:4], y).isfinite()

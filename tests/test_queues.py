@@ -229,3 +229,10 @@ def test_nnclr_trains_with_a_support_set():
     # falls from 5.1 to 1.9, with 0.2 of noise; neighbours are of the same kind in 0.23 and then 0.54 of the cases
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert sum(hits[-10:]) > 1.5 * sum(hits[:10])
+
+
+def test_nearest_is_found_in_full_precision_under_autocast():
+    queue, near = FeatureQueue(size=2, dim=2), torch.tensor([[1.0, 0.001], [1.0, 0.0]])  # equal in bfloat16
+    queue.push(near)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(queue.nearest(near), near)

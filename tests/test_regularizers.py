@@ -216,3 +216,27 @@ def test_all4one_epoch_thresholds_and_errors():
         criterion(*SIX[:5], (SIX[5][0], SIX[5][1][:3]))
     with pytest.raises(ValueError, match="2 columns or more"):
         feature_redundancy(SIX[4][:, :, :1], SIX[5][:, :, :1])
+
+
+def test_mixed_dtypes_under_autocast():
+    """Compared in the widest of them, as by the losses; nothing is multiplied in half precision."""
+    z1, z2, m1, m2 = torch.randn(4, 8, 4)
+    criterion = HEXRegularized(lambda a, b: (a - b).square().mean(), threshold=0.5)
+    expected = criterion(z1, z2.bfloat16().float())
+    whole = feature_redundancy((z1, z2.bfloat16().float()), (m1, m2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(criterion(z1, z2.bfloat16()), expected)
+        assert torch.equal(feature_redundancy((z1, z2.bfloat16()), (m1, m2)), whole)
+        assert All4OneLoss()(*[(z1, z2.bfloat16())] * 6).isfinite()
+    with pytest.raises(ValueError, match="z2: got"):
+        criterion(z1, z2.bfloat16())
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("wrong", [torch.randn(3, 8, 4), torch.tensor(1.0), None])
+def test_all4one_takes_two_views(place, wrong):
+    names = ("neighbours", "predictions", "centroids", "shifted", "projections", "momentum_projections")
+    views: list = [torch.randn(2, 8, 4)] * 6
+    views[place] = wrong
+    with pytest.raises((TypeError, ValueError), match=f"^{names[place]}: got "):
+        All4OneLoss()(*views)

@@ -198,6 +198,23 @@ except RuntimeError as error:
     assert done.returncode == 0 and "out of memory" in done.stdout, done.stderr
 
 
+def test_what_waits_is_given_back_before_a_call_fails():
+    code = """
+import resource, torch
+from hexssl import hex_loss, workspace
+workspace.set_budget(1 << 40)
+hex_loss(torch.randn(64, 64, requires_grad=True)).backward()
+waiting = hex_loss(torch.randn(4000, 64, requires_grad=True), reduction="none")
+x = torch.randn(4096, 64, requires_grad=True)
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20), size + (24 << 20)))
+print(hex_loss(x, reduction="none").sum().item() > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.parametrize(("megabytes", "passes"), [(64, 1), (0, 3)])
 @pytest.mark.parametrize("reduction", ["mean", "none"])  # in one call; in two
 def test_tiles_are_multiplied_once_or_in_every_pass(reduction, megabytes, passes):

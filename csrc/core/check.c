@@ -3,6 +3,9 @@
 
 #include "core.h"
 
+/* Sizes in bytes, of several copies and padded, are then far from overflowing. */
+static const int64_t MOST_ELEMENTS = (int64_t)1 << 48;
+
 static const char *check_matrices(const hex_problem *p) {
     const int64_t most = INT32_MAX;
     if (p->dtype < HEX_F32 || p->dtype > HEX_BF16) return "unknown dtype";
@@ -13,6 +16,9 @@ static const char *check_matrices(const hex_problem *p) {
     if (p->keys.data && p->keys.cols != p->anchors.cols) return "keys and anchors must have the same number of columns";
     if (p->paired.data && (p->paired.rows != p->anchors.rows || p->paired.cols != p->anchors.cols))
         return "paired must have the shape of anchors";
+    if (p->anchors.rows * p->anchors.cols > MOST_ELEMENTS ||
+        (p->keys.data && p->keys.rows * p->keys.cols > MOST_ELEMENTS))
+        return "anchors and keys must have 2^48 elements or fewer each";
     return NULL;
 }
 

@@ -54,6 +54,11 @@ static void discard(hex_slab *slab) {
     *slab = (hex_slab){0};
 }
 
+static void discard_resting(void) {
+    for (int s = 0; s < SLABS; s++)
+        if (slabs[s].state == FREE || slabs[s].state == HELD) discard(slabs + s);
+}
+
 /* In the child of a fork no other thread goes on: who took a slab is not there to put it back. The thread that forks is never
  * within the core itself. */
 static void after_fork(void) {
@@ -155,7 +160,12 @@ hex_slab *hex_slab_take(int64_t bytes) {
         shrink(bytes);
         slab = find_empty();
         bool loose = slab && slab->state == LOOSE;
-        if (slab && !allocate(slab, bytes)) {
+        bool found = slab && allocate(slab, bytes);
+        if (slab && !found) {   /* what only waits goes before a call fails */
+            discard_resting();
+            found = allocate(slab, bytes);
+        }
+        if (slab && !found) {
             if (loose) free(slab);
             slab = NULL;
         } else if (slab && loose) {
@@ -207,7 +217,6 @@ bool hex_budget_was_set(void) {
 
 void hex_release_workspace(void) {
     acquire();
-    for (int s = 0; s < SLABS; s++)
-        if (slabs[s].state == FREE || slabs[s].state == HELD) discard(slabs + s);
+    discard_resting();
     release();
 }

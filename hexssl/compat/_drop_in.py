@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hexssl.functional import evaluate, evaluate_both_ways, make_problem
+from hexssl.functional import Settings, evaluate, evaluate_both_ways, make_problem
 from hexssl.losses import _Loss
 
 
@@ -24,19 +24,35 @@ def named(**names: str) -> Iterator[None]:
         raise type(error)(names[name] + colon + rest) from error
 
 
+def formulation_of(threshold: Any, formulation: str) -> str:
+    """Without a threshold the loss is the library's own, whichever formulation HEX would have."""
+    return "weighted" if threshold is None and formulation == "released" else formulation
+
+
 class DropIn(_Loss):
     """A loss with another library's interface; `positives` to `reduction` are that library's, the rest is HEX's.
 
-    The released formulation has positives and a denominator of its own.
+    The released formulation has positives and a denominator of its own; the library's are then those of the warm-up.
     """
 
     def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, *, positives: str = "sum", denominator: str = "all", normalize: bool = True,
                  reduction: str = "mean") -> None:
-        if formulation == "released":
-            positives, denominator = "sum", "all"
-        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
-                         normalize, reduction)
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, "sum", "all", normalize,
+                         reduction)
+        self.positives, self.denominator = positives, denominator
+
+    def _form(self) -> tuple[str, str, str]:
+        if self.formulation == "released":
+            return "released", "sum", "all"
+        return super()._form()
+
+    def _settings(self, *args: Any, **kwargs: Any) -> Settings:
+        settings = super()._settings(*args, **kwargs)
+        if self.formulation != "released":
+            return settings
+        return settings._replace(formulation=formulation_of(self.threshold, "released"), positives=self.positives,
+                                 denominator=self.denominator)
 
     def contrast(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
                  groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,

@@ -92,7 +92,8 @@ class InfoNCE(DropIn):
         query, positive_key = normalize(query, dim=1), normalize(positive_key, dim=1)
         # Dividing the products by the lengths spares a normalised copy of the negatives.
         lengths = torch.linalg.vector_norm(negative_keys, dim=2).clamp(min=1e-12)
-        negatives = torch.einsum("nd,nmd->nm", query, negative_keys) / lengths
+        with validation.full_precision(query.device):
+            negatives = torch.einsum("nd,nmd->nm", query, negative_keys) / lengths
         positives = (query * positive_key).sum(1, keepdim=True)
         seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=torch.float64)  # HEXStats
         seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
@@ -135,6 +136,9 @@ class InfoNCE(DropIn):
 
 
 def _check(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, negative_mode: str) -> None:
+    for name, value in (("query", query), ("positive_key", positive_key), ("negative_keys", negative_keys)):
+        if not isinstance(value, Tensor) and not (value is None and name == "negative_keys"):
+            raise TypeError(f"{name}: got {validation.describe(value)}; accepted: a tensor")
     if query.dim() != 2:
         raise ValueError(f"query: got shape {tuple(query.shape)}; accepted: (N, D)")
     if positive_key.shape != query.shape:
@@ -180,6 +184,7 @@ def info_nce(
     >>> info_nce(torch.eye(2), torch.eye(2), torch.zeros(2, 5, 2), negative_mode="paired", reduction="none").shape
     torch.Size([2])
     """
-    module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
+    module = InfoNCE(1.0, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
                      local_weight=local_weight, formulation=formulation)
+    module.temperature = temperature  # type: ignore[assignment]  # as it is: one with a graph serves this step alone
     return module(query, positive_key, negative_keys)

@@ -88,20 +88,18 @@ class MemoryBankModule(nn.Module):
     def __init__(self, size: int | Sequence[int], gather_distributed: bool = False,
                  feature_dim_first: bool = True) -> None:
         super().__init__()
-        self.size = (size,) if isinstance(size, int) else tuple(size)
-        if any(length < 0 for length in self.size):
-            raise ValueError(f"size: got {size}; accepted: no negative numbers")
-        if len(self.size) != 2 and not isinstance(size, int) and self.size != (0,):
-            raise ValueError(f"size: got {size}; accepted: an int, or (rows, columns)")
+        self.size = _bank_size(size)
         self.gather_distributed = gather_distributed
         self.feature_dim_first = feature_dim_first
-        self.register_buffer("bank", torch.empty(self.size), persistent=False)
-        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
+        with torch.inference_mode(False):
+            self.register_buffer("bank", torch.empty(self.size), persistent=False)
+            self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
         if len(self.size) == 2:
             self._fill(self.size[1])
 
     def _fill(self, columns: int) -> None:
-        self.bank = normalize(torch.randn(self.size[0], columns).to(self.bank), dim=-1)
+        with torch.inference_mode(False):  # a batch of validation may come first, and training then writes the bank
+            self.bank = normalize(torch.randn(self.size[0], columns).to(self.bank), dim=-1)
 
     def forward(self, output: Tensor, labels: Tensor | None = None,
                 update: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -132,14 +130,39 @@ class MemoryBankModule(nn.Module):
         self.bank_ptr[0] = (start + len(stored)) % self.size[0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        errors: list[str] = rest[-1]
         for name in ("bank", "bank_ptr"):
             saved = state_dict.pop(prefix + name, None)
-            if saved is not None:
+            if saved is None:
+                continue
+            expected = self._expected_shape(name, saved)
+            if saved.shape != expected:
+                errors.append(f"size mismatch for {prefix}{name}: copying a param with shape {tuple(saved.shape)} from "
+                              f"checkpoint, the shape in current model is {expected}.")
+            elif name == "bank_ptr" and not 0 <= int(saved) < max(1, self.size[0]):
+                errors.append(f"{prefix}bank_ptr: got {int(saved)}; accepted: a row of the bank's {self.size[0]}")
+            else:
                 setattr(self, name, saved.detach().clone().to(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
+    def _expected_shape(self, name: str, saved: Tensor) -> tuple[int, ...]:
+        if name == "bank_ptr":
+            return (1,)
+        if len(self.size) == 2 or saved.dim() < 2:
+            return self.size
+        return self.size[0], saved.shape[1]  # a bank of an int takes the columns it is given
+
     def extra_repr(self) -> str:
         return f"size={self.size}, gather_distributed={self.gather_distributed}"
+
+
+def _bank_size(size: Any) -> tuple[int, ...]:
+    accepted = "an int >= 0, or (rows, columns) of them"
+    lengths = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
+    whole = tuple(validation.integer("size", length, 0, accepted) for length in lengths)
+    if isinstance(size, Sequence) and len(whole) != 2 and whole != (0,):
+        raise ValueError(f"size: got {size}; accepted: {accepted}")
+    return whole
 
 
 class _TwoViews(DropIn):
@@ -153,16 +176,13 @@ class _TwoViews(DropIn):
         self.gather_distributed = gather_distributed
 
     def _two_views(self, out0: Tensor, out1: Tensor, labels: Tensor | None = None, **settings: Any) -> Tensor:
-        out0, out1 = validation.autocast(out0, out1)
-        validation.embeddings("out0", out0)
-        validation.partner("out1", out1, out0, one_each=True)
-        rows = torch.cat((out0, out1))
+        rows = torch.cat(_checked(out0, out1))
         many = self.gather_distributed and world_size() > 1
         if labels is None and not many:
             return self.contrast(rows, **settings)
         if labels is None:
             labels = torch.arange(out0.shape[0], device=rows.device) + rank() * out0.shape[0]
-        labels = labels.repeat(2)
+        labels = validation.ids("labels", labels, out0.shape[0], rows.device).repeat(2)
         if not many:
             return self.contrast(rows, groups=labels, **settings)
         return self.contrast(rows, gather(rows), groups=labels, key_groups=gather(labels, differentiable=False),
@@ -172,10 +192,17 @@ class _TwoViews(DropIn):
         return [*super()._shown(), "gather_distributed"]
 
 
+def _checked(out0: Any, out1: Any) -> tuple[Tensor, Tensor]:
+    out0, out1 = validation.autocast(out0, out1)
+    validation.embeddings("out0", out0)
+    validation.partner("out1", out1, out0, one_each=True)
+    return out0, out1
+
+
 def _check_temperature(temperature: float | Tensor) -> None:
-    # the value of a tensor is not read
-    if not isinstance(temperature, Tensor) and abs(temperature) < _SMALLEST_TEMPERATURE:
-        raise ValueError(f"temperature: got {temperature}; accepted: a number of at least {_SMALLEST_TEMPERATURE}")
+    if not isinstance(temperature, Tensor):  # whose value is not read
+        validation.number("temperature", temperature, _SMALLEST_TEMPERATURE,
+                          accepted=f"a number of at least {_SMALLEST_TEMPERATURE}, or a 0-d tensor")
 
 
 def _full(rows: Any) -> Any:
@@ -241,10 +268,7 @@ class NTXentLoss(_TwoViews):
         with named(anchors="out0", keys="memory_bank_size", paired="out1"):
             if self.memory_bank.size[0] == 0:
                 return self._two_views(out0, out1)
-            out0, out1 = validation.autocast(out0, out1)
-            out0, out1 = _full(out0), _full(out1)
-            validation.embeddings("out0", out0)
-            validation.partner("out1", out1, out0, one_each=True)
+            out0, out1 = _checked(_full(out0), _full(out1))
             # only what is stored must be unit rows here; those of the bank are used as they were stored
             update = out0.requires_grad and torch.is_grad_enabled() and self.memory_bank.training
             _, negatives = self.memory_bank(_unit(out1.detach()) if update else out1, update=update)
@@ -302,15 +326,27 @@ class DCLLoss(_TwoViews):
         """
         if self.weight_fn is None:
             return self._two_views(out0, out1)
-        out0, out1 = _unit(out0), _unit(out1)
+        out0, out1 = map(_unit, _checked(out0, out1))
         losses = self._two_views(out0, out1, normalize=False, reduction="none")
         # The positive stands alone in the loss: weighting it adds (1 - weight) times its logit.
-        weights = torch.cat((self.weight_fn(out0, out1), self.weight_fn(out1, out0)))
+        weights = torch.cat((self._weights(out0, out1), self._weights(out1, out0)))
         positives = ((out0 * out1).sum(1) / self.temperature).repeat(2)
         skipped = self._seen[0][-1]
         left_out = (losses == 0) & (skipped > 0)  # a loss may be 0 by chance
         losses = torch.where(left_out, 0, losses + (1 - weights) * positives)
         return losses.sum() / (losses.numel() - skipped).clamp(min=1).to(losses.dtype)
+
+
+    def _weights(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Of the positive pairs (B,); one for all of them may be a number."""
+        assert self.weight_fn is not None
+        given = self.weight_fn(out0, out1)
+        weights = torch.as_tensor(given, device=out0.device) if isinstance(given, int | float) else given
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"weight_fn: returned {validation.describe(given)}; accepted: a tensor or a number")
+        if weights.shape not in ((), out0.shape[:1]):
+            raise ValueError(f"weight_fn: returned {validation.describe(given)}; accepted: shape {(len(out0),)} or ()")
+        return weights.expand(len(out0))
 
 
 class DCLWLoss(DCLLoss):

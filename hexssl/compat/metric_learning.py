@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hexssl.compat._drop_in import DropIn, named
+from hexssl import validation
+from hexssl.compat._drop_in import DropIn, formulation_of, named
 from hexssl.thresholds import Threshold
 
 __all__ = ["NTXentLoss", "SupConLoss"]
@@ -81,6 +82,9 @@ class _PairLoss(DropIn):
         """
         if labels is None and indices_tuple is None:
             raise ValueError("labels: got None without indices_tuple; accepted: one of the two")
+        validation.embeddings("embeddings", embeddings)
+        if ref_emb is not None:
+            validation.embeddings("ref_emb", ref_emb)
         _check_labels("labels", labels, embeddings)
         keys = embeddings if ref_emb is None else ref_emb
         if ref_emb is None:
@@ -124,7 +128,11 @@ class _PairLoss(DropIn):
 
 
 def _check_labels(name: str, labels: Tensor | None, rows: Tensor) -> None:
-    if labels is not None and (labels.dim() != 1 or len(labels) != len(rows)):
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: got {validation.describe(labels)}; accepted: a ({len(rows)},) tensor of integers")
+    if labels.dim() != 1 or len(labels) != len(rows):
         raise ValueError(f"{name}: got shape {tuple(labels.shape)}; accepted: ({len(rows)},), one for each row")
 
 
@@ -136,6 +144,9 @@ def _pairs(indices_tuple: Indices, rows: int, columns: int,
         indices_tuple = anchors, positives, anchors, negatives
     if len(indices_tuple) != 4:
         raise ValueError(f"indices_tuple: got {len(indices_tuple)} tensors; accepted: 3 for triplets, 4 for pairs")
+    if not all(isinstance(index, Tensor) for index in indices_tuple):
+        raise TypeError("indices_tuple: got row numbers that are not tensors; accepted: a tuple of (pairs,) tensors of "
+                        "integers")
     if any(len(index) and index.dtype.is_floating_point for index in indices_tuple):
         raise IndexError("indices_tuple: got row numbers that are not integers")
     a1, p, a2, n = (index.to(device, torch.int64) for index in indices_tuple)  # an empty one may be of any dtype
@@ -249,5 +260,6 @@ class SupConLoss(_PairLoss):
 
     def _average(self, losses: Tensor, positives: Tensor) -> Tensor:
         # Of the released formulation's losses some are negative; a NaN is not 0.
-        counted = losses != 0 if self.formulation == "released" else ~(losses <= 0)
+        released = formulation_of(self.threshold, self.formulation) == "released"
+        counted = losses != 0 if released else ~(losses <= 0)
         return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)

@@ -76,9 +76,12 @@ class ClipLoss(DropIn):
         TypeError, ValueError
             As `hexssl.hex_loss`.
         """
+        validation.embeddings("image_features", image_features)
+        validation.embeddings("text_features", text_features)
         if text_features.shape != image_features.shape:
             raise ValueError(f"text_features: got shape {tuple(text_features.shape)}; accepted: that of "
                              f"image_features, {tuple(image_features.shape)}")
+        _check_bias(logit_bias)
         images, texts = self._gathered(image_features), self._gathered(text_features)
         with named(anchors="image_features", keys="text_features", temperature="logit_scale"):
             temperature = _temperature(logit_scale)
@@ -112,6 +115,15 @@ class ClipLoss(DropIn):
     def _shown(self) -> list[str]:
         own = ["local_loss", "gather_with_grad", "rank", "world_size", "use_horovod"]
         return [*own, *(name for name in super()._shown() if name != "temperature")]
+
+
+def _check_bias(logit_bias: float | Tensor | None) -> None:
+    accepted = "None, a number or a tensor of one element"
+    if isinstance(logit_bias, Tensor):
+        if logit_bias.numel() != 1:
+            raise ValueError(f"logit_bias: got shape {tuple(logit_bias.shape)}; accepted: {accepted}")
+    elif logit_bias is not None:
+        validation.number("logit_bias", logit_bias, accepted=accepted)
 
 
 def _temperature(logit_scale: float | Tensor) -> float | Tensor:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hexssl.compat._drop_in import named
+from hexssl import validation
+from hexssl.compat._drop_in import formulation_of, named
 from hexssl.distributed import gather, rank, world_size
 from hexssl.functional import evaluate, hex_loss, make_problem, make_settings
 from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold, Threshold
@@ -66,7 +67,7 @@ def simclr_loss_func(
     with named(anchors="z", keys="z", groups="indexes", key_groups="indexes"):
         return hex_loss(z, keys, groups=indexes, key_groups=key_indexes, self_offset=offset, temperature=temperature,
                         threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation)
+                        formulation=formulation_of(threshold, formulation))
 
 
 def _own_keys(anchors: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -77,8 +78,10 @@ def _own_keys(anchors: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | No
     return index.narrow(0, rank() * anchors.shape[0], anchors.shape[0]), index
 
 
-def _check_rows(name: str, keys: Tensor, anchors: Tensor, more: bool = False) -> None:
+def _check_rows(anchors_name: str, anchors: Tensor, name: str, keys: Tensor, more: bool = False) -> None:
     """A row for each anchor; `more` rows are negatives, where that is unambiguous."""
+    validation.embeddings(anchors_name, anchors)
+    validation.embeddings(name, keys)
     rows, wanted = keys.shape[:1], anchors.shape[:1]
     if rows != wanted and not (more and world_size() == 1 and rows > wanted):
         raise ValueError(f"{name}: got shape {tuple(keys.shape)}; accepted: a row for each of {tuple(anchors.shape)}")
@@ -116,12 +119,13 @@ def nnclr_loss_func(
     >>> round(nnclr_loss_func(torch.eye(4), torch.eye(4), temperature=0.2).item(), 4)
     0.02
     """
-    _check_rows("p", p, nn, more=True)
+    _check_rows("nn", nn, "p", p, more=True)
     keys = gather(p)
     groups, key_groups = _own_keys(nn, keys)
     with named(anchors="nn", keys="p"):
         return hex_loss(nn, keys, groups=groups, key_groups=key_groups, temperature=temperature, threshold=threshold,
-                        beta=beta, tau_plus=tau_plus, local_weight=local_weight, formulation=formulation)
+                        beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                        formulation=formulation_of(threshold, formulation))
 
 
 def mocov2plus_loss_func(
@@ -153,10 +157,12 @@ def mocov2plus_loss_func(
     >>> round(mocov2plus_loss_func(torch.eye(4), torch.eye(4), torch.zeros(4, 6), temperature=0.2).item(), 4)
     0.0396
     """
+    validation.embeddings("query", query)
+    validation.embeddings("queue", queue)
     with named(anchors="query", keys="queue", paired="key"):
-        return hex_loss(query, queue.mT if queue.dim() == 2 else queue, paired=key, temperature=temperature,
+        return hex_loss(query, queue.mT, paired=key, temperature=temperature,
                         normalize=False, threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation)
+                        formulation=formulation_of(threshold, formulation))
 
 
 def mocov3_loss_func(
@@ -191,13 +197,13 @@ def mocov3_loss_func(
     >>> round(mocov3_loss_func(torch.eye(4), torch.eye(4), temperature=0.2).item(), 4)  # 0.4 times NNCLR's
     0.008
     """
-    _check_rows("key", key, query, more=True)
+    _check_rows("query", query, "key", key, more=True)
     keys = gather(key, differentiable=False)
     groups, key_groups = _own_keys(query, keys)
     with named(anchors="query", keys="key"):
         problem = make_problem(query, keys, None, groups, key_groups, None, None)
-        settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, "sum", "all", True, "mean",
-                                 query.device)
+        settings = make_settings(temperature, beta, tau_plus, local_weight, formulation_of(threshold, formulation),
+                                 "sum", "all", True, "mean", query.device)
         if isinstance(settings.temperature, Tensor):
             return evaluate(problem, settings, threshold, statistics=False)[0] * (2 * settings.temperature)
         return evaluate(problem, settings, threshold, 2 * settings.temperature, statistics=False)[0]
@@ -326,7 +332,7 @@ def nnclr_loss_func_hex_fixed(
     >>> bool(nnclr_loss_func_hex_fixed(nn, p, 0.5, 0.7) == expected)
     True
     """
-    _check_rows("p", p, nn)
+    _check_rows("nn", nn, "p", p)
     with named(anchors="nn, p", fraction="distance_thresh"):
         return _published(torch.cat((nn, p)), None, temperature, RowRangeThreshold(distance_thresh), beta, tau_plus,
                           local_weight, formulation)
@@ -364,8 +370,9 @@ def nnclr_loss_func_hex_adaptive(
     >>> bool(nnclr_loss_func_hex_adaptive(nn, p, 0.5, current_epoch=11) == expected)
     True
     """
-    _check_rows("p", p, nn)
-    threshold = _WARMUP_THRESHOLD if current_epoch <= warm_epoch else AdaptiveThreshold(sync=False)
+    _check_rows("nn", nn, "p", p)
+    epoch, last = validation.number("current_epoch", current_epoch), validation.number("warm_epoch", warm_epoch)
+    threshold = _WARMUP_THRESHOLD if epoch <= last else AdaptiveThreshold(sync=False)
     with named(anchors="nn, p"):
         return _published(torch.cat((nn, p)), None, temperature, threshold, beta, tau_plus, local_weight, formulation)
 
