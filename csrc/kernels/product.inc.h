@@ -87,9 +87,10 @@ static void KERNEL(product)(int64_t m, int64_t n_panels, int64_t k_panels, const
                             hex_ahead *ahead) {
     const T *a = a_, *b = b_;
     T *c = c_;
-    /* One panel of B over this many k stays in the first-level cache while rows of A pass, and as many rows of A as have about
-     * `most` bytes of it stay in the second-level cache while panels of B pass. */
-    const int64_t chunk = 16384 / (P * P * (int64_t)sizeof(T)), most = 131072;
+    /* One panel of B over this many panels of k, 16 KiB or 8, stays in the first-level cache while rows of A pass, and as many
+     * rows of A as have about `most` bytes of it stay in the second-level cache while panels of B pass. More k in float64 would
+     * crowd that out with the larger blocks of B and C. */
+    const int64_t chunk = 16, most = 131072;
     for (int64_t k0 = 0; k0 < k_panels; k0 += chunk, accumulate = true) {
         const int64_t k = k_panels - k0 < chunk ? k_panels - k0 : chunk;
         const int64_t parts = (m * k * P * (int64_t)sizeof(T) + most - 1) / most;
