@@ -179,9 +179,23 @@ def test_a_pair_of_both_signs():
                 lambda x: real("pytorch_metric_learning.losses").NTXentLoss()(x, None, pairs), [Y])
 
 
-def test_other_distances_are_refused():
-    with pytest.raises(TypeError, match="distance"):
-        NTXentLoss(distance=None)
+@BOTH
+def test_distances_and_reducers(name):
+    """The library's default ones are taken, others refused."""
+    distances, reducers = real("pytorch_metric_learning.distances"), real("pytorch_metric_learning.reducers")
+    theirs = getattr(real("pytorch_metric_learning.losses"), name)(0.2)
+    own = {"distance": distances.CosineSimilarity(), "reducer": type(theirs.reducer)()}
+    x, labels = rows(3, 24, 5), torch.arange(24) % 7
+    assert_close(OURS[name](0.2, **own)(x, labels), type(theirs)(0.2, **own)(x, labels), EXACT)
+    squared = distances.CosineSimilarity(power=2)
+    for distance in (distances.LpDistance(), squared, distances.DotProductSimilarity(), "cosine"):
+        with pytest.raises(TypeError, match="^distance: got"):
+            OURS[name](distance=distance)
+    for reducer in (reducers.ThresholdReducer(low=0), "mean"):
+        with pytest.raises(TypeError, match="^reducer: got"):
+            OURS[name](reducer=reducer)
+    with pytest.raises(TypeError, match="embedding_regularizer"):
+        OURS[name](embedding_regularizer=None)
 
 
 @BOTH

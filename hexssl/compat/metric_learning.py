@@ -1,8 +1,8 @@
 """The contrastive losses of pytorch-metric-learning (``pytorch_metric_learning.losses``), version 2.
 
 Musgrave et al., arXiv 2008.09164. NT-Xent: Chen et al., ICML 2020. SupCon: Khosla et al., NeurIPS 2020. They compare
-by cosine similarity and reduce as that library does by default; other distances, reducers and regularisers are not
-accepted. The HEX keywords are those of `hexssl.hex_loss`.
+by cosine similarity and reduce as that library does by default; other distances and reducers, and regularisers, are
+not accepted. The HEX keywords are those of `hexssl.hex_loss`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def _related(cls: Any, base: Any) -> Any:
     """`cls` as a subclass of `base` too."""
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, "_original": cls}
     return type(cls.__name__, (cls, _BareModule, base), names)
+
+
+def _check_parts(distance: Any, reducer: Any, own_reducer: str) -> None:
+    """Those that the library has by default, by name: this is what the loss computes."""
+    if distance is not None and not (type(distance).__name__ == "CosineSimilarity" and distance.p == 2
+                                     and distance.power == 1):
+        raise TypeError(f"distance: got {validation.describe(distance)}; accepted: None or CosineSimilarity()")
+    if reducer is not None and type(reducer).__name__ != own_reducer:
+        raise TypeError(f"reducer: got {validation.describe(reducer)}; accepted: None or {own_reducer}()")
 
 
 def _blank(cls: Any) -> Any:
@@ -173,6 +182,9 @@ class NTXentLoss(_PairLoss):
     Parameters
     ----------
     temperature : float, or 0-d tensor that may require grad
+    distance : None, or that library's ``CosineSimilarity()``
+    reducer : None, or that library's ``MeanReducer()``
+        The default ones; others are refused.
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is that library's loss.
 
@@ -185,9 +197,11 @@ class NTXentLoss(_PairLoss):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.07, *, threshold: str | float | Tensor | Threshold | None = None,
-        beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
+        self, temperature: float | Tensor = 0.07, *, distance: Any = None, reducer: Any = None,
+        threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+        local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
+        _check_parts(distance, reducer, "MeanReducer")
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives="mean",
                          denominator="own")
 
@@ -230,6 +244,9 @@ class SupConLoss(_PairLoss):
     Parameters
     ----------
     temperature : float, or 0-d tensor that may require grad
+    distance : None, or that library's ``CosineSimilarity()``
+    reducer : None, or that library's ``AvgNonZeroReducer()``
+        The default ones; others are refused.
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is that library's loss.
 
@@ -242,9 +259,11 @@ class SupConLoss(_PairLoss):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, *, threshold: str | float | Tensor | Threshold | None = None,
-        beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
+        self, temperature: float | Tensor = 0.1, *, distance: Any = None, reducer: Any = None,
+        threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
+        local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
+        _check_parts(distance, reducer, "AvgNonZeroReducer")
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives="mean")
 
     def _mined(self, embeddings: Tensor, keys: Tensor, indices_tuple: Indices) -> Tensor:
