@@ -281,6 +281,7 @@ def _threshold(value: Any, rows: int) -> Any:
         _refuse(ValueError, "threshold", value, accepted)
     if not isinstance(value, np.ndarray):
         return _number("threshold", value, accepted)
+    value = _unmasked("threshold", value)
     if value.dtype.kind != "f":
         _refuse(TypeError, "threshold", value, accepted)
     if value.shape not in ((), (rows,)) or np.isnan(value).any():

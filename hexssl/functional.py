@@ -254,8 +254,6 @@ def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Me
     """Loss, times `scale`, and statistics, as the operator has them; given the threshold, or what it comes from."""
     if settings.formulation == "released":  # it has positives and a denominator of its own
         settings = settings._replace(positives="sum", denominator="all")
-    if settings.formulation == "released":  # it has positives and a denominator of its own
-        settings = settings._replace(positives="sum", denominator="all")
     if not problem.anchors.is_cpu:
         assert not isinstance(decided, Measurement)
         loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),

@@ -103,7 +103,9 @@ class HEXMonitor(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
         # A batch may take no step (accumulated gradients) or several (several optimizers).
-        every: int = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
+        every = self.every_n_steps
+        if every is None:
+            every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
         due = every > 0 and trainer.global_step // every > self._step // every
         if not due or not trainer.is_global_zero:
             return
@@ -127,5 +129,8 @@ class HEXMonitor(pl.Callback):
 
 def _tell_epoch(trainer: pl.Trainer, pl_module: nn.Module, unknown_only: bool = False) -> None:
     for module in pl_module.modules():
-        if isinstance(module, Threshold) and not (unknown_only and module.epoch is not None):
+        if not isinstance(module, _Loss | Threshold):
+            continue
+        threshold = module if isinstance(module, Threshold) else module.threshold
+        if not (unknown_only and isinstance(threshold, Threshold) and threshold.epoch is not None):
             module.set_epoch(trainer.current_epoch)

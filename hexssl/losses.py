@@ -55,10 +55,6 @@ class _Loss(nn.Module):
         super().__init__()
         make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
                       reduction)
-        if isinstance(temperature, Tensor) and not temperature.is_leaf:
-            raise ValueError("temperature: got a tensor that was computed with gradient, which has but one backward; "
-                             "accepted: a number, a parameter or another leaf; hexssl.hex_loss takes a new temperature "
-                             "in every step")
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
@@ -121,6 +117,14 @@ def _brief(value: Any) -> str:
     return f"{value.dim()}-d {type(value).__name__.lower()}" if isinstance(value, Tensor) else repr(value)
 
 
+def _leaf(temperature: Any) -> Any:
+    if isinstance(temperature, Tensor) and not temperature.is_leaf:
+        raise ValueError("temperature: got a tensor that was computed with gradient, which has but one backward; "
+                         "accepted: a number, a parameter or another leaf. For a new one in every step assign it, "
+                         "criterion.temperature = ..., or call hexssl.hex_loss")
+    return temperature
+
+
 class HEXLoss(_Loss):
     """The HEX loss of several views of a batch (SimCLR and its kin); see `hexssl.hex_loss` for the parameters.
 
@@ -150,8 +154,8 @@ class HEXLoss(_Loss):
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True,
                  reduction: str = "mean") -> None:
-        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
-                         normalize, reduction)
+        super().__init__(_leaf(temperature), threshold, beta, tau_plus, local_weight, formulation, positives,
+                         denominator, normalize, reduction)
 
     def forward(self, *views: Tensor, groups: Tensor | None = None) -> Tensor:
         """The loss of the batch.
@@ -184,7 +188,8 @@ class InfoNCELoss(_Loss):
 
     def __init__(self, temperature: float | Tensor = 0.1, positives: str = "sum", denominator: str = "all",
                  normalize: bool = True, reduction: str = "mean") -> None:
-        super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction)
+        super().__init__(_leaf(temperature), None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize,
+                         reduction)
 
     def forward(self, *views: Tensor, groups: Tensor | None = None) -> Tensor:
         """As `HEXLoss.forward`."""
@@ -224,8 +229,8 @@ class CrossHEXLoss(_Loss):
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
                  symmetric: bool = False) -> None:
-        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
-                         normalize, reduction)
+        super().__init__(_leaf(temperature), threshold, beta, tau_plus, local_weight, formulation, positives,
+                         denominator, normalize, reduction)
         self.symmetric = validation.flag("symmetric", symmetric)
 
     def forward(self, anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, groups: Tensor | None = None,
@@ -258,7 +263,7 @@ class CrossHEXLoss(_Loss):
             loss, seen = self._evaluate(make_problem(anchors, queue, keys, groups, key_groups, None, None))
             self._seen = (seen,)
             return loss
-        if groups is None and keys.shape[0] < anchors.shape[0]:
+        if groups is None and key_groups is None and keys.shape[0] < anchors.shape[0]:
             raise ValueError(f"keys: got {validation.describe(keys)} without groups; accepted: a row for each of the "
                              f"{anchors.shape[0]} anchors, key i the positive of anchor i, and others behind them")
         there = make_problem(anchors, keys, None, groups, key_groups, None, None)

@@ -193,7 +193,7 @@ def feature_redundancy(projections: Pair, momentum_projections: Pair) -> Tensor:
     dim = views[0].shape[1]
     if dim < 2:
         raise ValueError(f"projections[0]: got {validation.describe(views[0])}; accepted: 2 columns or more")
-    z1, z2, m1, m2 = (normalize(view, dim=0) for view in views)
+    z1, z2, m1, m2 = (normalize(validation.single(view), dim=0) for view in views)
     with validation.full_precision(z1.device):
         both = torch.stack((m1.mT @ z2, m2.mT @ z1))
     diagonal = both.diagonal(dim1=1, dim2=2)

@@ -173,6 +173,11 @@ def autocast(*values: Any) -> tuple[Any, ...]:
     return tuple(value.to(widest) if isinstance(value, Tensor) else value for value in values)
 
 
+def single(value: Any) -> Any:
+    """A tensor of half precision in float32; the rest as given."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast would multiply in half precision."""
     available = torch.amp.is_autocast_available(device.type)

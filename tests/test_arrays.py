@@ -261,6 +261,8 @@ def test_masked_elements_are_refused():
         arrays.hex_loss(masked)
     with pytest.raises(ValueError, match="^groups: got .*masked"):
         arrays.hex_loss(Z, groups=np.ma.masked_equal(np.arange(len(Z)) % 3, 1))
+    with pytest.raises(ValueError, match="^threshold: got .*masked"):
+        arrays.hex_loss(Z, threshold=np.ma.masked_equal(np.linspace(0, 1, len(Z)), 1))
     assert arrays.hex_loss(np.ma.masked_array(Z)).loss == arrays.hex_loss(Z).loss
 
 

@@ -189,3 +189,15 @@ def test_temperature_computed_anew_in_every_step(more):
     for _ in range(2):
         criterion(torch.randn(4, 3), torch.randn(4, 3), *more, temperature=1 / log_scale.exp()).backward()
     assert log_scale.grad.abs() > 0
+
+
+@pytest.mark.parametrize("shape", [None, (20, 5), (10, 20, 5)])
+def test_released_without_a_threshold_is_the_library_s_loss(shape):
+    """And in the warm-up."""
+    given = [rows(3, 10, 5), rows(4, 10, 5)] + ([] if shape is None else [rows(5, *shape)])
+    mode = "paired" if shape and len(shape) == 3 else "unpaired"
+    warming = AdaptiveThreshold(0.8, warmup=3)
+    warming.set_epoch(3)
+    for threshold in (None, warming):
+        loss = info_nce(*given, temperature=0.3, negative_mode=mode, threshold=threshold, formulation="released")
+        assert_close(loss, info_nce(*given, temperature=0.3, negative_mode=mode), EXACT)

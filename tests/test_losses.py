@@ -380,6 +380,11 @@ def test_a_temperature_with_a_graph_is_for_the_function():
         with pytest.raises(ValueError, match=r"^temperature: got .*hexssl\.hex_loss"):
             make(temperature=log_scale.exp())
         make(temperature=log_scale)
+    criterion = HEXLoss(0.1, threshold=0.5)
+    for _ in range(2):
+        criterion.temperature = log_scale.exp()
+        criterion(*embeddings(2)).backward()
+    assert log_scale.grad.abs() > 0
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -227,6 +227,9 @@ def test_mixed_dtypes_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(criterion(z1, z2.bfloat16()), expected)
         assert torch.equal(feature_redundancy((z1, z2.bfloat16()), (m1, m2)), whole)
+        halves = [view.bfloat16() for view in (z1, z2, m1, m2)]
+        whole = feature_redundancy([view.float() for view in halves[:2]], [view.float() for view in halves[2:]])
+        assert torch.equal(feature_redundancy(halves[:2], halves[2:]), whole)
         assert All4OneLoss()(*[(z1, z2.bfloat16())] * 6).isfinite()
     with pytest.raises(ValueError, match="z2: got"):
         criterion(z1, z2.bfloat16())

@@ -32,27 +32,26 @@ def formulation_of(threshold: Any, formulation: str) -> str:
 class DropIn(_Loss):
     """A loss with another library's interface; `positives` to `reduction` are that library's, the rest is HEX's.
 
-    The released formulation has positives and a denominator of its own; the library's are then those of the warm-up.
+    The released formulation has positives and a denominator of its own; the library's are then those of a warm-up.
     """
 
     def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, *, positives: str = "sum", denominator: str = "all", normalize: bool = True,
                  reduction: str = "mean") -> None:
-        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, "sum", "all", normalize,
-                         reduction)
-        self.positives, self.denominator = positives, denominator
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation_of(threshold, formulation),
+                         "sum", "all", normalize, reduction)
+        self.formulation, self.positives, self.denominator = formulation, positives, denominator
 
     def _form(self) -> tuple[str, str, str]:
-        if self.formulation == "released":
-            return "released", "sum", "all"
-        return super()._form()
+        formulation = formulation_of(self.threshold, self.formulation)
+        return (formulation, "sum", "all") if formulation == "released" else (
+            formulation, self.positives, self.denominator)
 
     def _settings(self, *args: Any, **kwargs: Any) -> Settings:
         settings = super()._settings(*args, **kwargs)
-        if self.formulation != "released":
+        if settings.formulation != "released":
             return settings
-        return settings._replace(formulation=formulation_of(self.threshold, "released"), positives=self.positives,
-                                 denominator=self.denominator)
+        return settings._replace(positives=self.positives, denominator=self.denominator)
 
     def contrast(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
                  groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,

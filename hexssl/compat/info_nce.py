@@ -87,8 +87,7 @@ class InfoNCE(DropIn):
         temperature = validation.temperature(self.temperature, query.device)
         if isinstance(temperature, Tensor):  # its value is not read: NaN where it is none
             temperature = torch.where(temperature > 0, temperature, torch.nan)
-        if query.dtype in (torch.float16, torch.bfloat16):
-            query, positive_key, negative_keys = query.float(), positive_key.float(), negative_keys.float()
+        query, positive_key, negative_keys = map(validation.single, (query, positive_key, negative_keys))
         query, positive_key = normalize(query, dim=1), normalize(positive_key, dim=1)
         # Dividing the products by the lengths spares a normalised copy of the negatives.
         lengths = torch.linalg.vector_norm(negative_keys, dim=2).clamp(min=1e-12)
@@ -108,6 +107,8 @@ class InfoNCE(DropIn):
         settings = make_settings(self.temperature, self.beta, self.tau_plus, self.local_weight, self.formulation,
                                  self.positives, self.denominator, self.normalize, "none", query.device)
         threshold = self._decide(problems)
+        if threshold is None:  # warm-up
+            settings = settings._replace(formulation="weighted")
         if isinstance(threshold, Tensor) and threshold.dim() == 1:
             thresholds: list[Any] = list(threshold.split(1))
         else:
@@ -184,7 +185,6 @@ def info_nce(
     >>> info_nce(torch.eye(2), torch.eye(2), torch.zeros(2, 5, 2), negative_mode="paired", reduction="none").shape
     torch.Size([2])
     """
-    module = InfoNCE(1.0, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
+    module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
                      local_weight=local_weight, formulation=formulation)
-    module.temperature = temperature  # type: ignore[assignment]  # as it is: one with a graph serves this step alone
     return module(query, positive_key, negative_keys)

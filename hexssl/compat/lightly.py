@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn.functional import normalize, softmax
 
 from hexssl import validation
 from hexssl.compat._drop_in import DropIn, named
+from hexssl.compat._memory_bank import MemoryBankModule
 from hexssl.distributed import gather, rank, world_size
 from hexssl.thresholds import Threshold
 
@@ -44,125 +46,6 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
     """
     similarity = (out0.detach() * out1.detach()).sum(1) / sigma
     return 2 - out0.shape[0] * softmax(similarity, dim=0)
-
-
-class MemoryBankModule(nn.Module):
-    """The last rows it was given, first in, first out.
-
-    Parameters
-    ----------
-    size : (rows, columns), or int
-        0: no bank. An int takes the columns from the first batch.
-    gather_distributed : bool
-        Store the rows of all ranks.
-    feature_dim_first : bool
-        Return the bank as (columns, rows), else as (rows, columns).
-
-    Attributes
-    ----------
-    bank : (rows, columns) float32 buffer of random unit rows at first; (rows,) as long as the columns are not known
-    bank_ptr : (1,) int64 buffer, the row to be written next
-
-    Raises
-    ------
-    ValueError
-        For a negative size, or one that is neither an int nor two of them.
-
-    Notes
-    -----
-    As in lightly the buffers are not saved in ``state_dict``; a checkpoint that has them is loaded. As there, a batch
-    that passes the end is cut off there.
-
-    Examples
-    --------
-    >>> import torch
-    >>> bank = MemoryBankModule((4, 3))
-    >>> output, before = bank(torch.ones(2, 3), update=True)
-    >>> before.shape, bank.bank[:2].sum().item(), bank.bank_ptr
-    (torch.Size([3, 4]), 6.0, tensor([2]))
-    """
-
-    bank: Tensor
-    bank_ptr: Tensor
-
-    def __init__(self, size: int | Sequence[int], gather_distributed: bool = False,
-                 feature_dim_first: bool = True) -> None:
-        super().__init__()
-        self.size = _bank_size(size)
-        self.gather_distributed = gather_distributed
-        self.feature_dim_first = feature_dim_first
-        with torch.inference_mode(False):
-            self.register_buffer("bank", torch.empty(self.size), persistent=False)
-            self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
-        if len(self.size) == 2:
-            self._fill(self.size[1])
-
-    def _fill(self, columns: int) -> None:
-        with torch.inference_mode(False):  # a batch of validation may come first, and training then writes the bank
-            self.bank = normalize(torch.randn(self.size[0], columns).to(self.bank), dim=-1)
-
-    def forward(self, output: Tensor, labels: Tensor | None = None,
-                update: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`output`, and a copy of the bank (None if its size is 0) from before it is updated.
-
-        Parameters
-        ----------
-        output : (B, D) tensor
-        labels : ignored, as in lightly
-        update : bool
-            Store `output`; in training mode only.
-        """
-        if self.size[0] == 0:
-            return output, None
-        if self.bank.dim() == 1:
-            self._fill(output.shape[1])
-        bank = self.bank.clone()
-        if update and self.training:
-            self._store(output.detach())
-        return output, bank.mT if self.feature_dim_first else bank
-
-    def _store(self, rows: Tensor) -> None:
-        if self.gather_distributed:
-            rows = gather(rows, differentiable=False)
-        start = int(self.bank_ptr)
-        stored = rows[: self.size[0] - start]
-        self.bank[start : start + len(stored)] = stored.to(self.bank)
-        self.bank_ptr[0] = (start + len(stored)) % self.size[0]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        errors: list[str] = rest[-1]
-        for name in ("bank", "bank_ptr"):
-            saved = state_dict.pop(prefix + name, None)
-            if saved is None:
-                continue
-            expected = self._expected_shape(name, saved)
-            if saved.shape != expected:
-                errors.append(f"size mismatch for {prefix}{name}: copying a param with shape {tuple(saved.shape)} from "
-                              f"checkpoint, the shape in current model is {expected}.")
-            elif name == "bank_ptr" and not 0 <= int(saved) < max(1, self.size[0]):
-                errors.append(f"{prefix}bank_ptr: got {int(saved)}; accepted: a row of the bank's {self.size[0]}")
-            else:
-                setattr(self, name, saved.detach().clone().to(getattr(self, name)))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _expected_shape(self, name: str, saved: Tensor) -> tuple[int, ...]:
-        if name == "bank_ptr":
-            return (1,)
-        if len(self.size) == 2 or saved.dim() < 2:
-            return self.size
-        return self.size[0], saved.shape[1]  # a bank of an int takes the columns it is given
-
-    def extra_repr(self) -> str:
-        return f"size={self.size}, gather_distributed={self.gather_distributed}"
-
-
-def _bank_size(size: Any) -> tuple[int, ...]:
-    accepted = "an int >= 0, or (rows, columns) of them"
-    lengths = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
-    whole = tuple(validation.integer("size", length, 0, accepted) for length in lengths)
-    if isinstance(size, Sequence) and len(whole) != 2 and whole != (0,):
-        raise ValueError(f"size: got {size}; accepted: {accepted}")
-    return whole
 
 
 class _TwoViews(DropIn):
@@ -205,14 +88,9 @@ def _check_temperature(temperature: float | Tensor) -> None:
                           accepted=f"a number of at least {_SMALLEST_TEMPERATURE}, or a 0-d tensor")
 
 
-def _full(rows: Any) -> Any:
-    """Half precision in float32; the rest as given."""
-    return rows.float() if isinstance(rows, Tensor) and rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-
 def _unit(rows: Tensor) -> Tensor:
     """Unit rows, half precision in float32."""
-    return normalize(_full(rows), dim=1)
+    return normalize(validation.single(rows), dim=1)
 
 
 class NTXentLoss(_TwoViews):
@@ -230,8 +108,8 @@ class NTXentLoss(_TwoViews):
 
     Raises
     ------
-    ValueError
-        For a temperature nearer to 0 than 1e-8, a wrong size, or `gather_distributed` without ``torch.distributed``.
+    TypeError, ValueError
+        For a temperature below 1e-8, a wrong size, or `gather_distributed` without ``torch.distributed``.
 
     Examples
     --------
@@ -251,7 +129,8 @@ class NTXentLoss(_TwoViews):
     ) -> None:
         _check_temperature(temperature)
         super().__init__(temperature, gather_distributed, threshold, beta, tau_plus, local_weight, formulation)
-        self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
+        with named(size="memory_bank_size"):
+            self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The mean loss of the batch.
@@ -268,7 +147,7 @@ class NTXentLoss(_TwoViews):
         with named(anchors="out0", keys="memory_bank_size", paired="out1"):
             if self.memory_bank.size[0] == 0:
                 return self._two_views(out0, out1)
-            out0, out1 = _checked(_full(out0), _full(out1))
+            out0, out1 = _checked(validation.single(out0), validation.single(out1))
             # only what is stored must be unit rows here; those of the bank are used as they were stored
             update = out0.requires_grad and torch.is_grad_enabled() and self.memory_bank.training
             _, negatives = self.memory_bank(_unit(out1.detach()) if update else out1, update=update)
@@ -282,7 +161,8 @@ class DCLLoss(_TwoViews):
     ----------
     temperature : float, or 0-d tensor
     weight_fn : callable or None
-        Takes the unit rows of two views, (B, D) each, and gives the weights (B,) of the positive pairs.
+        Takes the unit rows of two views, (B, D) each, and gives the weights of the positive pairs: (B,), or one number
+        for all.
     gather_distributed : bool
         Negatives come from all ranks.
     threshold, beta, tau_plus, local_weight, formulation
@@ -336,17 +216,16 @@ class DCLLoss(_TwoViews):
         losses = torch.where(left_out, 0, losses + (1 - weights) * positives)
         return losses.sum() / (losses.numel() - skipped).clamp(min=1).to(losses.dtype)
 
-
     def _weights(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Of the positive pairs (B,); one for all of them may be a number."""
         assert self.weight_fn is not None
         given = self.weight_fn(out0, out1)
-        weights = torch.as_tensor(given, device=out0.device) if isinstance(given, int | float) else given
+        weights = torch.as_tensor(given, dtype=out0.dtype) if isinstance(given, Real) else given
         if not isinstance(weights, Tensor):
             raise TypeError(f"weight_fn: returned {validation.describe(given)}; accepted: a tensor or a number")
-        if weights.shape not in ((), out0.shape[:1]):
+        if weights.shape not in ((), (1,), out0.shape[:1]):
             raise ValueError(f"weight_fn: returned {validation.describe(given)}; accepted: shape {(len(out0),)} or ()")
-        return weights.expand(len(out0))
+        return (weights if weights.dim() else weights.to(out0.device, out0.dtype)).expand(len(out0))
 
 
 class DCLWLoss(DCLLoss):
@@ -392,7 +271,7 @@ class SupConLoss(_TwoViews):
     Raises
     ------
     ValueError
-        For a temperature nearer to 0 than 1e-8, or `gather_distributed` without ``torch.distributed``.
+        For a temperature below 1e-8, or `gather_distributed` without ``torch.distributed``.
 
     Examples
     --------

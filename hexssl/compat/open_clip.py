@@ -96,7 +96,7 @@ class ClipLoss(DropIn):
             else:
                 loss = self.contrast_both_ways(images, texts, temperature)
         if isinstance(logit_bias, Tensor) and logit_bias.requires_grad:
-            loss = loss + 0 * logit_bias.sum()  # its gradient is 0, not missing
+            loss = loss + 0 * logit_bias.sum().to(loss.dtype)  # its gradient is 0, not missing
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _gathered(self, features: Tensor) -> Tensor:
