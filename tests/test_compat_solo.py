@@ -283,6 +283,7 @@ def test_hex(threshold, settings):
     (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 5, 3), rows(1, 3, 9)), "key"),
     (lambda: solo.mocov3_loss_func(rows(1, 4, 3), rows(1, 4, 3).float()), "key"),
     (lambda: solo.simclr_loss_func_hex_fixed(rows(1, 4, 3), torch.arange(4), distance_thresh="0.9"), "distance_thresh"),
+    (lambda: solo.mocov2plus_loss_func(rows(1, 4, 3), rows(1, 4, 3), rows(1, 2, 3, 9)), "queue"),
     (lambda: solo.nnclr_loss_func(rows(1, 4, 3), rows(1, 4, 3).numpy()), "p"),
     (lambda: solo.nnclr_loss_func([[1.0]], rows(1, 4, 3)), "nn"),
     (lambda: solo.mocov3_loss_func(rows(1, 4, 3).numpy(), rows(1, 4, 3)), "query"),

@@ -84,8 +84,8 @@ class _PairLoss(DropIn):
 
         Raises
         ------
-        ValueError
-            For neither labels nor `indices_tuple`, and for shapes that do not go together.
+        TypeError, ValueError
+            For neither labels nor `indices_tuple`, for what are no tensors, and for shapes that do not go together.
         IndexError
             For a row number out of range, and for pairs of which one half is missing.
         """
