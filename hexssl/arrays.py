@@ -317,8 +317,7 @@ def hex_loss(
         Key ``i + self_offset`` is anchor i itself. None: 0 where the keys are the anchors, else none is.
     threshold : "adaptive", number, () or (M,) array of floats, or None
         On the cosine; negatives strictly above it are hierarchical. "adaptive": the mean over the anchors of the 0.99
-        quantile of their cosines. None: no hierarchical negatives, which with
-        formulation="weighted" is InfoNCE.
+        quantile of their cosines. None: no hierarchical negatives, which with formulation="weighted" is InfoNCE.
     temperature : float > 0
     beta : float >= 0
         Concentration of the hardness weights (Robinson et al., ICLR 2021).

@@ -252,18 +252,13 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
 def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
               scale: float = 1.0, statistics: bool = True) -> tuple[Tensor, Tensor]:
     """Loss, times `scale`, and statistics, as the operator has them; given the threshold, or what it comes from."""
-    if settings.formulation == "released":  # it has positives and a denominator of its own
-        settings = settings._replace(positives="sum", denominator="all")
     if not problem.anchors.is_cpu:
         assert not isinstance(decided, Measurement)
         loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
                                         threshold=decided, **settings._asdict())
         return loss * scale, seen if statistics else seen[:0]
     temperature = settings.temperature
-    if not isinstance(temperature, Tensor):
-        temperature = _constant(temperature)
-    elif temperature.dtype in (torch.float16, torch.bfloat16):
-        temperature = temperature.float()
+    temperature = validation.single(temperature) if isinstance(temperature, Tensor) else _constant(temperature)
     adaptive = operators.NOT_ADAPTIVE
     if isinstance(decided, Tensor):
         decided = decided.to(torch.float64, copy=True).contiguous()  # who owns it may change it before backward

@@ -35,9 +35,8 @@ class HEXMonitor(pl.Callback):
 
     The epoch is set before the sanity check, at the start of training and of every training epoch, so that a resumed
     run goes on with the right one, in the middle of an epoch too; and before validation and testing on their own,
-    where none is known. The fields of `hexssl.HEXStats` of the last batch go
-    to all loggers of the trainer, as ``<prefix>/threshold`` and so on; with several losses as
-    ``<prefix>/<name of the loss in the module>/threshold``.
+    where none is known. The fields of `hexssl.HEXStats` of the last batch go to all loggers of the trainer, as
+    ``<prefix>/threshold`` and so on; with several losses as ``<prefix>/<name of the loss in the module>/threshold``.
 
     Parameters
     ----------

@@ -51,7 +51,7 @@ class DropIn(_Loss):
         settings = super()._settings(*args, **kwargs)
         if settings.formulation != "released":
             return settings
-        return settings._replace(positives=self.positives, denominator=self.denominator)
+        return settings._replace(positives=self.positives, denominator=self.denominator)  # looked at in a warm-up alone
 
     def contrast(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
                  groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,

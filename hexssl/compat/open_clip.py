@@ -132,8 +132,7 @@ def _temperature(logit_scale: float | Tensor) -> float | Tensor:
                                        accepted="a finite number > 0, or a tensor of one element")
     if logit_scale.numel() != 1:
         raise ValueError(f"logit_scale: got shape {tuple(logit_scale.shape)}; accepted: one element")
-    scale = logit_scale.reshape(())
-    return (scale.float() if scale.dtype in (torch.float16, torch.bfloat16) else scale).reciprocal()
+    return validation.single(logit_scale).reshape(()).reciprocal()
 
 
 def _horovod(rows: Tensor) -> Tensor:

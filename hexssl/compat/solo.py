@@ -162,8 +162,8 @@ def mocov2plus_loss_func(
     if queue.shape[0] != query.shape[1]:
         raise ValueError(f"queue: got shape {tuple(queue.shape)}; accepted: ({query.shape[1]}, K), its rows in columns")
     with named(anchors="query", keys="queue", paired="key"):
-        return hex_loss(query, queue.mT, paired=key, temperature=temperature,
-                        normalize=False, threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+        return hex_loss(query, queue.mT, paired=key, temperature=temperature, normalize=False, threshold=threshold,
+                        beta=beta, tau_plus=tau_plus, local_weight=local_weight,
                         formulation=formulation_of(threshold, formulation))
 
 
