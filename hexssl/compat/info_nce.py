@@ -5,6 +5,7 @@ InfoNCE: van den Oord et al., arXiv 1807.03748. The HEX keywords are those of `h
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from hexssl import validation
-from hexssl.compat._drop_in import DropIn, named
-from hexssl.functional import Problem, evaluate, make_problem, make_settings, measure
+from hexssl.compat._drop_in import DropIn, formulation_of, named
+from hexssl.functional import Problem, evaluate, hex_loss, make_problem, make_settings, measure
 from hexssl.thresholds import QUANTILE, Threshold
 
 __all__ = ["InfoNCE", "info_nce"]
@@ -68,15 +69,14 @@ class InfoNCE(DropIn):
             As `hexssl.hex_loss`.
         """
         _check(query, positive_key, negative_keys, self.negative_mode)
-        if negative_keys is None:
-            with named(anchors="query", keys="positive_key"):
-                return self.contrast(query, positive_key)
+        if negative_keys is None or self.negative_mode == "unpaired":
+            keys, paired, names = _shared_keys(positive_key, negative_keys)
+            with names:
+                return self.contrast(query, keys, paired=paired)
+        if self.threshold is None:
+            return self._own_negatives(query, positive_key, negative_keys)
         with named(anchors="query", paired="positive_key", keys="negative_keys"):
-            if self.negative_mode == "unpaired":
-                return self.contrast(query, negative_keys, paired=positive_key)
-            if self.threshold is not None:
-                return self._one_by_one(query, positive_key, negative_keys)
-        return self._own_negatives(query, positive_key, negative_keys)
+            return self._one_by_one(query, positive_key, negative_keys)
 
     def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
         """Negatives (N, M, D): the queries share no key, there are N * M similarities whoever computes them."""
@@ -136,6 +136,14 @@ class InfoNCE(DropIn):
         return [*super()._shown(), "reduction", "negative_mode"]
 
 
+def _shared_keys(positive_key: Tensor,
+                 negative_keys: Tensor | None) -> tuple[Tensor, Tensor | None, AbstractContextManager[None]]:
+    """`keys` and `paired` of `hex_loss`, and the caller's names for them, where all queries share the negatives."""
+    if negative_keys is None:
+        return positive_key, None, named(anchors="query", keys="positive_key")
+    return negative_keys, positive_key, named(anchors="query", paired="positive_key", keys="negative_keys")
+
+
 def _check(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, negative_mode: str) -> None:
     for name, value in (("query", query), ("positive_key", positive_key), ("negative_keys", negative_keys)):
         if not isinstance(value, Tensor) and not (value is None and name == "negative_keys"):
@@ -185,6 +193,13 @@ def info_nce(
     >>> info_nce(torch.eye(2), torch.eye(2), torch.zeros(2, 5, 2), negative_mode="paired", reduction="none").shape
     torch.Size([2])
     """
+    _check(query, positive_key, negative_keys, negative_mode)
+    if negative_keys is None or negative_mode == "unpaired":
+        keys, paired, names = _shared_keys(positive_key, negative_keys)
+        with names:
+            return hex_loss(query, keys, paired=paired, temperature=temperature, reduction=reduction,
+                            threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                            formulation=formulation_of(threshold, formulation))
     module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
                      local_weight=local_weight, formulation=formulation)
     return module(query, positive_key, negative_keys)
