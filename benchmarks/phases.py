@@ -4,9 +4,10 @@
     python benchmarks/phases.py --rows 2048 --columns 128 --threads 1 --loss infonce --data clustered
 
 The peak is what one core reaches that does nothing but multiply and add in registers, measured here and now. GFLOP/s
-are those of one thread. "outside" is the rest of the step: Python, torch's autograd and dispatch. Shares are of the
-step's time times its threads. Last come the drop-ins of two tensors at 512 rows: how much faster than the peer a loss
-could be at most, if it did nothing but its matrix products at the peak. Prints Markdown; needs a C compiler.
+are those of one thread. "outside" is the rest of the step: Python, torch's autograd and dispatch; below it stands what
+torch takes for a Function with two bare products in the core's place. Shares are of the step's time times its threads.
+Last come the drop-ins of two tensors at 512 rows: how much faster than the peer a loss could be at most, if it did
+nothing but its matrix products at the peak. Prints Markdown; needs a C compiler.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bench.py
 
 import acceptance  # noqa: E402
+import formulas  # noqa: E402
 import records  # noqa: E402
 import torch  # noqa: E402
 from cases import DTYPES, KINDS, Case, Inputs  # noqa: E402
@@ -71,6 +74,37 @@ def profile(variant: str, case: Case, threads: int, seconds: float) -> tuple[Pro
     return found, taken
 
 
+class _Products(torch.autograd.Function):
+    """What no loss of torch's goes without: a number made of the embeddings, and memory for their gradient. Where the
+    core would be, bare matrix products, which leave no more in the caches than the core does."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: torch.Tensor, seconds: list[float]) -> torch.Tensor:
+        ctx.kept = [torch.empty_like(anchors)]
+        begin = time.perf_counter()
+        formulas.two_products(anchors, anchors)
+        seconds.append(time.perf_counter() - begin)
+        return anchors.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.kept.pop(), None  # torch copies what somebody else holds
+
+
+def torch_alone(case: Case, seconds: float) -> float:
+    """Median seconds of a forward and backward of that Function, less its products."""
+    inputs = Inputs(case)
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        inputs.nudge()
+        products: list[float] = []
+        begin = time.perf_counter()
+        _Products.apply(inputs.anchors, products).backward()
+        taken.append(time.perf_counter() - begin - products[0])
+    return statistics.median(taken)
+
+
 def table(variant: str, case: Case, threads: int, seconds: float, limit: float) -> str:
     found, each = profile(variant, case, threads, seconds)
     taken, steps = sum(each), len(each)
@@ -90,7 +124,9 @@ def table(variant: str, case: Case, threads: int, seconds: float, limit: float) 
     for phase in phases:
         speed = f"{phase.gflops:.1f} | {phase.gflops / limit:.0%}" if phase.operations > 0 else " | "
         lines.append(line(phase.name, f"{phase.calls / steps:.0f}", phase.seconds, speed))
-    lines += [line("the core's rest, waiting threads", "", call * threads - work), line("outside", "", outside), ""]
+    least = torch_alone(case, seconds / 2) * 1e3
+    lines += [line("the core's rest, waiting threads", "", call * threads - work), line("outside", "", outside), "",
+              f"A Function of two bare products takes {least:.3f} ms beside them (median).", ""]
     return "\n".join(lines)
 
 
