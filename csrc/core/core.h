@@ -323,6 +323,21 @@ void hex_gradient_add(hex_worker *worker, const hex_gradient *gradient, int64_t 
 /* Forms the coefficients and adds them. exponentials: it may hold them rather than cosines. */
 void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t task, bool exponentials);
 
+/* statistics.c: what the loss saw in a batch. */
+
+typedef struct {
+    const hex_settings *s;
+    const double *sums;        /* [HEX_SUMS][ap] */
+    const double *moment;      /* [HEX_MOMENTS][ap] of the negatives, where hex_few_negatives; else NULL */
+    const double *paired;      /* [mp] cosine of the paired positive, where there is one */
+    const double *row_state;
+} hex_seen;
+
+/* Are they so few that their cosines' sum needs a pass of its own? */
+bool hex_few_negatives(const hex_run *run);
+/* column: double[2 d]. */
+void hex_batch_statistics(const hex_run *run, const hex_seen *seen, double *column, double *out);
+
 /* backward.c */
 
 /* Of the memory that hex_gradients_of needs. sums: there are none yet. */

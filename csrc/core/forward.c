@@ -23,7 +23,7 @@ typedef struct {
     double *losses;             /* [ap] */
     double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few */
     bool statistics;            /* of the batch are wanted */
-    bool few_negatives;         /* less than FEW of all pairs, and statistics wanted */
+    bool few_negatives;         /* hex_few_negatives, and statistics wanted */
     double *row_state;
 } contrast;
 
@@ -244,53 +244,6 @@ static void reduce(const hex_run *run, const contrast *c, double *out) {
         *out = run->g.both_ways ? (reduced(c, 0, m) + reduced(c, m, run->g.n)) / 2 : reduced(c, 0, m);
 }
 
-/* Sum of all cosines: the product of the two sums of rows. */
-static double sum_of_cosines(const hex_run *run, double *column) {
-    const hex_geometry *g = &run->g;
-    double *anchors = column, *keys = column + g->d, sum = 0;
-    memset(column, 0, (size_t)(2 * g->d) * sizeof(double));
-    for (int64_t b = 0; b < g->mb; b++)
-        run->k->column_sums(hex_block(run, run->a.k_major, g->block_m, b), hex_block_rows(g->m, g->block_m, b), g->block_m,
-                            g->d, anchors);
-    for (int64_t b = 0; b < g->nb && !g->symmetric; b++)
-        run->k->column_sums(hex_block(run, run->key.k_major, g->block_n, b), hex_block_rows(g->n, g->block_n, b), g->block_n,
-                            g->d, keys);
-    for (int64_t d = 0; d < g->d; d++) sum += anchors[d] * (g->symmetric ? anchors : keys)[d];
-    return sum;
-}
-
-/* Of the anchors, or of the keys as anchors. cosines: the sum of all. */
-static void batch_statistics(const hex_run *run, const contrast *c, bool keys, double cosines, double *out) {
-    int64_t first = keys ? run->g.m : 0, at = keys ? run->g.mp : 0, count = keys ? run->g.n : run->g.m, ap = run->g.ap;
-    bool paired = run->problem->paired.data;
-    double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0, others = 0;
-    double finite = run->a.finite && run->key.finite && (!paired || run->paired.finite) ? 1 : NAN;
-    for (int64_t i = at; i < at + count; i++)   /* sums side by side: none waits for its last addition */
-        for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++) total[q] += c->sums[q * ap + i];
-    for (int64_t i = 0; i < count; i++) {
-        positives += run->classes.positives[first + i] + (paired ? 1 : 0);
-        negatives += run->classes.negatives[first + i];
-        skipped += c->row_state[(first + i) * HEX_ROW_STATE + HEX_R_VALID] == 0;
-        total[HEX_S_POS_C] += paired ? c->paired[i] : 0;
-        eps += i == 0 || c->s->threshold_count > 1 ? hex_row_threshold(c->s, i) : 0;
-    }
-    for (int64_t i = at; c->few_negatives && i < at + count; i++) others += hex_moment_sum(c->moment + i, ap);
-    if (!c->few_negatives) others = cosines - total[HEX_S_OTHER_C];
-    out[HEX_BATCH_THRESHOLD] = c->s->threshold_count > 1 ? eps / (double)count : eps;
-    out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
-    out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * finite;
-    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * finite : NAN;
-    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = total[HEX_S_HARD_C] / total[HEX_S_HARD_N] * finite;
-    out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
-}
-
-/* column: double[2 d]. */
-static void all_statistics(const hex_run *run, const contrast *c, double *column, double *out) {
-    double cosines = c->few_negatives ? 0 : sum_of_cosines(run, column);
-    batch_statistics(run, c, false, cosines, out);
-    if (run->g.both_ways) batch_statistics(run, c, true, cosines, out + HEX_BATCH_STATS);
-}
-
 /* own_state: the caller has no room for the row state. */
 static int64_t place(const hex_geometry *g, bool own_state, char *base, contrast *c, double **column) {
     char *at = base;
@@ -306,15 +259,6 @@ static int64_t place(const hex_geometry *g, bool own_state, char *base, contrast
     if (own_state) c->row_state = (double *)at, at += HEX_ROW_STATE * row;
     *column = (double *)at, at += hex_round_up(2 * g->d * (int64_t)sizeof(double), HEX_PANEL_BYTES);
     return at - base;
-}
-
-/* All cosines less those of others, summed in T, would leave little but rounding errors of few negatives. */
-static const double FEW = 1.0 / 16;
-
-static bool has_few_negatives(const hex_run *run) {
-    double negatives = 0;
-    for (int64_t i = 0; i < run->g.m; i++) negatives += run->classes.negatives[i];   /* as many of the keys, both ways */
-    return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
 }
 
 /* Gradients that find e^(s - shift) in the tiles need no exponentials of their own. found: they will find the tiles. */
@@ -372,7 +316,7 @@ static void prepare(const hex_run *run, contrast *c) {
     else
         run->k->fill(c->maxima, HEX_MAXIMA * run->g.ap, -INFINITY);
     c->own_needed = any_needs_own(run, c);
-    c->few_negatives = c->statistics && has_few_negatives(run);
+    c->few_negatives = c->statistics && hex_few_negatives(run);
     if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
     c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .all_global = c->all_global,
                                  .power = c->power, .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
@@ -429,7 +373,10 @@ static hex_status lead(hex_team *team, void *context) {
     else
         contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, call->losses);
-    if (call->batch_stats) all_statistics(&run, &c, column, call->batch_stats);
+    if (call->batch_stats) {
+        const hex_seen seen = {s, c.sums, c.few_negatives ? c.moment : NULL, c.paired, c.row_state};
+        hex_batch_statistics(&run, &seen, column, call->batch_stats);
+    }
     if (out) {
         run.gradients_ready = hex_sums_gradients(run.room);
         hex_gradients_of(&run, s, c.row_state, call->grad, out, run.extra + own);

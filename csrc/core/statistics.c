@@ -1,0 +1,60 @@
+/* statistics.c: what the loss saw in a batch. */
+#include <math.h>
+#include <string.h>
+
+#include "core.h"
+
+/* All cosines less those of others, summed in T, would leave little but rounding errors of few negatives. */
+static const double FEW = 1.0 / 16;
+
+bool hex_few_negatives(const hex_run *run) {
+    double negatives = 0;
+    for (int64_t i = 0; i < run->g.m; i++) negatives += run->classes.negatives[i];   /* as many of the keys, both ways */
+    return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
+}
+
+/* Sum of all cosines: the product of the two sums of rows. */
+static double sum_of_cosines(const hex_run *run, double *column) {
+    const hex_geometry *g = &run->g;
+    double *anchors = column, *keys = column + g->d, sum = 0;
+    memset(column, 0, (size_t)(2 * g->d) * sizeof(double));
+    for (int64_t b = 0; b < g->mb; b++)
+        run->k->column_sums(hex_block(run, run->a.k_major, g->block_m, b), hex_block_rows(g->m, g->block_m, b), g->block_m,
+                            g->d, anchors);
+    for (int64_t b = 0; b < g->nb && !g->symmetric; b++)
+        run->k->column_sums(hex_block(run, run->key.k_major, g->block_n, b), hex_block_rows(g->n, g->block_n, b), g->block_n,
+                            g->d, keys);
+    for (int64_t d = 0; d < g->d; d++) sum += anchors[d] * (g->symmetric ? anchors : keys)[d];
+    return sum;
+}
+
+/* Of the anchors, or of the keys as anchors. cosines: the sum of all. */
+static void batch_statistics(const hex_run *run, const hex_seen *seen, bool keys, double cosines, double *out) {
+    int64_t first = keys ? run->g.m : 0, at = keys ? run->g.mp : 0, count = keys ? run->g.n : run->g.m, ap = run->g.ap;
+    bool paired = run->problem->paired.data;
+    double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0, others = 0;
+    double finite = run->a.finite && run->key.finite && (!paired || run->paired.finite) ? 1 : NAN;
+    for (int64_t i = at; i < at + count; i++)   /* sums side by side: none waits for its last addition */
+        for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++) total[q] += seen->sums[q * ap + i];
+    for (int64_t i = 0; i < count; i++) {
+        positives += run->classes.positives[first + i] + (paired ? 1 : 0);
+        negatives += run->classes.negatives[first + i];
+        skipped += seen->row_state[(first + i) * HEX_ROW_STATE + HEX_R_VALID] == 0;
+        total[HEX_S_POS_C] += paired ? seen->paired[i] : 0;
+        eps += i == 0 || seen->s->threshold_count > 1 ? hex_row_threshold(seen->s, i) : 0;
+    }
+    for (int64_t i = at; seen->moment && i < at + count; i++) others += hex_moment_sum(seen->moment + i, ap);
+    if (!seen->moment) others = cosines - total[HEX_S_OTHER_C];
+    out[HEX_BATCH_THRESHOLD] = seen->s->threshold_count > 1 ? eps / (double)count : eps;
+    out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
+    out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * finite;
+    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * finite : NAN;
+    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = total[HEX_S_HARD_C] / total[HEX_S_HARD_N] * finite;
+    out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
+}
+
+void hex_batch_statistics(const hex_run *run, const hex_seen *seen, double *column, double *out) {
+    double cosines = seen->moment ? 0 : sum_of_cosines(run, column);
+    batch_statistics(run, seen, false, cosines, out);
+    if (run->g.both_ways) batch_statistics(run, seen, true, cosines, out + HEX_BATCH_STATS);
+}
