@@ -21,9 +21,8 @@ typedef struct {
     double *log_neg;            /* [ap] */
     double *paired;             /* [mp] cosine of the paired positive */
     double *losses;             /* [ap] */
-    double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few */
+    double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few and statistics wanted; else NULL */
     bool statistics;            /* of the batch are wanted */
-    bool few_negatives;         /* hex_few_negatives, and statistics wanted */
     double *row_state;
 } contrast;
 
@@ -272,7 +271,7 @@ static bool may_leave_exponentials(const hex_run *run, const contrast *c, bool f
 static void contrast_passes(const scope *where, contrast *c) {
     if (where->run->problem->paired.data) each_block(where, paired_block, c);
     if (!c->shared) pass_over(where, c, MAXIMA, shifts_block);
-    if (c->few_negatives) pass_over(where, c, MOMENTS, NULL);
+    if (c->moment) pass_over(where, c, MOMENTS, NULL);
     pass_over(where, c, SUMS, c->own_needed ? negatives_block : loss_block);
     if (c->own_needed) pass_over(where, c, OWN, loss_block);
 }
@@ -316,8 +315,8 @@ static void prepare(const hex_run *run, contrast *c) {
     else
         run->k->fill(c->maxima, HEX_MAXIMA * run->g.ap, -INFINITY);
     c->own_needed = any_needs_own(run, c);
-    c->few_negatives = c->statistics && hex_few_negatives(run);
-    if (c->few_negatives) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
+    if (!c->statistics || !hex_few_negatives(run)) c->moment = NULL;
+    if (c->moment) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
     c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .all_global = c->all_global,
                                  .power = c->power, .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
                                  .row_grad = run->row_grad, .col_grad = run->col_grad};
@@ -374,7 +373,7 @@ static hex_status lead(hex_team *team, void *context) {
         contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, call->losses);
     if (call->batch_stats) {
-        const hex_seen seen = {s, c.sums, c.few_negatives ? c.moment : NULL, c.paired, c.row_state};
+        const hex_seen seen = {s, c.sums, c.moment, c.paired, c.row_state};
         hex_batch_statistics(&run, &seen, column, call->batch_stats);
     }
     if (out) {

@@ -70,12 +70,12 @@ class InfoNCE(DropIn):
         """
         _check(query, positive_key, negative_keys, self.negative_mode)
         if negative_keys is None or self.negative_mode == "unpaired":
-            keys, paired, names = _shared_keys(positive_key, negative_keys)
-            with names:
+            keys, paired = _shared_keys(positive_key, negative_keys)
+            with _named(negative_keys):
                 return self.contrast(query, keys, paired=paired)
         if self.threshold is None:
             return self._own_negatives(query, positive_key, negative_keys)
-        with named(anchors="query", paired="positive_key", keys="negative_keys"):
+        with _named(negative_keys):
             return self._one_by_one(query, positive_key, negative_keys)
 
     def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
@@ -136,12 +136,14 @@ class InfoNCE(DropIn):
         return [*super()._shown(), "reduction", "negative_mode"]
 
 
-def _shared_keys(positive_key: Tensor,
-                 negative_keys: Tensor | None) -> tuple[Tensor, Tensor | None, AbstractContextManager[None]]:
-    """`keys` and `paired` of `hex_loss`, and the caller's names for them, where all queries share the negatives."""
-    if negative_keys is None:
-        return positive_key, None, named(anchors="query", keys="positive_key")
-    return negative_keys, positive_key, named(anchors="query", paired="positive_key", keys="negative_keys")
+def _shared_keys(positive_key: Tensor, negative_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """`keys` and `paired` of `hex_loss` where the queries share their negatives."""
+    return (positive_key, None) if negative_keys is None else (negative_keys, positive_key)
+
+
+def _named(negative_keys: Tensor | None) -> AbstractContextManager[None]:
+    keys = "positive_key" if negative_keys is None else "negative_keys"
+    return named(anchors="query", paired="positive_key", keys=keys)
 
 
 def _check(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, negative_mode: str) -> None:
@@ -193,13 +195,13 @@ def info_nce(
     >>> info_nce(torch.eye(2), torch.eye(2), torch.zeros(2, 5, 2), negative_mode="paired", reduction="none").shape
     torch.Size([2])
     """
+    if negative_keys is not None and negative_mode == "paired":
+        module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
+                         local_weight=local_weight, formulation=formulation)
+        return module(query, positive_key, negative_keys)
     _check(query, positive_key, negative_keys, negative_mode)
-    if negative_keys is None or negative_mode == "unpaired":
-        keys, paired, names = _shared_keys(positive_key, negative_keys)
-        with names:
-            return hex_loss(query, keys, paired=paired, temperature=temperature, reduction=reduction,
-                            threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                            formulation=formulation_of(threshold, formulation))
-    module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
-                     local_weight=local_weight, formulation=formulation)
-    return module(query, positive_key, negative_keys)
+    keys, paired = _shared_keys(positive_key, negative_keys)
+    with _named(negative_keys):
+        return hex_loss(query, keys, paired=paired, temperature=temperature, reduction=reduction, threshold=threshold,
+                        beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                        formulation=formulation_of(threshold, formulation))
