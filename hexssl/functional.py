@@ -345,7 +345,7 @@ def hex_loss(
     threshold : "adaptive", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
         On the cosine; negatives strictly above it are hierarchical. "adaptive" is ``AdaptiveThreshold()``. None: no
         hierarchical negatives, which with formulation="weighted" is InfoNCE.
-    temperature : float > 0, or 0-d tensor that may require grad
+    temperature : float > 0, or tensor of one element, of any shape, that may require grad
         A tensor's value is not read: a temperature <= 0 or NaN in it gives a NaN loss.
     beta : float >= 0
         Concentration of the hardness weights; 0: none.

@@ -50,9 +50,12 @@ def _stack(views: tuple[Any, ...], groups: Any) -> Problem:
 class _Loss(nn.Module):
     """Settings, threshold and statistics; checked when constructed and again when used, since they may be changed."""
 
+    temperature: float | Tensor
+
     def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, positives: str, denominator: str, normalize: bool, reduction: str) -> None:
         super().__init__()
+        _check_leaf(temperature)
         make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
                       reduction)
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
@@ -117,20 +120,21 @@ def _brief(value: Any) -> str:
     return f"{value.dim()}-d {type(value).__name__.lower()}" if isinstance(value, Tensor) else repr(value)
 
 
-def _leaf(temperature: Any) -> Any:
+def _check_leaf(temperature: Any) -> None:
+    """A module is called again and again: the graph behind its temperature must not end with the first backward."""
     if isinstance(temperature, Tensor) and not temperature.is_leaf:
         raise ValueError("temperature: got a tensor that was computed with gradient, which has but one backward; "
                          "accepted: a number, a parameter or another leaf. For a new one in every step assign it, "
-                         "criterion.temperature = ..., or call hexssl.hex_loss")
-    return temperature
+                         "criterion.temperature = ..., or call a function such as hexssl.hex_loss")
 
 
 class HEXLoss(_Loss):
     """The HEX loss of several views of a batch (SimCLR and its kin); see `hexssl.hex_loss` for the parameters.
 
-    A 0-d `temperature` tensor is held as a buffer, or as a parameter if it is an ``nn.Parameter``. "adaptive"
-    makes an `hexssl.thresholds.AdaptiveThreshold` of its own; threshold objects become submodules, whose running values
-    and epoch are part of ``state_dict``.
+    A `temperature` tensor of one element is held in its shape as a buffer, or as a parameter if it is an
+    ``nn.Parameter``; one that was computed with gradient is refused, since its graph ends with the first backward.
+    "adaptive" makes an `hexssl.thresholds.AdaptiveThreshold` of its own; threshold objects become submodules, whose
+    running values and epoch are part of ``state_dict``.
 
     Attributes
     ----------
@@ -154,7 +158,7 @@ class HEXLoss(_Loss):
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True,
                  reduction: str = "mean") -> None:
-        super().__init__(_leaf(temperature), threshold, beta, tau_plus, local_weight, formulation, positives,
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives,
                          denominator, normalize, reduction)
 
     def forward(self, *views: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -188,7 +192,7 @@ class InfoNCELoss(_Loss):
 
     def __init__(self, temperature: float | Tensor = 0.1, positives: str = "sum", denominator: str = "all",
                  normalize: bool = True, reduction: str = "mean") -> None:
-        super().__init__(_leaf(temperature), None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize,
+        super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize,
                          reduction)
 
     def forward(self, *views: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -229,7 +233,7 @@ class CrossHEXLoss(_Loss):
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
                  symmetric: bool = False) -> None:
-        super().__init__(_leaf(temperature), threshold, beta, tau_plus, local_weight, formulation, positives,
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives,
                          denominator, normalize, reduction)
         self.symmetric = validation.flag("symmetric", symmetric)
 

@@ -85,15 +85,18 @@ def choice(name: str, value: Any, options: Iterable[str]) -> str:
 
 
 def temperature(value: Any, device: torch.device | None = None) -> float | Tensor:
-    """A positive finite number, or a 0-d floating-point tensor (its value is not read)."""
-    accepted = "a finite number > 0, or a 0-d floating-point tensor on the embeddings' device"
+    """A positive finite number, or a floating-point tensor of one element, as 0-d (its value is not read).
+
+    The gradient goes back to the tensor in the shape it has: (1,) for what cannot shard a 0-d parameter (FSDP2).
+    """
+    accepted = "a finite number > 0, or a floating-point tensor of one element on the embeddings' device"
     if not isinstance(value, Tensor):
         return number("temperature", value, 0.0, open_low=True, open_high=True, accepted=accepted)
     if value.dtype not in FLOATING:
         _wrong_type("temperature", value, accepted)
-    if value.dim() != 0 or (device is not None and value.device != device):
+    if value.numel() != 1 or (device is not None and value.device != device):
         _wrong_value("temperature", value, accepted)
-    return value
+    return value if value.dim() == 0 else value.reshape(())
 
 
 def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:

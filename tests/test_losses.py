@@ -374,19 +374,6 @@ def test_symmetric_cross_loss_of_nan_is_nan_in_both_directions(which):
     assert loss.isnan() and all(g.isnan().all() for g in torch.autograd.grad(loss, (x, y)))
 
 
-def test_a_temperature_with_a_graph_is_for_the_function():
-    log_scale = torch.tensor(1.0, requires_grad=True)
-    for make in (HEXLoss, InfoNCELoss, CrossHEXLoss):
-        with pytest.raises(ValueError, match=r"^temperature: got .*hexssl\.hex_loss"):
-            make(temperature=log_scale.exp())
-        make(temperature=log_scale)
-    criterion = HEXLoss(0.1, threshold=0.5)
-    for _ in range(2):
-        criterion.temperature = log_scale.exp()
-        criterion(*embeddings(2)).backward()
-    assert log_scale.grad.abs() > 0
-
-
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_fewer_keys_than_anchors_need_groups(symmetric):
     x, y = embeddings(2)

@@ -25,7 +25,7 @@ class InfoNCE(DropIn):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor that may require grad
+    temperature : float, or tensor of one element that may require grad
     reduction : "mean", "sum" or "none"
     negative_mode : "unpaired" or "paired"
         Whether explicit negatives are those of all queries, (M, D), or of each query its own, (N, M, D).
@@ -196,8 +196,9 @@ def info_nce(
     torch.Size([2])
     """
     if negative_keys is not None and negative_mode == "paired":
-        module = InfoNCE(temperature, reduction, negative_mode, threshold=threshold, beta=beta, tau_plus=tau_plus,
-                         local_weight=local_weight, formulation=formulation)
+        module = InfoNCE(reduction=reduction, negative_mode=negative_mode, threshold=threshold, beta=beta,
+                         tau_plus=tau_plus, local_weight=local_weight, formulation=formulation)
+        module.temperature = temperature  # of any graph: the module is called but once
         return module(query, positive_key, negative_keys)
     _check(query, positive_key, negative_keys, negative_mode)
     keys, paired = _shared_keys(positive_key, negative_keys)

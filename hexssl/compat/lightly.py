@@ -85,7 +85,7 @@ def _checked(out0: Any, out1: Any) -> tuple[Tensor, Tensor]:
 def _check_temperature(temperature: float | Tensor) -> None:
     if not isinstance(temperature, Tensor):  # whose value is not read
         validation.number("temperature", temperature, _SMALLEST_TEMPERATURE,
-                          accepted=f"a number of at least {_SMALLEST_TEMPERATURE}, or a 0-d tensor")
+                          accepted=f"a number of at least {_SMALLEST_TEMPERATURE}, or a tensor of one element")
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class NTXentLoss(_TwoViews):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor
+    temperature : float, or tensor of one element that may require grad
     memory_bank_size : (rows, columns) or int
         0: no bank; the negatives are the other rows of the batch. See `MemoryBankModule`.
     gather_distributed : bool
@@ -159,7 +159,7 @@ class DCLLoss(_TwoViews):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor
+    temperature : float, or tensor of one element that may require grad
     weight_fn : callable or None
         Takes the unit rows of two views, (B, D) each, and gives the weights of the positive pairs: (B,), or one number
         for all.
@@ -210,7 +210,7 @@ class DCLLoss(_TwoViews):
         losses = self._two_views(out0, out1, normalize=False, reduction="none")
         # The positive stands alone in the loss: weighting it adds (1 - weight) times its logit.
         weights = torch.cat((self._weights(out0, out1), self._weights(out1, out0)))
-        positives = ((out0 * out1).sum(1) / self.temperature).repeat(2)
+        positives = ((out0 * out1).sum(1) / validation.temperature(self.temperature)).repeat(2)
         skipped = self._seen[0][-1]
         left_out = (losses == 0) & (skipped > 0)  # a loss may be 0 by chance
         losses = torch.where(left_out, 0, losses + (1 - weights) * positives)
@@ -233,7 +233,7 @@ class DCLWLoss(DCLLoss):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor
+    temperature : float, or tensor of one element that may require grad
     sigma : float, of the weights
     gather_distributed, threshold, beta, tau_plus, local_weight, formulation
         As in `DCLLoss`.
@@ -260,7 +260,7 @@ class SupConLoss(_TwoViews):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor
+    temperature : float, or tensor of one element that may require grad
     gather_distributed : bool
         Positives and negatives come from all ranks.
     rescale : bool
@@ -306,4 +306,7 @@ class SupConLoss(_TwoViews):
         """
         with named(groups="labels", key_groups="labels"):
             loss = self._two_views(out0, out1, labels)
-        return loss * self.temperature if self.rescale else loss
+        if not self.rescale:
+            return loss
+        temperature = validation.temperature(self.temperature)
+        return loss * (temperature.to(loss.dtype) if isinstance(temperature, Tensor) else temperature)

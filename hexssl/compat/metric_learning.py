@@ -181,7 +181,7 @@ class NTXentLoss(_PairLoss):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor that may require grad
+    temperature : float, or tensor of one element that may require grad
     distance : None, or that library's ``CosineSimilarity()``
     reducer : None, or that library's ``MeanReducer()``
         The default ones; others are refused.
@@ -243,7 +243,7 @@ class SupConLoss(_PairLoss):
 
     Parameters
     ----------
-    temperature : float, or 0-d tensor that may require grad
+    temperature : float, or tensor of one element that may require grad
     distance : None, or that library's ``CosineSimilarity()``
     reducer : None, or that library's ``AvgNonZeroReducer()``
         The default ones; others are refused.

@@ -37,7 +37,7 @@ def simclr_loss_func(
     z : (views * B, D) tensor, the views one below the other
     indexes : (views * B,) integer tensor
         Rows with equal numbers are positives: the samples' numbers, or their labels.
-    temperature : float, or 0-d tensor that may require grad
+    temperature : float, or tensor of one element that may require grad
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is SimCLR.
 
@@ -207,7 +207,8 @@ def mocov3_loss_func(
         settings = make_settings(temperature, beta, tau_plus, local_weight, formulation_of(threshold, formulation),
                                  "sum", "all", True, "mean", query.device)
         if isinstance(settings.temperature, Tensor):
-            return evaluate(problem, settings, threshold, statistics=False)[0] * (2 * settings.temperature)
+            loss = evaluate(problem, settings, threshold, statistics=False)[0]
+            return loss * (2 * settings.temperature.to(loss.dtype))
         return evaluate(problem, settings, threshold, 2 * settings.temperature, statistics=False)[0]
 
 
