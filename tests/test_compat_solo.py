@@ -24,7 +24,7 @@ from peers import (
     unit,
     value_and_gradients,
 )
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
 from hexssl import hex_loss
@@ -80,8 +80,47 @@ def test_mocov2plus(seed, samples, columns, length, temperature):
 @drawn
 @given(SEEDS, ROWS, SIZES, TEMPERATURES)
 def test_mocov3(seed, samples, columns, temperature):
-    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * paired(q, k.detach(), t),
+    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * paired(q, k, t),
                 (rows(seed, samples, columns), rows(seed + 1, samples, columns), torch.tensor(temperature).double()))
+
+
+@pytest.fixture(params=[False, True], ids=["no group", "group of one"])
+def group(request):
+    """Whether ``torch.distributed`` is initialised."""
+    if request.param:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield request.param
+    if request.param:
+        distributed.destroy_process_group()
+
+
+INDEXES = torch.arange(6).repeat(2)
+INPUTS = {  # of each function; an input without a gradient is one that solo-learn gathers without
+    "simclr_loss_func": (lambda z: solo.simclr_loss_func(z, INDEXES), [(12, 4)]),
+    "nnclr_loss_func": (solo.nnclr_loss_func, [(6, 4), (6, 4)]),
+    "mocov2plus_loss_func": (solo.mocov2plus_loss_func, [(6, 4), (6, 4), (4, 9)]),
+    "mocov3_loss_func": (solo.mocov3_loss_func, [(6, 4), (6, 4)]),
+    "simclr_loss_func_hex_fixed": (lambda z: solo.simclr_loss_func_hex_fixed(z, INDEXES), [(12, 4)]),
+    "simclr_loss_func_hex_adaptive": (lambda z: solo.simclr_loss_func_hex_adaptive(z, INDEXES), [(12, 4)]),
+    "nnclr_loss_func_hex_fixed": (solo.nnclr_loss_func_hex_fixed, [(6, 4), (6, 4)]),
+    "nnclr_loss_func_hex_adaptive": (solo.nnclr_loss_func_hex_adaptive, [(6, 4), (6, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_that_get_a_gradient(name, group):
+    """All of them in one process; where a group is initialised MoCo v3's keys are gathered, without gradient."""
+    loss, shapes = INPUTS[name]
+    inputs = [rows(seed, *shape).requires_grad_() for seed, shape in enumerate(shapes)]
+    loss(*inputs).backward()
+    without = [1] if name == "mocov3_loss_func" and group else []
+    assert [i for i, x in enumerate(inputs) if x.grad is None] == without
+    assert all(x.grad.abs().sum() > 0 for x in inputs if x.grad is not None)
+
+
+def test_mocov3_in_a_group_of_one(group):
+    inputs = [rows(1, 6, 4), rows(2, 6, 4), torch.tensor(0.3).double()]
+    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * paired(q, k.detach() if group else k, t), inputs)
 
 
 GOLDEN = [(i, j, name) for i, j, name in golden_names() if "hard_negative" not in name]
@@ -105,7 +144,7 @@ def test_golden(golden, entry, case):
         if name == "infonce_mocov2plus":
             return solo.mocov2plus_loss_func(unit(x[0]), unit(x[1]).detach(), unit(queue).T, temperature)
         if name == "infonce_mocov3":
-            return solo.mocov3_loss_func(*x, temperature)
+            return solo.mocov3_loss_func(x[0], x[1].detach(), temperature)  # the keys of a momentum encoder
         if name.startswith("released_nnclr_adaptive"):
             epoch = 10 if name.endswith("warm") else 11
             return solo.nnclr_loss_func_hex_adaptive(*x, temperature, epoch, 10, **inert)

@@ -10,7 +10,7 @@ number of rows. The HEX keywords are those of `hexssl.hex_loss`.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from hexssl import validation
 from hexssl.compat._drop_in import formulation_of, named
@@ -172,7 +172,7 @@ def mocov3_loss_func(
     threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
     local_weight: float = 1.0, formulation: str = "weighted",
 ) -> Tensor:
-    """MoCo v3's loss times ``2 * temperature``, as it is published; no gradient reaches `key`.
+    """MoCo v3's loss times ``2 * temperature``, as it is published.
 
     Parameters
     ----------
@@ -191,7 +191,9 @@ def mocov3_loss_func(
 
     Notes
     -----
-    The keys are those of all ranks.
+    The keys are those of all ranks. As in solo-learn the gradient of `key` ends at the gathering: with
+    ``torch.distributed`` initialised, of one rank too, it gets none, and without it gets one. The momentum keys of
+    MoCo v3 require none.
 
     Examples
     --------
@@ -200,7 +202,8 @@ def mocov3_loss_func(
     0.008
     """
     _check_rows("query", query, "key", key, more=True)
-    keys = gather(key, differentiable=False)
+    initialized = distributed.is_available() and distributed.is_initialized()
+    keys = gather(key, differentiable=False) if initialized else key
     groups, key_groups = _own_keys(query, keys)
     with named(anchors="query", keys="key"):
         problem = make_problem(query, keys, None, groups, key_groups, None, None)
