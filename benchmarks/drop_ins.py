@@ -189,7 +189,7 @@ DROP_INS: dict[str, DropIn] = {
                          lambda: _crossed),
     **_queues("solo-mocov2plus", "solo mocov2plus_loss_func", _fixed_queue(
         lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True), _fixed_queue(_with_queue, True)),
-    "solo-mocov3": DropIn("solo mocov3_loss_func", 2, lambda: lambda a, k: solo.mocov3_loss_func(a, k, TAU),
+    "solo-mocov3": DropIn("solo mocov3_loss_func", 2, lambda: lambda a, k: solo.mocov3_loss_func(a, k.detach(), TAU),
                           lambda: _mocov3),
     "solo-simclr-adaptive": DropIn(
         "solo simclr_loss_func_hex_adaptive", 1,
