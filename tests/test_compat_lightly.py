@@ -32,7 +32,7 @@ from hexssl import hex_loss
 from hexssl.compat import lightly
 from hexssl.thresholds import AdaptiveThreshold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:memory bank. got size")]
 
 
 def logits_of_two_views(out0: Tensor, out1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -369,7 +369,92 @@ def test_no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lightly.DCLWLoss()(*rows(1, 2, 4, 3))
-        lightly.NTXentLoss(memory_bank_size=8)(*rows(1, 2, 4, 3))
+        lightly.NTXentLoss(memory_bank_size=(8, 3))(*rows(1, 2, 4, 3))
+        for size in (0, [0], (0, 3)):
+            lightly.MemoryBankModule(size)
+
+
+@pytest.mark.parametrize("make", [lambda: lightly.MemoryBankModule(8), lambda: lightly.NTXentLoss(memory_bank_size=8)])
+def test_a_size_without_columns_warns(make):
+    """As lightly's did before 1.6, which refuses it."""
+    with pytest.warns(UserWarning, match=r"^memory bank: got size 8 without columns.*accepted .*\(8, columns\)"):
+        make()
+    theirs = real("lightly.models.modules.memory_bank").MemoryBankModule
+    with pytest.raises(ValueError, match="does not specify the feature dimension"):
+        theirs(8)
+
+
+def test_the_size_of_lightly_before_1_6_is_the_default():
+    with pytest.warns(UserWarning, match="65536"):
+        bank = lightly.MemoryBankModule()
+    assert bank.size == (65536,)
+    _, rows_before = bank(torch.ones(2, 3), update=True)
+    assert rows_before.shape == (3, 65536)
+
+
+def bank_losses(bank: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Every pair against the same negatives."""
+    losses = []
+    for out0, out1 in pairs:
+        a, b = unit(out0.double()), unit(out1.double())
+        logits = torch.cat(((a * b).sum(1, keepdim=True), a @ bank.double().T), 1) / 0.3
+        losses.append(cross_entropy(logits, torch.zeros(len(a), dtype=torch.long)))
+    return losses
+
+
+@pytest.fixture(params=["ours", "lightly"])
+def bank_loss(request):
+    """Makes NT-Xent with a bank of 32 rows, ours or the real one, always with the same rows in it."""
+    cls = lightly.NTXentLoss if request.param == "ours" else real("lightly.loss.ntx_ent_loss").NTXentLoss
+
+    def make():
+        torch.manual_seed(0)
+        return cls(0.3, (32, 4))
+
+    make.ours = request.param == "ours"
+    return make
+
+
+def test_both_directions_of_moco(bank_loss):
+    """One after the other, the second has the keys of its own samples among its negatives."""
+    q0, q1, k0, k1 = rows(1, 4, 5, 4, dtype=torch.float32)
+    loss = bank_loss()
+    before = loss.memory_bank.bank.clone()
+    got = [loss(q0.requires_grad_(), k1), loss(q1.requires_grad_(), k0)]
+    with_own = before.clone()
+    with_own[:5] = unit(k1)
+    assert_close(got[0].double(), bank_losses(before, (q0, k1))[0], FLOAT32)
+    assert_close(got[1].double(), bank_losses(with_own, (q1, k0))[0], FLOAT32)
+    assert int(loss.memory_bank.bank_ptr) == 10
+
+
+def test_both_directions_of_moco_with_the_bank_in_evaluation_mode(bank_loss):
+    """Keeps own keys out here; lightly's bank does not look at its mode."""
+    q0, q1, k0, k1 = rows(1, 4, 5, 4, dtype=torch.float32)
+    loss = bank_loss()
+    before = loss.memory_bank.bank.clone()
+    loss.memory_bank.eval()
+    got = [loss(q0.requires_grad_(), k1)]
+    assert int(loss.memory_bank.bank_ptr) == (0 if bank_loss.ours else 5)
+    loss.memory_bank.train()
+    got.append(loss(q1.requires_grad_(), k0))
+    first, second = bank_losses(before, (q0, k1), (q1, k0))
+    assert_close(got[0], first, FLOAT32)
+    if bank_loss.ours:
+        assert_close(got[1], second, FLOAT32)
+        assert_close(loss.memory_bank.bank[:5], unit(k0), 1e-7)  # unit rows: a rounding
+        assert torch.equal(loss.memory_bank.bank[5:], before[5:]) and int(loss.memory_bank.bank_ptr) == 5
+    else:
+        assert abs(got[1] - second) > 1e-3 and int(loss.memory_bank.bank_ptr) == 10
+
+
+def test_both_directions_of_moco_with_a_bank_each(bank_loss):
+    q0, q1, k0, k1 = rows(1, 4, 5, 4, dtype=torch.float32)
+    there, back = bank_loss(), bank_loss()
+    before = there.memory_bank.bank.clone()
+    for value, expected in zip((there(q0.requires_grad_(), k1), back(q1.requires_grad_(), k0)),
+                               bank_losses(before, (q0, k1), (q1, k0)), strict=True):
+        assert_close(value, expected, FLOAT32)
 
 
 @pytest.mark.parametrize(("call", "name"), [

@@ -149,21 +149,21 @@ def test_ranks_may_be_changed_later():
 @pytest.mark.parametrize("samples", [1, 7])
 def test_real_logits(samples, bias):
     features, theirs = unit(rows(1, 2, samples, 4)), real("open_clip.loss").ClipLoss()
-    for which in (0, 1):
-        assert_same(lambda *x: ClipLoss().get_logits(*x, bias)[which], lambda *x: theirs.get_logits(*x, bias)[which],
-                    [*features, torch.tensor(5.0).double()])
+    assert_same(lambda *x: torch.stack(ClipLoss().get_logits(*x, bias)),
+                lambda *x: torch.stack(theirs.get_logits(*x, bias)), [*features, torch.tensor(5.0).double()])
 
 
 def test_real_ground_truth():
+    cpu, library = torch.device("cpu"), real("open_clip.loss")
     for cached in (False, True):
-        ours, theirs = ClipLoss(cache_labels=cached), real("open_clip.loss").ClipLoss(cache_labels=cached)
+        ours, theirs = ClipLoss(cache_labels=cached), library.ClipLoss(cache_labels=cached)
         for length in (5, 3, 3, 5):
-            first = ours.get_ground_truth(torch.device("cpu"), length)
-            assert first.dtype == torch.int64 and torch.equal(first, theirs.get_ground_truth(torch.device("cpu"), length))
-            assert (ours.get_ground_truth(torch.device("cpu"), length) is first) == cached
+            first = ours.get_ground_truth(cpu, length)
+            assert first.dtype == torch.int64 and torch.equal(first, theirs.get_ground_truth(cpu, length))
+            assert (ours.get_ground_truth(cpu, length) is first) == cached
     local = (True, False, False, 1, 2)
-    assert ClipLoss(*local).get_ground_truth(torch.device("cpu"), 3).tolist() == [3, 4, 5]
-    assert real("open_clip.loss").ClipLoss(*local).get_ground_truth(torch.device("cpu"), 3).tolist() == [3, 4, 5]
+    for loss in (ClipLoss(*local), library.ClipLoss(*local)):
+        assert loss.get_ground_truth(cpu, 3).tolist() == [3, 4, 5]
 
 
 def with_margin(base):

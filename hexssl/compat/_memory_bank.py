@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ class MemoryBankModule(nn.Module):
     Parameters
     ----------
     size : (rows, columns), or int
-        0: no bank. An int takes the columns from the first batch.
+        0: no bank. Another int takes the columns from the first batch, with a warning. The default, 65,536 rows, is
+        that of lightly before 1.6, which has none and refuses such an int.
     gather_distributed : bool
         Store the rows of all ranks.
     feature_dim_first : bool
@@ -45,8 +47,15 @@ class MemoryBankModule(nn.Module):
     TypeError, ValueError
         For a negative size, or one that is neither an int nor two of them.
 
+    Warns
+    -----
+    UserWarning
+        For an int other than 0.
+
     Notes
     -----
+    In evaluation mode (``bank.eval()``) nothing is stored; lightly's does not look at the mode.
+
     As in lightly the buffers are not saved in ``state_dict``; a checkpoint that has them is loaded. As there, a batch
     that passes the end is cut off there.
 
@@ -62,7 +71,7 @@ class MemoryBankModule(nn.Module):
     bank: Tensor
     bank_ptr: Tensor
 
-    def __init__(self, size: int | Sequence[int], gather_distributed: bool = False,
+    def __init__(self, size: int | Sequence[int] = 65536, gather_distributed: bool = False,
                  feature_dim_first: bool = True) -> None:
         super().__init__()
         self.size = _bank_size(size)
@@ -73,6 +82,10 @@ class MemoryBankModule(nn.Module):
             self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
         if len(self.size) == 2:
             self._fill(self.size[1])
+        elif self.size[0] > 0:
+            warnings.warn(f"memory bank: got size {self.size[0]} without columns, which the first batch then gives; "
+                          f"accepted without this warning: ({self.size[0]}, columns). A copy, or a wrapper for several "
+                          "ranks, that is made before that batch does not have its rows", UserWarning, stacklevel=2)
 
     def _fill(self, columns: int) -> None:
         with torch.inference_mode(False):  # a batch of validation may come first, and training then writes the bank

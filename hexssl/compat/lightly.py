@@ -111,6 +111,13 @@ class NTXentLoss(_TwoViews):
     TypeError, ValueError
         For a temperature below 1e-8, a wrong size, or `gather_distributed` without ``torch.distributed``.
 
+    Notes
+    -----
+    A call stores its keys. In both directions of MoCo, ``(loss(q0, k1) + loss(q1, k0)) / 2``, the second call therefore
+    has k1 among its negatives, the keys of its own samples, here as in lightly. A bank in evaluation mode stores
+    nothing: ``loss.memory_bank.eval()`` before the first call and ``loss.memory_bank.train()`` before the second. (To
+    lightly's bank the mode makes no difference; two losses with a bank each have the same effect there, and here.)
+
     Examples
     --------
     >>> import torch

@@ -32,7 +32,7 @@ class ClipLoss(DropIn):
     cache_labels : bool
         `get_ground_truth` keeps its labels. Without effect on the loss, which makes none.
     rank, world_size : int
-        This process and the number of processes, as ``torch.distributed`` (or Horovod) has them; 1: nothing is gathered.
+        This process and the number of processes, as ``torch.distributed`` or Horovod has them; 1: nothing is gathered.
     use_horovod : bool
         Gather with Horovod in place of ``torch.distributed``. Later versions of open_clip have no such argument.
     threshold, beta, tau_plus, local_weight, formulation
@@ -40,8 +40,8 @@ class ClipLoss(DropIn):
 
     Notes
     -----
-    A subclass that overrides `get_logits` or `get_ground_truth` has what it returns compared, as in open_clip: arrays of
-    all pairs are then made, and there is no `stats`. With a threshold that is an error.
+    A subclass that overrides `get_logits` or `get_ground_truth` has what it returns compared, as in open_clip: arrays
+    of all pairs are then made, and there is no `stats`. With a threshold that is an error.
 
     Examples
     --------
@@ -139,7 +139,7 @@ class ClipLoss(DropIn):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _overridden(self) -> list[str]:
-        """Which of the methods that open_clip's loss is made of are not the ones above, in a subclass or an instance."""
+        """Which of the methods that open_clip's loss is made of are others than above, in a subclass or an instance."""
         own = {"get_logits": ClipLoss.get_logits, "get_ground_truth": ClipLoss.get_ground_truth}
         return [name for name, method in own.items()
                 if name in self.__dict__ or getattr(type(self), name) is not method]
