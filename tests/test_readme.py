@@ -112,6 +112,7 @@ def test_migration(migration: dict[str, Any]) -> None:
     torch.testing.assert_close(migration["simclr"], info_nce(migration["z"]), rtol=1e-6, atol=0)
     torch.testing.assert_close(migration["nnclr"], (info_nce(z1, z2) + info_nce(z2, z1)) / 2, rtol=1e-6, atol=0)
     torch.testing.assert_close(migration["in_batch"], info_nce(z1, z2), rtol=1e-6, atol=0)
+    assert migration["symmetric"].requires_grad and int(migration["criterion"].memory_bank.bank_ptr) == 64
     torch.testing.assert_close(migration["mocov3"], 0.4 * info_nce(z1, z2, temperature=0.2), rtol=1e-6, atol=0)
 
 

@@ -34,7 +34,7 @@ class ClipLoss(DropIn):
     rank, world_size : int
         This process and the number of processes, as ``torch.distributed`` or Horovod has them; 1: nothing is gathered.
     use_horovod : bool
-        Gather with Horovod in place of ``torch.distributed``. Later versions of open_clip have no such argument.
+        Gather with Horovod in place of ``torch.distributed``. The repository of open_clip has dropped this.
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is CLIP. Each direction has its own estimate of the threshold.
 
