@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hexssl import _C
+from hexssl import _C, validation
 
 __all__ = ["Gradients", "HEXResult", "HEXStats", "RowStats", "hex_loss", "info_nce", "similarity_stats"]
 
@@ -190,12 +190,17 @@ def _ids(name: str, value: ArrayLike, rows: int) -> Array:
 
 
 def _relation(value: ArrayLike, shape: tuple[int, int]) -> Array:
-    accepted = f"a {shape} array of int8: +1 positive, -1 negative, 0 neither"
+    accepted = (f"a {shape} array of int8: +1 positive, -1 negative, 0 neither; or of bool: True positive, False "
+                "negative")
     array = _unmasked("relation", value)
-    if array.dtype != np.int8:
+    if array.dtype not in (np.int8, np.bool_):
         _refuse(TypeError, "relation", array, accepted)
     if array.shape != shape:
         _refuse(ValueError, "relation", array, accepted)
+    if array.dtype == np.bool_:
+        return np.where(array, np.int8(1), np.int8(-1))
+    if not validation.signs_are_known():
+        validation.signs(int(array.min()), int(array.max()), 5)
     return array
 
 
@@ -295,7 +300,7 @@ def hex_loss(
     self_offset: int | None = None, threshold: str | float | Array | None = "adaptive", temperature: float = 0.1,
     beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
-    return_gradients: bool = True,
+    return_gradients: bool = True, labels: None = None,
 ) -> HEXResult:
     """The HEX loss of a batch of embeddings (HEX, WACV 2025, arXiv 2410.23200), with its gradients.
 
@@ -311,8 +316,8 @@ def hex_loss(
     groups, key_groups : (M,) and (N,) integer arrays or None
         Rows with equal ids are positives, others negatives; `key_groups` only with `keys`. Default where the keys are
         the anchors: two stacked views, row i and row i + M/2.
-    relation : (M, N) int8 array or None
-        In place of group ids: +1 positive, -1 negative, 0 neither.
+    relation : (M, N) int8 or bool array or None
+        In place of group ids: +1 positive, -1 negative, 0 neither; or True positive, False negative.
     self_offset : int in [0, N - M] or None
         Key ``i + self_offset`` is anchor i itself. None: 0 where the keys are the anchors, else none is.
     threshold : "adaptive", number, () or (M,) array of floats, or None
@@ -334,6 +339,8 @@ def hex_loss(
     reduction : "mean", "sum" or "none"
     return_gradients : bool
         False: only the loss and the statistics are computed.
+    labels : None
+        Refused: labels are given as `groups`.
 
     Returns
     -------
@@ -353,6 +360,7 @@ def hex_loss(
     >>> loss.shape, gradients.anchors.shape, gradients.keys, stats.threshold
     ((), (16, 8), None, 0.5)
     """
+    validation.mistaken(labels, None)
     problem = _problem(anchors, keys, groups, key_groups, relation, self_offset, normalize, paired)
     settings = _settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, reduction)
     _flag("return_gradients", return_gradients)
@@ -371,7 +379,7 @@ def info_nce(
     anchors: ArrayLike, keys: ArrayLike | None = None, *, paired: ArrayLike | None = None,
     groups: ArrayLike | None = None, key_groups: ArrayLike | None = None, relation: ArrayLike | None = None,
     self_offset: int | None = None, temperature: float = 0.1, positives: str = "sum", denominator: str = "all",
-    normalize: bool = True, reduction: str = "mean", return_gradients: bool = True,
+    normalize: bool = True, reduction: str = "mean", return_gradients: bool = True, labels: None = None,
 ) -> HEXResult:
     """InfoNCE (NT-Xent, SupCon, decoupled contrastive learning): `hex_loss` without hierarchical negatives.
 
@@ -388,13 +396,13 @@ def info_nce(
     return hex_loss(anchors, keys, paired=paired, groups=groups, key_groups=key_groups, relation=relation,
                     self_offset=self_offset, threshold=None, temperature=temperature, positives=positives,
                     denominator=denominator, normalize=normalize, reduction=reduction,
-                    return_gradients=return_gradients)
+                    return_gradients=return_gradients, labels=labels)
 
 
 def similarity_stats(
     anchors: ArrayLike, keys: ArrayLike | None = None, *, groups: ArrayLike | None = None,
     key_groups: ArrayLike | None = None, relation: ArrayLike | None = None, self_offset: int | None = None,
-    quantile: float = 0.99, rows: str = "all", normalize: bool = True,
+    quantile: float = 0.99, rows: str = "all", normalize: bool = True, labels: None = None,
 ) -> RowStats:
     """Statistics of the cosines of every anchor with the keys.
 
@@ -419,6 +427,7 @@ def similarity_stats(
     >>> stats.min.tolist(), stats.max.tolist(), stats.count.tolist()
     ([0.0, 0.0], [1.0, 1.0], [2.0, 2.0])
     """
+    validation.mistaken(labels, None)
     problem = _problem(anchors, keys, groups, key_groups, relation, self_offset, normalize)
     negatives_only = bool(_choice("rows", rows, _ROWS))
     quantile = _number("quantile", quantile, "a number in [0, 1]", 0, 1)

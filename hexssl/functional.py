@@ -317,7 +317,7 @@ def hex_loss(
     threshold: str | float | Tensor | Threshold | None = "adaptive", temperature: float | Tensor = 0.1,
     beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
-    return_stats: bool = False,
+    return_stats: bool = False, labels: None = None,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """The HEX loss of a batch of embeddings (HEX, WACV 2025, arXiv 2410.23200).
 
@@ -337,8 +337,9 @@ def hex_loss(
     groups, key_groups : (M,) and (N,) integer tensors or None
         Rows with equal ids are positives, others negatives; `key_groups` only with `keys`. Default where the keys are
         the anchors: two stacked views, row i and row i + M/2.
-    relation : (M, N) int8 tensor or None
-        In place of group ids: +1 positive, -1 negative, 0 neither.
+    relation : (M, N) int8 or bool tensor or None
+        In place of group ids: +1 positive, -1 negative, 0 neither; or True positive, False negative. The first int8
+        one of a process on the CPU is warned of if it has no -1, and so no negatives.
     self_offset : int in [0, N - M] or None
         Key ``i + self_offset`` is anchor i itself (keys gathered from all ranks: rank * M). None: 0 where the
         keys are the anchors, else no key is an anchor.
@@ -367,6 +368,8 @@ def hex_loss(
         is 0 under "none", has no gradient and is counted in the statistics.
     return_stats : bool
         Also return what the loss saw.
+    labels : None
+        Refused: labels are given as `groups`.
 
     Returns
     -------
@@ -390,6 +393,7 @@ def hex_loss(
     >>> views.grad.shape, round(stats.threshold.item(), 6)
     (torch.Size([2, 8, 16]), 0.3)
     """
+    validation.mistaken(labels, relation)
     validation.flag("return_stats", return_stats)
     problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
     settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator,
@@ -412,7 +416,7 @@ def info_nce(
     anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None, groups: Tensor | None = None,
     key_groups: Tensor | None = None, relation: Tensor | None = None, self_offset: int | None = None,
     temperature: float | Tensor = 0.1, positives: str = "sum", denominator: str = "all", normalize: bool = True,
-    reduction: str = "mean", return_stats: bool = False,
+    reduction: str = "mean", return_stats: bool = False, labels: None = None,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """InfoNCE (NT-Xent): `hex_loss` without hierarchical negatives, with the same arguments, values and errors.
 
@@ -425,6 +429,7 @@ def info_nce(
     >>> round(info_nce(torch.eye(4), temperature=1.0).item(), 6)  # log 3: all keys are equally far
     1.098612
     """
+    validation.mistaken(labels, relation)
     validation.flag("return_stats", return_stats)
     problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
     settings = make_settings(temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
@@ -436,7 +441,7 @@ def info_nce(
 def similarity_stats(
     anchors: Tensor, keys: Tensor | None = None, *, groups: Tensor | None = None, key_groups: Tensor | None = None,
     relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
-    normalize: bool = True,
+    normalize: bool = True, labels: None = None,
 ) -> RowStats:
     """Statistics of every anchor's cosines with the keys, without gradient.
 
@@ -466,6 +471,7 @@ def similarity_stats(
     >>> stats.max, stats.count
     (tensor([0., 0., 0., 0.], dtype=torch.float64), tensor([2., 2., 2., 2.], dtype=torch.float64))
     """
+    validation.mistaken(labels, relation)
     quantile = validation.statistic(quantile, rows)
     validation.flag("normalize", normalize)
     problem = make_problem(anchors, keys, None, groups, key_groups, relation, self_offset)

@@ -161,7 +161,7 @@ class HEXLoss(_Loss):
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives,
                          denominator, normalize, reduction)
 
-    def forward(self, *views: Tensor, groups: Tensor | None = None) -> Tensor:
+    def forward(self, *views: Tensor, groups: Tensor | None = None, labels: None = None) -> Tensor:
         """The loss of the batch.
 
         Parameters
@@ -169,11 +169,14 @@ class HEXLoss(_Loss):
         views : two or more (B, D) tensors, row i of each a view of sample i; or one stacked (rows, D) with `groups`
         groups : integer tensor of shape (rows,) for all stacked rows, or (B,) for the samples of several views
             Rows with equal ids are positives (labels: supervised contrastive learning).
+        labels : None
+            Refused: labels are given as `groups`.
 
         Returns
         -------
         0-d tensor, or (rows,) with reduction="none", rows in the order of the stacked views
         """
+        validation.mistaken(labels, None)
         loss, seen = self._evaluate(_stack(views, groups))
         self._seen = (seen,)
         return loss
@@ -195,8 +198,9 @@ class InfoNCELoss(_Loss):
         super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize,
                          reduction)
 
-    def forward(self, *views: Tensor, groups: Tensor | None = None) -> Tensor:
+    def forward(self, *views: Tensor, groups: Tensor | None = None, labels: None = None) -> Tensor:
         """As `HEXLoss.forward`."""
+        validation.mistaken(labels, None)
         loss, seen = self._evaluate(_stack(views, groups))
         self._seen = (seen,)
         return loss
@@ -238,7 +242,7 @@ class CrossHEXLoss(_Loss):
         self.symmetric = validation.flag("symmetric", symmetric)
 
     def forward(self, anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, groups: Tensor | None = None,
-                key_groups: Tensor | None = None) -> Tensor:
+                key_groups: Tensor | None = None, labels: None = None) -> Tensor:
         """The loss of the batch.
 
         Parameters
@@ -250,11 +254,14 @@ class CrossHEXLoss(_Loss):
         queue : (Q, D) tensor or None
             The negatives.
         groups, key_groups : (M,) and (N,), with a queue (Q,), integer tensors or None
+        labels : None
+            Refused: labels are given as `groups`.
 
         Returns
         -------
         0-d tensor, or (M,) with reduction="none"
         """
+        validation.mistaken(labels, None)
         anchors, keys, queue = validation.autocast(anchors, keys, queue)
         validation.embeddings("anchors", anchors)
         validation.embeddings("keys", keys)

@@ -1,11 +1,13 @@
 """What arguments must look like. Every check raises before any work is done and names the argument.
 
-Values held in tensors are never read here: that would wait for the device and break ``torch.compile``.
+Values held in tensors are not read here: that would wait for the device and break ``torch.compile``. Those of a
+relation are, once in a process, see `mistaken`.
 """
 
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
@@ -209,11 +211,49 @@ def ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
     return value.to(torch.int64).contiguous()
 
 
+_signs_are_known = False  # a relation of this process had its negatives, or was warned of
+
+
+def signs_are_known() -> bool:
+    """Whether no relation's values need to be looked at any more."""
+    return _signs_are_known
+
+
+def signs(lowest: int, highest: int, stacklevel: int) -> None:
+    """The range of a relation's numbers: a warning, once, if they say 1 and 0 where 1 and -1 are meant."""
+    global _signs_are_known
+    if lowest >= 0 and highest <= 0:
+        return  # no pair at all, which says nothing of the other batches
+    _signs_are_known = True
+    if lowest >= 0:
+        warnings.warn("relation: got an int8 one without a -1, so that no pair is a negative; accepted: 1 positive, -1 "
+                      "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=stacklevel)
+
+
+def mistaken(labels: Any, relation: Any) -> None:
+    """What is easily taken for something else: an argument by the name it has elsewhere, and a relation of 0 and 1.
+
+    A look at a relation costs a pass over it: only those on the CPU are looked at, not under ``torch.compile``, and in
+    a process only up to the first that has any positive or negative.
+    """
+    if labels is not None:
+        raise TypeError(f"labels: got {describe(labels)}; accepted: None, since labels are given as groups=")
+    if relation is None or torch.compiler.is_compiling() or _signs_are_known:
+        return
+    # type(): a FakeTensor has no values
+    if type(relation) is Tensor and relation.is_cpu and relation.dtype == torch.int8 and relation.numel() > 0:
+        lowest, highest = relation.aminmax()
+        signs(int(lowest), int(highest), 4)
+
+
 def _relation(value: Any, anchors: int, keys: int, device: torch.device) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype != torch.int8:
-        _wrong_type("relation", value, f"a ({anchors}, {keys}) tensor of int8: +1 positive, -1 negative, 0 neither")
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int8, torch.bool):
+        _wrong_type("relation", value, f"a ({anchors}, {keys}) tensor of int8: +1 positive, -1 negative, 0 neither; or "
+                    "of bool: True positive, False negative")
     if value.dim() != 2 or value.shape[0] != anchors or value.shape[1] != keys or value.device != device:
-        _wrong_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 on {device}")
+        _wrong_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 or bool on {device}")
+    if value.dtype == torch.bool:
+        return value.to(torch.int8).mul_(2).sub_(1).contiguous()
     return value.contiguous()
 
 

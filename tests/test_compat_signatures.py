@@ -98,7 +98,8 @@ def test_the_page_says_with_which_versions_they_are_compared():
     root = Path(__file__).parents[1]
     page = (root / "docs" / "migration.md").read_text()
     (pins,) = re.findall(r"^LOSS_FILES := (.*)$", (root / "Makefile").read_text(), re.MULTILINE)
-    floors = re.findall(r'"((?:pytorch-metric-learning|info-nce-pytorch))>=([\d.]+)"', (root / "pyproject.toml").read_text())
+    floors = re.findall(r'"((?:pytorch-metric-learning|info-nce-pytorch))>=([\d.]+)"',
+                        (root / "pyproject.toml").read_text())
     named = [tuple(pin.split("==")) for pin in pins.split()] + floors
     assert len(named) == 5
     for package, version in named:

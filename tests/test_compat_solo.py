@@ -288,9 +288,11 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_arguments_of_the_original_come_first(name):
     parameters = list(inspect.signature(getattr(solo, name)).parameters.values())
-    for parameter, (expected, default) in zip(parameters, SIGNATURES[name].items(), strict=False):
-        assert parameter.name == expected
+    original = SIGNATURES[name]
+    for parameter, (expected, default) in zip(parameters[: len(original)], original.items(), strict=True):
+        assert parameter.name == expected and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         assert parameter.default == (inspect.Parameter.empty if default is None else default)
+    assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters[len(original) :])
 
 
 @pytest.mark.parametrize("threshold", [AdaptiveThreshold(0.8), 0.2, None])

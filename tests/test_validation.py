@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, functional, hex_loss, info_nce, similarity_stats
+from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, arrays, functional, hex_loss, info_nce, similarity_stats
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, StepSchedule
 
 Z = torch.randn(8, 4)
@@ -48,6 +48,19 @@ BAD = {
                             lambda: hex_loss(Z, relation=torch.zeros(8, 8, dtype=torch.int8), groups=IDS), "groups"),
     "relation shape": ("relation", ValueError,
                        lambda: hex_loss(Z, K, relation=torch.zeros(8, 8, dtype=torch.int8)), "(8, 8)"),
+    "labels": ("labels", TypeError, lambda: hex_loss(Z, labels=IDS), "groups="),
+    "labels, info_nce": ("labels", TypeError, lambda: info_nce(Z, labels=IDS), "groups="),
+    "labels, stats": ("labels", TypeError, lambda: similarity_stats(Z, labels=[0] * 8), "groups="),
+    "labels, views": ("labels", TypeError, lambda: HEXLoss()(Z, Z, labels=IDS), "groups="),
+    "labels, InfoNCELoss": ("labels", TypeError, lambda: InfoNCELoss()(Z, labels=IDS), "(8,)"),
+    "labels, CrossHEXLoss": ("labels", TypeError, lambda: CrossHEXLoss()(Z, Z, labels=IDS), "groups="),
+    "labels, arrays": ("labels", TypeError, lambda: arrays.hex_loss(Z.numpy(), labels=IDS.numpy()), "groups="),
+    "labels, arrays.info_nce": ("labels", TypeError, lambda: arrays.info_nce(Z.numpy(), labels=[0] * 8), "groups="),
+    "labels, arrays.stats": ("labels", TypeError, lambda: arrays.similarity_stats(Z.numpy(), labels=3), "groups="),
+    "relation bool shape": ("relation", ValueError,
+                            lambda: hex_loss(Z, K, relation=torch.ones(8, 8, dtype=torch.bool)), "(8, 8)"),
+    "relation int64": ("relation", TypeError,
+                       lambda: hex_loss(Z, relation=torch.ones(8, 8, dtype=torch.int64)), "torch.int64"),
     "relation dtype": ("relation", TypeError, lambda: hex_loss(Z, relation=torch.zeros(8, 8)), "torch.float32"),
     "self_offset high": ("self_offset", ValueError, lambda: hex_loss(Z, K, self_offset=3), "3"),
     "self_offset low": ("self_offset", ValueError, lambda: hex_loss(Z, K, self_offset=-1), "-1"),

@@ -1,0 +1,124 @@
+"""Positives and negatives pair by pair: as bool, as int8, and an int8 relation that was meant to be the other."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import EXACT, SEEDS, TEMPERATURES, assert_close, assert_same, drawn, rows, unit
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hexssl import arrays, hex_loss, info_nce, similarity_stats, validation
+from hexssl.compat import metric_learning
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Z = rows(1, 8, 4)
+GROUPS = torch.arange(8) % 4
+SAME = GROUPS[:, None] == GROUPS
+
+
+@pytest.fixture
+def first_relation(monkeypatch):
+    """As in a new process."""
+    monkeypatch.setattr(validation, "_signs_are_known", False)
+
+
+def contrasted(anchors: Tensor, keys: Tensor, positive: Tensor, temperature: Tensor) -> Tensor:
+    """The mean over the anchors that have a positive of -log(pos / (pos + neg))."""
+    s = (unit(anchors) @ unit(keys).T / temperature).exp()
+    pos, neg = (s * positive).sum(1), (s * ~positive).sum(1)
+    some = positive.any(1)
+    return -(pos / (pos + neg))[some].log().mean() if some.any() else 0 * (s.sum() + temperature)
+
+
+@drawn
+@given(SEEDS, st.integers(1, 20), st.integers(1, 20), st.floats(0.0, 1.0), TEMPERATURES)
+def test_bool_says_positive_or_negative(seed, count, others, share, temperature):
+    positive = torch.rand(count, others, generator=torch.Generator().manual_seed(seed)) < share
+    inputs = [rows(seed, count, 3), rows(seed + 1, others, 3), torch.tensor(temperature).double()]
+    assert_same(lambda a, k, t: info_nce(a, k, relation=positive, temperature=t),
+                lambda a, k, t: contrasted(a, k, positive, t), inputs)
+    signed = torch.where(positive, 1, -1).to(torch.int8)
+    both = [hex_loss(*inputs[:2], relation=relation, temperature=temperature, reduction="none")
+            for relation in (positive, signed)]
+    assert torch.equal(*both)
+    counted = similarity_stats(*inputs[:2], relation=positive, rows="negatives").count
+    assert torch.equal(counted, (~positive).sum(1).double())
+    loss, gradients, _ = arrays.hex_loss(*(x.numpy() for x in inputs[:2]), relation=positive.numpy())
+    expected, expected_gradients, _ = arrays.hex_loss(*(x.numpy() for x in inputs[:2]), relation=signed.numpy())
+    assert np.array_equal(loss, expected) and np.array_equal(gradients.keys, expected_gradients.keys)
+
+
+def test_bool_leaves_the_given_relation_alone():
+    relation = SAME.clone()
+    assert_close(hex_loss(Z, relation=relation), hex_loss(Z, groups=GROUPS), EXACT)
+    assert relation.dtype == torch.bool and torch.equal(relation, SAME)
+    assert_close(hex_loss(Z, relation=SAME.T), hex_loss(Z, groups=GROUPS), EXACT)  # of any strides
+
+
+CALLS = {
+    "hex_loss": lambda relation: hex_loss(Z, relation=relation),
+    "info_nce": lambda relation: info_nce(Z, relation=relation),
+    "similarity_stats": lambda relation: similarity_stats(Z, relation=relation, rows="negatives").count.sum(),
+    "arrays": lambda relation: arrays.hex_loss(Z.numpy(), relation=relation.numpy()).loss,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ones_and_zeros_in_int8_warn_once(name, first_relation):
+    """No pair is a negative, and the loss 0."""
+    call, relation = CALLS[name], SAME.to(torch.int8)
+    with pytest.warns(UserWarning, match=r"^relation: got an int8 one without a -1.*or bool") as caught:
+        assert call(relation) == 0
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call(relation) == 0
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_relation_with_negatives_is_the_last_that_is_looked_at(name, first_relation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CALLS[name](SAME)  # a bool one says nothing of int8 ones
+        assert not validation.signs_are_known()
+        CALLS[name](torch.zeros(8, 8, dtype=torch.int8))  # neither does one without pairs
+        assert not validation.signs_are_known()
+        CALLS[name](2 * SAME.to(torch.int8) - 1)
+        assert validation.signs_are_known()
+        CALLS[name](SAME.to(torch.int8))
+
+
+def test_what_has_no_values_to_look_at(first_relation):
+    relation = SAME.to(torch.int8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hex_loss(Z.float().to("meta"), relation=relation.to("meta"))
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            hex_loss(mode.from_tensor(Z), relation=mode.from_tensor(relation))
+    assert not validation.signs_are_known()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_compiled_without_a_look(dtype, first_relation):
+    relation = SAME if dtype == torch.bool else 2 * SAME.to(dtype) - 1
+    torch.compiler.reset()
+    compiled = torch.compile(hex_loss, fullgraph=True, backend="aot_eager")
+    got = compiled(Z, relation=relation, threshold=0.2)
+    assert not validation.signs_are_known()
+    assert_close(got, hex_loss(Z, relation=relation, threshold=0.2), EXACT)
+
+
+def test_a_miner_that_found_no_negatives_is_not_warned_of(first_relation):
+    none = torch.zeros(0, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = metric_learning.NTXentLoss()(Z, indices_tuple=(torch.tensor([0, 1]), torch.tensor([4, 5]), none, none))
+    assert loss == 0 and not validation.signs_are_known()
