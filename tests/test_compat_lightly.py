@@ -392,6 +392,19 @@ def test_the_size_of_lightly_before_1_6_is_the_default():
     assert rows_before.shape == (3, 65536)
 
 
+def test_what_would_have_no_effect_is_refused():
+    """Both are what lightly makes its losses of."""
+    loss = lightly.NTXentLoss()
+    with pytest.raises(AttributeError, match="^cross_entropy: .*no effect"):
+        loss.cross_entropy = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    for base in (lightly.DCLLoss, lightly.DCLWLoss):
+        with pytest.raises(TypeError, match="^_loss: defined by Mine.*no effect"):
+            type("Mine", (base,), {"_loss": lambda *_: None})
+        mine = type("Mine", (base,), {"forward": lambda self, a, b, base=base: 2 * base.forward(self, a, b)})
+        a, b = rows(1, 2, 6, 3)
+        assert torch.equal(mine()(a, b), 2 * base()(a, b))
+
+
 def bank_losses(bank: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
     """Every pair against the same negatives."""
     losses = []

@@ -44,9 +44,9 @@ ALLOWED: dict[tuple[str, str], dict[str, str]] = {  # the argument that differs,
     ("metric-learning NTXentLoss", "__init__"): {"kwargs": KEYWORDS},
     ("metric-learning SupConLoss", "__init__"): {"kwargs": KEYWORDS},
 }
-UNUSED = "the loss is not made of it; docs/migration.md says that setting it has no effect"
 ABSENT: dict[str, dict[str, str]] = {  # attributes of theirs that ours lack
-    "lightly NTXentLoss": {"cross_entropy": UNUSED, "eps": UNUSED},
+    "lightly NTXentLoss": {"cross_entropy": "the loss is not made of it; to set it is refused",
+                           "eps": "the smallest temperature is a constant"},
     "open_clip ClipLoss": {"prev_num_logits": "the kept labels are looked up by their length"},
 }
 

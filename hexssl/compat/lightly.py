@@ -139,6 +139,11 @@ class NTXentLoss(_TwoViews):
         with named(size="memory_bank_size"):
             self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "cross_entropy":  # lightly's is called, with label smoothing or other settings
+            raise AttributeError("cross_entropy: the loss is not made of one here, so that setting it has no effect")
+        super().__setattr__(name, value)
+
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The mean loss of the batch.
 
@@ -199,6 +204,12 @@ class DCLLoss(_TwoViews):
         super().__init__(temperature, gather_distributed, threshold, beta, tau_plus, local_weight, formulation,
                          denominator="negatives")
         self.weight_fn = weight_fn
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "_loss" in vars(cls):  # lightly's is called
+            raise TypeError(f"_loss: defined by {cls.__name__}; accepted: forward, or a weight_fn, since the loss is "
+                            "not made of one here, so that defining it has no effect")
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The mean loss of the batch.
