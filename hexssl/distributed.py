@@ -6,6 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+from hexssl import validation
+
+_DIMENSIONS = 8  # most that rows of all ranks may have
+_DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
+_NOTHING, _TENSOR, _OTHER = range(3)  # what was given: None, a dense tensor, something else
 
 
 def world_size() -> int:
@@ -32,26 +39,99 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
+def check_ranks(*differentiable: str, **given: Any) -> None:
+    """Raise the same error on every rank unless all ranks were given the same kinds of tensors.
+
+    Ranks that disagree would wait for each other, mix their numbers or abort in the collective calls that follow. So
+    this comes first, before anything that one rank alone could refuse, and is followed by calls of `gather_checked`.
+
+    Parameters
+    ----------
+    differentiable : names of those that are gathered with gradient
+        All ranks must want their gradient or none: its sum over the ranks is a collective call, too.
+    given : by the names of the arguments, tensors, None or anything else, and as many on every rank
+        Their shapes and dtypes are compared, never their values.
+
+    Raises
+    ------
+    ValueError
+        On every rank, naming the argument and what each rank was given.
+
+    Notes
+    -----
+    A collective call of 12 int64 per argument, on the device of the first tensor, for which the host waits. It is made
+    every time: a rank cannot know from its own shapes that another's have changed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_ranks(z=torch.zeros(3, 2))  # one rank
+    """
+    if world_size() == 1:
+        return
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    own = torch.tensor([_description(value, name in differentiable) for name, value in given.items()], device=device)
+    everyone = [torch.empty_like(own) for _ in range(world_size())]
+    distributed.all_gather(everyone, own)
+    seen = torch.stack(everyone).tolist()
+    for index, name in enumerate(given):
+        kinds = [rank_saw[index] for rank_saw in seen]
+        if any(kind != kinds[0] for kind in kinds):
+            ranks = "; ".join(f"{_in_words(kind)} on rank {number}" for number, kind in enumerate(kinds))
+            raise ValueError(f"{name}: got {ranks}; accepted: the same shape and dtype on every rank, and a gradient "
+                             "wanted on all of them or on none")
+
+
+def _description(value: Any, differentiable: bool) -> list[int]:
+    """Kind, dtype, whether a gradient is wanted, number of dimensions, and sizes: what must be equal on all ranks."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return [_NOTHING if value is None else _OTHER] + [0] * (3 + _DIMENSIONS)
+    wanted = differentiable and value.requires_grad and torch.is_grad_enabled()
+    sizes = [*value.shape, *[0] * _DIMENSIONS][:_DIMENSIONS]
+    return [_TENSOR, _DTYPES.index(value.dtype), int(wanted), value.dim(), *sizes]
+
+
+def _in_words(description: list[int]) -> str:
+    kind, dtype, wanted, dimensions, *sizes = description
+    if kind != _TENSOR:
+        return "None" if kind == _NOTHING else "no dense tensor"
+    gradient = ", with gradient" if wanted else ""
+    return f"shape {tuple(sizes[:dimensions])}, {_DTYPES[dtype]}{gradient}"
+
+
 class _Gather(torch.autograd.Function):
     """The gradient of a rank's rows is the sum over all ranks' losses, each of which saw them."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.rows = rows.shape[0]
-        return _gather(rows)
+        return _all_rows(rows)
 
     @staticmethod
+    @once_differentiable  # the sum over the ranks has no graph: a second derivative would lack the other ranks
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
+        # Half precision is summed in float32 and rounded once, not after every rank.
+        total = validation.single(grad).clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
-        return total.narrow(0, rank() * ctx.rows, ctx.rows)
+        return total.narrow(0, rank() * ctx.rows, ctx.rows).to(grad.dtype)
 
 
-def _gather(rows: Tensor) -> Tensor:
+def _all_rows(rows: Tensor) -> Tensor:
     rows = rows.detach().contiguous()
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    distributed.all_gather(parts, rows)
-    return torch.cat(parts)
+    everything = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+    # as bytes, since backends refuse some dtypes (gloo int16, for one)
+    if rows.numel():
+        places = everything.view(world_size(), -1).view(torch.uint8)
+        distributed.all_gather(list(places.unbind()), rows.view(-1).view(torch.uint8))
+    return everything
+
+
+def gather_checked(rows: Tensor, differentiable: bool = True) -> Tensor:
+    """`gather` of rows that `check_ranks` has seen: without a check of its own, which would cost another call."""
+    if world_size() == 1:
+        return rows if differentiable else rows.detach()
+    return _Gather.apply(rows) if differentiable else _all_rows(rows)
 
 
 def gather(rows: Tensor, differentiable: bool = True) -> Tensor:
@@ -59,17 +139,27 @@ def gather(rows: Tensor, differentiable: bool = True) -> Tensor:
 
     Parameters
     ----------
-    rows : (n, ...) tensor, of the same shape and dtype on every rank
+    rows : (n, ...) tensor of 1 to 8 dimensions, of the same shape and dtype on every rank
     differentiable : bool
-        The gradient of the rows is summed over the ranks. False: no gradient.
+        The gradient of the rows is summed over the ranks, half precision in float32. False: no gradient.
 
     Returns
     -------
     (world_size * n, ...) tensor; `rows` itself (detached, if not differentiable) where there is one rank
 
+    Raises
+    ------
+    ValueError
+        On every rank, with the shapes of all of them, where they are not the same; and where some ranks want a
+        gradient and others do not, since its sum is a collective call as well.
+    TypeError
+        For what is no tensor.
+
     Notes
     -----
-    A collective call: every rank makes it equally often, and in backward too where a gradient is wanted.
+    A collective call: every rank makes it equally often, and in backward too where a gradient is wanted. Shapes are
+    compared before anything else (see `check_ranks` for what that costs). The row of this rank's anchor ``i`` is row
+    ``rank() * n + i`` of the result, so that a loss of it needs group ids.
 
     Examples
     --------
@@ -77,6 +167,11 @@ def gather(rows: Tensor, differentiable: bool = True) -> Tensor:
     >>> gather(torch.arange(3))  # one rank
     tensor([0, 1, 2])
     """
-    if world_size() == 1:
-        return rows if differentiable else rows.detach()
-    return _Gather.apply(rows) if differentiable else _gather(rows)
+    validation.flag("differentiable", differentiable)
+    check_ranks(*(["rows"] if differentiable else []), rows=rows)
+    accepted = f"a dense tensor of 1 to {_DIMENSIONS} dimensions"
+    if not isinstance(rows, Tensor) or rows.layout is not torch.strided:
+        raise TypeError(f"rows: got {validation.describe(rows)}; accepted: {accepted}")
+    if not 1 <= rows.dim() <= _DIMENSIONS:
+        raise ValueError(f"rows: got {validation.describe(rows)}; accepted: {accepted}")
+    return gather_checked(rows, differentiable)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hexssl import validation
-from hexssl.distributed import gather
+from hexssl.distributed import check_ranks, gather_checked, world_size
 
 _BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
 
@@ -31,7 +31,9 @@ class FeatureQueue(nn.Module):
         Keep an integer with every row.
     gather : bool
         Under ``torch.distributed`` push the rows of all ranks, in the order of the ranks, so that every rank holds the
-        same queue. Every rank must then push equally often, and equally many rows.
+        same queue. Every rank must then push equally often, and rows of one shape and dtype. In training mode only,
+        under ``torch.no_grad()`` too, where MoCo's keys come from; in evaluation mode such a push is refused, since
+        ranks that evaluate by themselves would wait for the others, or their queues would no longer be the same.
     dtype, device
         Of the rows held; the default is torch's. They follow the module (``.to``, ``.half``).
 
@@ -89,12 +91,24 @@ class FeatureQueue(nn.Module):
         rows : (B, dim) floating-point tensor on the queue's device, any B >= 1
             Held without gradient, in the queue's dtype. Of more than `size` rows the last are kept.
         labels : (B,) integer tensor; given exactly where the queue keeps labels
+
+        Raises
+        ------
+        ValueError
+            Also, on every rank, where the ranks push rows of different shapes or dtypes; and in evaluation mode where
+            the rows of several ranks were to be gathered.
         """
+        many = self.gather and world_size() > 1
+        if many:
+            if not self.training:
+                raise ValueError("push: this FeatureQueue, with gather=True, is in evaluation mode; accepted: training "
+                                 "mode (queue.train()), or a FeatureQueue with gather=False")
+            check_ranks(rows=rows, labels=labels)  # before what only one rank would refuse
         self._check_rows("rows", rows)
         labels = self._checked_labels(labels, rows)
-        if self.gather:
-            rows = gather(rows, differentiable=False)
-            labels = None if labels is None else gather(labels, differentiable=False)
+        if many:
+            rows = gather_checked(rows, differentiable=False)
+            labels = None if labels is None else gather_checked(labels, differentiable=False)
         self._write(self.stored_rows, rows)
         if self.stored_labels is not None and labels is not None:
             self._write(self.stored_labels, labels)

@@ -33,7 +33,7 @@ class MemoryBankModule(nn.Module):
         0: no bank. Another int takes the columns from the first batch, with a warning. The default, 65,536 rows, is
         that of lightly before 1.6, which has none and refuses such an int.
     gather_distributed : bool
-        Store the rows of all ranks.
+        Store the rows of all ranks: as in lightly wherever it is updated, under ``torch.no_grad()`` too.
     feature_dim_first : bool
         Return the bank as (columns, rows), else as (rows, columns).
 

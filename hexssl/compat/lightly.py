@@ -18,7 +18,7 @@ from torch.nn.functional import normalize, softmax
 from hexssl import validation
 from hexssl.compat._drop_in import DropIn, named
 from hexssl.compat._memory_bank import MemoryBankModule
-from hexssl.distributed import gather, rank, world_size
+from hexssl.distributed import check_ranks, gather_checked, rank, world_size
 from hexssl.thresholds import Threshold
 
 __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "SupConLoss", "negative_mises_fisher_weights"]
@@ -49,7 +49,7 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
 
 
 class _TwoViews(DropIn):
-    """Two views, the keys of all ranks where asked for."""
+    """Two views, the keys of all ranks where asked for: as in lightly in evaluation mode and under no_grad, too."""
 
     def __init__(self, temperature: float | Tensor, gather_distributed: bool, *hex_arguments: Any,
                  **form: Any) -> None:
@@ -58,7 +58,13 @@ class _TwoViews(DropIn):
         super().__init__(temperature, *hex_arguments, **form)
         self.gather_distributed = gather_distributed
 
+    def _check_ranks(self, out0: Any, out1: Any, labels: Any = None) -> None:
+        """Where rows will be gathered, and before anything that one rank alone could refuse."""
+        if self.gather_distributed:
+            check_ranks("out0", "out1", out0=out0, out1=out1, labels=labels)
+
     def _two_views(self, out0: Tensor, out1: Tensor, labels: Tensor | None = None, **settings: Any) -> Tensor:
+        """Of views that `_check_ranks` has seen."""
         rows = torch.cat(_checked(out0, out1))
         many = self.gather_distributed and world_size() > 1
         if labels is None and not many:
@@ -68,7 +74,8 @@ class _TwoViews(DropIn):
         labels = validation.ids("labels", labels, out0.shape[0], rows.device).repeat(2)
         if not many:
             return self.contrast(rows, groups=labels, **settings)
-        return self.contrast(rows, gather(rows), groups=labels, key_groups=gather(labels, differentiable=False),
+        return self.contrast(rows, gather_checked(rows), groups=labels,
+                             key_groups=gather_checked(labels, differentiable=False),
                              self_offset=rank() * rows.shape[0], **settings)
 
     def _shown(self) -> list[str]:
@@ -102,7 +109,8 @@ class NTXentLoss(_TwoViews):
     memory_bank_size : (rows, columns) or int
         0: no bank; the negatives are the other rows of the batch. See `MemoryBankModule`.
     gather_distributed : bool
-        Negatives, or what goes into the bank, come from all ranks.
+        Negatives, or what goes into the bank, come from all ranks. As in lightly, negatives in evaluation mode too:
+        then every rank makes the call, with as many rows.
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is lightly's loss.
 
@@ -158,10 +166,14 @@ class NTXentLoss(_TwoViews):
         """
         with named(anchors="out0", keys="memory_bank_size", paired="out1"):
             if self.memory_bank.size[0] == 0:
+                self._check_ranks(out0, out1)
                 return self._two_views(out0, out1)
+            wanted = isinstance(out0, Tensor) and out0.requires_grad and torch.is_grad_enabled()
+            update = wanted and self.memory_bank.training
+            if update:
+                self._check_ranks(out0, out1)
             out0, out1 = _checked(validation.single(out0), validation.single(out1))
             # only what is stored must be unit rows here; those of the bank are used as they were stored
-            update = out0.requires_grad and torch.is_grad_enabled() and self.memory_bank.training
             _, negatives = self.memory_bank(_unit(out1.detach()) if update else out1, update=update)
             return self.contrast(out0, negatives.mT.to(out0), paired=out1, normalize_keys=False)
 
@@ -176,7 +188,8 @@ class DCLLoss(_TwoViews):
         Takes the unit rows of two views, (B, D) each, and gives the weights of the positive pairs: (B,), or one number
         for all.
     gather_distributed : bool
-        Negatives come from all ranks.
+        Negatives come from all ranks. As in lightly, in evaluation mode too: then every rank
+        makes the call, with as many rows.
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is lightly's loss.
 
@@ -222,6 +235,7 @@ class DCLLoss(_TwoViews):
         -------
         0-d tensor
         """
+        self._check_ranks(out0, out1)
         if self.weight_fn is None:
             return self._two_views(out0, out1)
         out0, out1 = map(_unit, _checked(out0, out1))
@@ -280,7 +294,8 @@ class SupConLoss(_TwoViews):
     ----------
     temperature : float, or tensor of one element that may require grad
     gather_distributed : bool
-        Positives and negatives come from all ranks.
+        Positives and negatives come from all ranks. As in lightly, in evaluation mode too: then every rank
+        makes the call, with as many rows.
     rescale : bool
         Multiply by the temperature.
     threshold, beta, tau_plus, local_weight, formulation
@@ -322,6 +337,7 @@ class SupConLoss(_TwoViews):
         -------
         0-d tensor
         """
+        self._check_ranks(out0, out1, labels)
         with named(groups="labels", key_groups="labels"):
             loss = self._two_views(out0, out1, labels)
         if not self.rescale:

@@ -1,0 +1,34 @@
+"""Several processes in one gloo group, for the tests of what ranks do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing
+
+PATIENCE = timedelta(seconds=60)  # of a rank that waits for another: a collective call that the other never makes
+
+
+def _work(process: int, target: Callable[[], Any], folder: str, ranks: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=ranks,
+                                   timeout=PATIENCE)
+    torch.save(target(), Path(folder) / f"{process}.pt")
+    distributed.destroy_process_group()
+
+
+def on_ranks(target: Callable[[], Any], folder: Path, ranks: int = 2) -> list[Any]:
+    """What a function of a test file returns on each of the ranks. It must return what ``torch.save`` takes."""
+    multiprocessing.spawn(_work, (target, str(folder), ranks), ranks)
+    return [torch.load(folder / f"{process}.pt", weights_only=False) for process in range(ranks)]
+
+
+def in_step() -> bool:
+    """Whether the ranks meet in the same collective call: a call that only one of them made has mixed with this one."""
+    number = torch.tensor([7.0, 10.0], dtype=torch.float64)
+    distributed.all_reduce(number)
+    return number.tolist() == [7.0 * distributed.get_world_size(), 10.0 * distributed.get_world_size()]
