@@ -191,23 +191,26 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
             0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
 
 
-def _decide(problem: Problem, settings: Settings,
-            threshold: Any) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
+def _decide(problem: Problem, settings: Settings, threshold: Any,
+            sync: bool) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
     """The settings and the threshold of this batch, or from what the core shall take that; and a token."""
     if threshold is None:
         return settings, None, operators.NO_TOKEN
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
         return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), operators.NO_TOKEN
+    threshold.check_device(problem.anchors.device)
     wanted, token = threshold.measures(), operators.NO_TOKEN
-    if wanted is not None and problem.anchors.is_cpu and threshold.is_mean_quantile():
+    if (wanted is not None and problem.anchors.is_cpu and threshold.is_mean_quantile()
+            and not threshold.pools(sync)):
         return settings, wanted, token
-    with torch.no_grad():
-        stats, mean = None, None
-        if wanted is not None:
-            stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
-                                         settings.normalize, settings.normalize_keys, True)
-        decided = threshold.decide(stats, mean)
+    stats, mean = None, None
+    if wanted is not None:
+        stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
+                                     settings.normalize, settings.normalize_keys, True)
+    decided = threshold(stats, mean, sync)
+    if isinstance(decided, Tensor):
+        decided = validation.threshold(decided, problem.anchors.shape[0], problem.anchors.device)
     if decided is None:  # warm-up is InfoNCE, whatever comes after it
         settings = settings._replace(formulation="weighted")
     return settings, decided, token
@@ -218,13 +221,16 @@ def _object(threshold: Any) -> Any:
 
 
 def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0,
-             statistics: bool = True) -> tuple[Tensor, Tensor]:
-    """Loss, times `scale`, and the (6,) vector of batch statistics, in the order of `HEXStats`; (0,) unless wanted."""
-    return _contrast(problem, *_decide(problem, settings, _object(threshold)), scale, statistics)
+             statistics: bool = True, sync: bool = False) -> tuple[Tensor, Tensor]:
+    """Loss, times `scale`, and the (6,) vector of batch statistics, in the order of `HEXStats`; (0,) unless wanted.
+
+    sync : whether ranks agree in training on a threshold that does not say it by itself; see `Threshold.pools`
+    """
+    return _contrast(problem, *_decide(problem, settings, _object(threshold), sync), scale, statistics)
 
 
-def evaluate_both_ways(problem: Problem, settings: Settings,
-                       threshold: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any,
+                       sync: bool = False) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
     In one pass over the cosines on the CPU, unless each direction has a threshold of its own: one that is measured,
@@ -234,7 +240,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
     assert settings.normalize == settings.normalize_keys
     threshold = _object(threshold)
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
-    form, decided, token = _decide(problem, settings, threshold)
+    form, decided, token = _decide(problem, settings, threshold, sync)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
     if shared and problem.anchors.is_cpu:
         loss, seen = _contrast(problem._replace(both_ways=True), form, decided, token)
@@ -245,7 +251,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings,
     back = problem._replace(anchors=problem.keys, keys=problem.anchors, groups=problem.key_groups,
                             key_groups=problem.groups,
                             relation=None if problem.relation is None else problem.relation.T.contiguous())
-    loss_back, seen_back = evaluate(back, settings, threshold)
+    loss_back, seen_back = evaluate(back, settings, threshold, sync=sync)
     return (loss + loss_back) / 2, (seen, seen_back)
 
 
@@ -345,7 +351,8 @@ def hex_loss(
         keys are the anchors, else no key is an anchor.
     threshold : "adaptive", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
         On the cosine; negatives strictly above it are hierarchical. "adaptive" is ``AdaptiveThreshold()``. None: no
-        hierarchical negatives, which with formulation="weighted" is InfoNCE.
+        hierarchical negatives, which with formulation="weighted" is InfoNCE. Under ``torch.distributed`` it is this
+        rank's own, unless an object with ``sync=True`` says otherwise.
     temperature : float > 0, or tensor of one element, of any shape, that may require grad
         A tensor's value is not read: a temperature <= 0 or NaN in it gives a NaN loss.
     beta : float >= 0

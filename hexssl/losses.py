@@ -51,6 +51,7 @@ class _Loss(nn.Module):
     """Settings, threshold and statistics; checked when constructed and again when used, since they may be changed."""
 
     temperature: float | Tensor
+    _sync = True  # in training, ranks agree on a threshold that does not say otherwise
 
     def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, positives: str, denominator: str, normalize: bool, reduction: str) -> None:
@@ -87,7 +88,7 @@ class _Loss(nn.Module):
         return self.formulation, self.positives, self.denominator
 
     def _evaluate(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        return evaluate(problem, self._settings(problem), self.threshold)
+        return evaluate(problem, self._settings(problem), self.threshold, sync=self._sync)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the threshold which epoch it is, counted from 0; thresholds that do not depend on it accept it too."""
@@ -134,7 +135,8 @@ class HEXLoss(_Loss):
     A `temperature` tensor of one element is held in its shape as a buffer, or as a parameter if it is an
     ``nn.Parameter``; one that was computed with gradient is refused, since its graph ends with the first backward.
     "adaptive" makes an `hexssl.thresholds.AdaptiveThreshold` of its own; threshold objects become submodules, whose
-    running values and epoch are part of ``state_dict``.
+    running values and epoch are part of ``state_dict``. Under ``torch.distributed`` the ranks agree on a threshold in
+    training: training mode, with gradients on.
 
     Attributes
     ----------
@@ -285,7 +287,7 @@ class CrossHEXLoss(_Loss):
         if self.reduction == "none" and anchors.shape[0] != keys.shape[0]:
             raise ValueError(f"keys: got {validation.describe(keys)} with symmetric=True and reduction='none'; "
                              f"accepted: as many rows as anchors, {anchors.shape[0]}")
-        loss, self._seen = evaluate_both_ways(there, self._settings(there), self.threshold)
+        loss, self._seen = evaluate_both_ways(there, self._settings(there), self.threshold, self._sync)
         return loss
 
     def _shown(self) -> list[str]:

@@ -279,15 +279,18 @@ ids = torch.arange(12) % 6
 mine = slice(0, 4) if rank == 0 else slice(4, 12)  # unequal parts of the batch, all of it as keys
 problem = dict(keys=z, groups=ids[mine], key_groups=ids, self_offset=mine.start)
 whole = dict(groups=ids)
-for threshold in (AdaptiveThreshold(0.8), AdaptiveThreshold(0.8, rows="negatives"), MeanStdThreshold(0.5)):
+for threshold in (AdaptiveThreshold(0.8, sync=True), AdaptiveThreshold(0.8, rows="negatives", sync=True),
+                  MeanStdThreshold(0.5, sync=True)):
     seen = hex_loss(z[mine], **problem, threshold=threshold, return_stats=True)[1].threshold
     expected = hex_loss(z, **whole, threshold=threshold.eval(), return_stats=True)[1].threshold
     assert abs(seen - expected) <= 1e-12, (threshold, seen, expected)
     both = [torch.zeros_like(seen) for _ in range(2)]
     distributed.all_gather(both, seen)
     assert torch.equal(*both), both
-alone = AdaptiveThreshold(0.8, sync=False)
-assert torch.equal(alone.decide(z.new_zeros(4, 6), z.new_tensor(float(rank))), z.new_tensor(float(rank)))
+for alone in (AdaptiveThreshold(0.8, sync=False), AdaptiveThreshold(0.8)):  # a function communicates when told to
+    seen = hex_loss(z[mine], **problem, threshold=alone, return_stats=True)[1].threshold
+    expected = hex_loss(z[mine], **problem, threshold=alone.eval(), return_stats=True)[1].threshold
+    assert torch.equal(seen, expected)
 distributed.destroy_process_group()
 """
 

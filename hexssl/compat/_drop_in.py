@@ -61,14 +61,14 @@ class DropIn(_Loss):
         """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
         problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
         loss, seen = evaluate(problem, self._settings(problem, temperature, normalize, reduction, normalize_keys),
-                              self.threshold)
+                              self.threshold, sync=self._sync)
         self._seen = (seen,)
         return loss
 
     def contrast_both_ways(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
         """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
         problem = make_problem(anchors, keys, None, None, None, None, None)
-        loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature), self.threshold)
+        loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature), self.threshold, self._sync)
         return loss
 
     def _shown(self) -> list[str]:

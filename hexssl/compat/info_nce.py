@@ -127,10 +127,10 @@ class InfoNCE(DropIn):
             return self.threshold
         wanted = self.threshold.measures()
         if wanted is None:
-            return self.threshold.decide(None, None)
+            return self.threshold(None, None)
         stats = torch.cat([measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, True, True, False)[0]
                            for problem in problems])
-        return self.threshold.decide(stats, stats[:, QUANTILE].nanmean())
+        return self.threshold(stats, stats[:, QUANTILE].nanmean(), self._sync)
 
     def _shown(self) -> list[str]:
         return [*super()._shown(), "reduction", "negative_mode"]
@@ -199,6 +199,7 @@ def info_nce(
         module = InfoNCE(reduction=reduction, negative_mode=negative_mode, threshold=threshold, beta=beta,
                          tau_plus=tau_plus, local_weight=local_weight, formulation=formulation)
         module.temperature = temperature  # of any graph: the module is called but once
+        module._sync = False  # a function: its threshold is this rank's unless it says sync=True
         return module(query, positive_key, negative_keys)
     _check(query, positive_key, negative_keys, negative_mode)
     keys, paired = _shared_keys(positive_key, negative_keys)

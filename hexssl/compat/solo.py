@@ -3,19 +3,22 @@
 solo-learn: da Costa et al., JMLR 2022. SimCLR: Chen et al., ICML 2020. NNCLR: Dwibedi et al., ICCV 2021. MoCo v2+: Chen
 et al. 2020. MoCo v3: Chen et al., ICCV 2021. HEX: Kokilepersaud et al., WACV 2025.
 
-Under ``torch.distributed`` the keys of all ranks are gathered where solo-learn does so; every rank then has the same
-number of rows. The HEX keywords are those of `hexssl.hex_loss`.
+Under ``torch.distributed`` the keys of all ranks are gathered where solo-learn does so, in evaluation and without
+gradient too: every rank then makes the call, with the same number of rows. In training their threshold is that of all
+ranks, unless it says ``sync=False``. The HEX keywords are those of `hexssl.hex_loss`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from hexssl import validation
 from hexssl.compat._drop_in import formulation_of, named
-from hexssl.distributed import gather, rank, world_size
-from hexssl.functional import evaluate, hex_loss, make_problem, make_settings
+from hexssl.distributed import check_ranks, gather_checked, rank, world_size
+from hexssl.functional import Problem, evaluate, hex_loss, make_problem, make_settings
 from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold, Threshold
 
 __all__ = ["mocov2plus_loss_func", "mocov3_loss_func", "nnclr_loss_func", "nnclr_loss_func_decompose_adaptive",
@@ -52,7 +55,8 @@ def simclr_loss_func(
 
     Notes
     -----
-    The keys are the rows of all ranks. An anchor without a positive, infinite in solo-learn, is left out.
+    The keys are the rows of all ranks, in evaluation too, as in solo-learn. An anchor without a positive, infinite
+    there, is left out.
 
     Examples
     --------
@@ -61,13 +65,24 @@ def simclr_loss_func(
     >>> round(simclr_loss_func(z, torch.arange(4).repeat(2), temperature=0.2).item(), 4)
     0.0396
     """
+    check_ranks("z", z=z, indexes=indexes)  # before what only one rank would refuse
     keys, key_indexes, offset = None, None, None
-    if world_size() > 1:
-        keys, key_indexes, offset = gather(z), gather(indexes, differentiable=False), rank() * z.shape[0]
     with named(anchors="z", keys="z", groups="indexes", key_groups="indexes"):
-        return hex_loss(z, keys, groups=indexes, key_groups=key_indexes, self_offset=offset, temperature=temperature,
-                        threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation_of(threshold, formulation))
+        if world_size() > 1:
+            validation.embeddings("z", z)
+            indexes = validation.ids("indexes", indexes, z.shape[0], z.device)
+            keys, key_indexes = gather_checked(z), gather_checked(indexes, differentiable=False)
+            offset = rank() * z.shape[0]
+        problem = make_problem(z, keys, None, indexes, key_indexes, None, offset)
+        return _evaluate(problem, temperature, threshold, beta, tau_plus, local_weight, formulation)
+
+
+def _evaluate(problem: Problem, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float,
+              local_weight: float, formulation: str, scale: float = 1.0) -> Tensor:
+    """`hexssl.hex_loss`, times `scale`, of keys that all ranks have gathered, and so with a threshold of all ranks."""
+    settings = make_settings(temperature, beta, tau_plus, local_weight, formulation_of(threshold, formulation), "sum",
+                             "all", True, "mean", problem.anchors.device)
+    return evaluate(problem, settings, threshold, scale, statistics=False, sync=True)[0]
 
 
 def _own_keys(anchors: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -79,7 +94,7 @@ def _own_keys(anchors: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | No
 
 
 def _check_rows(anchors_name: str, anchors: Tensor, name: str, keys: Tensor, more: bool = False) -> None:
-    """A row for each anchor; `more` rows are negatives, where that is unambiguous."""
+    """A row for each anchor; `more` rows are negatives, with one rank: with several the next rank's rows follow."""
     validation.embeddings(anchors_name, anchors)
     validation.embeddings(name, keys)
     rows, wanted = keys.shape[:1], anchors.shape[:1]
@@ -111,7 +126,7 @@ def nnclr_loss_func(
 
     Notes
     -----
-    The keys are the predictions of all ranks.
+    The keys are the predictions of all ranks, in evaluation too, as in solo-learn.
 
     Examples
     --------
@@ -119,13 +134,13 @@ def nnclr_loss_func(
     >>> round(nnclr_loss_func(torch.eye(4), torch.eye(4), temperature=0.2).item(), 4)
     0.02
     """
+    check_ranks("p", nn=nn, p=p)  # before what only one rank would refuse
     _check_rows("nn", nn, "p", p, more=True)
-    keys = gather(p)
+    keys = gather_checked(p)
     groups, key_groups = _own_keys(nn, keys)
     with named(anchors="nn", keys="p"):
-        return hex_loss(nn, keys, groups=groups, key_groups=key_groups, temperature=temperature, threshold=threshold,
-                        beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation_of(threshold, formulation))
+        problem = make_problem(nn, keys, None, groups, key_groups, None, None)
+        return _evaluate(problem, temperature, threshold, beta, tau_plus, local_weight, formulation)
 
 
 def mocov2plus_loss_func(
@@ -191,9 +206,9 @@ def mocov3_loss_func(
 
     Notes
     -----
-    The keys are those of all ranks. As in solo-learn the gradient of `key` ends at the gathering: with
-    ``torch.distributed`` initialised, of one rank too, it gets none, and without it gets one. The momentum keys of
-    MoCo v3 require none.
+    The keys are those of all ranks, in evaluation too. As in solo-learn the gradient of `key` ends at the gathering:
+    with ``torch.distributed`` initialised, of one rank too, it gets none, and without it gets one. The momentum keys
+    of MoCo v3 require none.
 
     Examples
     --------
@@ -201,18 +216,19 @@ def mocov3_loss_func(
     >>> round(mocov3_loss_func(torch.eye(4), torch.eye(4), temperature=0.2).item(), 4)  # 0.4 times NNCLR's
     0.008
     """
+    check_ranks(query=query, key=key)  # before what only one rank would refuse
     _check_rows("query", query, "key", key, more=True)
     initialized = distributed.is_available() and distributed.is_initialized()
-    keys = gather(key, differentiable=False) if initialized else key
+    keys = gather_checked(key, differentiable=False) if initialized else key
     groups, key_groups = _own_keys(query, keys)
     with named(anchors="query", keys="key"):
         problem = make_problem(query, keys, None, groups, key_groups, None, None)
-        settings = make_settings(temperature, beta, tau_plus, local_weight, formulation_of(threshold, formulation),
-                                 "sum", "all", True, "mean", query.device)
-        if isinstance(settings.temperature, Tensor):
-            loss = evaluate(problem, settings, threshold, statistics=False)[0]
-            return loss * (2 * settings.temperature.to(loss.dtype))
-        return evaluate(problem, settings, threshold, 2 * settings.temperature, statistics=False)[0]
+        scale = 2 * validation.temperature(temperature, query.device)
+        form = (temperature, threshold, beta, tau_plus, local_weight, formulation)
+        if isinstance(scale, Tensor):
+            loss = _evaluate(problem, *form)
+            return loss * scale.to(loss.dtype)
+        return _evaluate(problem, *form, scale)
 
 
 def _published(rows: Tensor, groups: Tensor | None, temperature: float | Tensor, threshold: float | Threshold,
