@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hexssl import operators, reference, validation
+from hexssl.distributed import world_size
 from hexssl.thresholds import AdaptiveThreshold, Measurement, Threshold
 
 
@@ -124,8 +125,20 @@ def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: 
     elif keys is None:
         period = anchors.shape[0] // views
     else:
+        _refuse_keys_of_all_ranks(anchors, keys)
         period = max(anchors.shape[0], keys.shape[0])
     return Problem(anchors, keys, paired, groups, key_groups, relation, period, offset)
+
+
+def _refuse_keys_of_all_ranks(anchors: Tensor, keys: Tensor) -> None:
+    """Key i as the positive of anchor i would be rank 0's key on every rank. Only their number tells such keys."""
+    rows, ranks = anchors.shape[0], world_size()
+    if ranks > 1 and keys.shape[0] > rows and keys.shape[0] % (rows * ranks) == 0:
+        raise ValueError(
+            f"keys: got {validation.describe(keys)} for {rows} anchors, without groups, on one of {ranks} ranks, where "
+            "they may be the keys of all ranks; accepted: with groups and key_groups, which say whose positive a key "
+            f"is: key_groups=torch.arange({keys.shape[0]}), and groups=torch.arange({rows}) + rank() * {rows} for keys "
+            f"of all ranks as hexssl.distributed.gather returns them, groups=torch.arange({rows}) for this rank's own")
 
 
 def _new_settings(temperature: Any, beta: Any, tau_plus: Any, local_weight: Any, formulation: Any, positives: Any,
@@ -336,7 +349,8 @@ def hex_loss(
         Embeddings, any strides. Half precision is computed in float32.
     keys : (N, D) tensor of the anchors' dtype and device, or None
         What the anchors are compared with. None: the anchors themselves, an anchor never with itself. Given, without
-        `paired` or group ids: key i is the positive of anchor i, all others are its negatives.
+        `paired` or group ids: key i is the positive of anchor i, all others are its negatives. (Of several ranks'
+        keys, gathered, that is wrong on all ranks but the first: N = M * ranks, or a multiple, needs group ids there.)
     paired : (M, D) tensor or None
         One more positive per anchor that is nobody's negative (MoCo: the momentum keys, with the queue as `keys`).
         Without group ids every key is then a negative.
