@@ -205,9 +205,10 @@ class Threshold(nn.Module):
         """Refuse embeddings on another device than this threshold's buffers and parameters."""
         for name, tensor in self._held():
             if tensor.device != device:
+                how = f".to_empty(device={str(device)!r})" if tensor.is_meta else f".to({str(device)!r})"
                 raise ValueError(f"threshold: got {type(self).__name__} with {name!r} on {tensor.device}; accepted: on "
-                                 f"the embeddings' device, {device}, as after .to({str(device)!r}) of the threshold or "
-                                 "of the loss module that holds it")
+                                 f"the embeddings' device, {device}, as after {how} of the threshold or of the loss "
+                                 "module that holds it")
 
     def _held(self) -> Iterator[tuple[str, Tensor]]:
         if self._modules:

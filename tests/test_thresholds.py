@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hexssl import HEXLoss, hex_loss, info_nce
+from hexssl import HEXLoss, hex_loss, info_nce, thresholds
 from hexssl.thresholds import (
     AdaptiveThreshold,
     CosineSchedule,
@@ -233,6 +234,233 @@ def test_casting_a_model_does_not_round_its_threshold():
     assert model["loss"].threshold.current.dtype == torch.float64
     assert model["loss"].threshold.current.item() == 0.99
     assert model.to("meta")["loss"].threshold.current.is_meta
+
+
+class Learned(Threshold):
+    """All that a module may hold, as users may write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, 1 / 3]))
+        self.inner = nn.Linear(2, 1)
+        self.nested = FixedThreshold(1 / 3)
+        self.register_buffer("running", torch.full((2,), 1 / 3, dtype=torch.float64))
+        self.register_buffer("single", torch.full((2,), 1 / 3))
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_buffer("seen", torch.tensor([True, False]), persistent=False)
+        self.register_buffer("absent", None)
+
+    def measures(self):
+        return AdaptiveThreshold(0.9).measures()
+
+    def decide(self, row_stats, mean_quantile):
+        return mean_quantile * self.weight[0]
+
+
+def held(module):
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+WIDE = ["running", "single", "nested.current"]
+CASTS = {"double": torch.float64, "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("outer", [lambda threshold: threshold, lambda threshold: HEXLoss(threshold=threshold)])
+@pytest.mark.parametrize("cast", CASTS)
+def test_parameters_and_submodules_follow_and_floating_buffers_stay_wide(cast, outer):
+    threshold = Learned()
+    threshold.weight.grad = torch.ones(2)
+    before = {name: value.detach().clone() for name, value in held(threshold).items()}
+    model = outer(threshold)
+    assert getattr(model, cast)() is model
+    after = held(threshold)
+    assert after.keys() == before.keys() and threshold.absent is None and list(threshold._buffers) == [
+        "running", "single", "steps", "seen", "absent"]
+    for name, value in after.items():
+        expected = before[name]
+        if name in WIDE:
+            expected = expected.double()
+        elif expected.is_floating_point():
+            expected = expected.to(CASTS[cast])
+        assert value.dtype == expected.dtype and torch.equal(value, expected), name
+    assert isinstance(threshold.weight, nn.Parameter) and threshold.weight.grad.dtype == CASTS[cast]
+    assert "seen" not in threshold.state_dict() and "running" in threshold.state_dict()
+
+
+def test_everything_goes_to_another_device():
+    threshold = Learned()
+    HEXLoss(threshold=threshold).to("meta", torch.float16)
+    assert all(value.is_meta for value in held(threshold).values())
+    assert threshold.running.dtype == torch.float64 and threshold.weight.dtype == threshold.inner.bias.dtype
+    assert threshold.weight.dtype == torch.float16 and threshold.steps.dtype == torch.int64
+    threshold.to_empty(device="cpu", recurse=False)
+    assert threshold.running.is_cpu and threshold.inner.weight.is_meta
+
+
+@pytest.mark.parametrize("threshold", [Learned(), AdaptiveThreshold(momentum=0.9, monotone=True, warmup_value=0.3),
+                                       FixedThreshold(1 / 3)])
+def test_memory_is_shared(threshold):
+    HEXLoss(threshold=threshold).share_memory()
+    assert all(value.is_shared() for value in held(threshold).values()) and held(threshold)
+
+
+@pytest.mark.parametrize("recurse", [True, False])
+def test_a_module_that_cannot_be_moved_is_as_it_was(recurse):
+    threshold = Learned()
+    before = {name: value.detach().clone() for name, value in held(threshold).items()}
+
+    def broken(_):
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        threshold._apply(broken, recurse)
+    assert all(torch.equal(value, before[name]) for name, value in held(threshold).items())
+
+
+def test_no_float64_reaches_a_device_without_it(monkeypatch):
+    class Elsewhere:
+        device = torch.device("mps")
+
+    def to_mps(value):
+        assert value.dtype == torch.float32
+        return Elsewhere
+
+    monkeypatch.setattr(thresholds, "_widest", lambda value, device: (value.item(), device.type))
+    assert thresholds._moved(torch.tensor(0.5, dtype=torch.float64), to_mps) == (0.5, "mps")
+
+
+def built_on_meta(make):
+    with torch.device("meta"):
+        threshold = make()
+    assert all(buffer.is_meta for buffer in threshold.buffers())
+    return threshold
+
+
+@pytest.mark.parametrize("make", [
+    lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True),
+    lambda: AdaptiveThreshold(0.9, momentum=0.9, warmup=2, warmup_value=0.3),
+    lambda: FixedThreshold(0.3), lambda: RowRangeThreshold(0.3), lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)),
+])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_threshold_from_the_meta_device_starts_anew(make, epoch):
+    threshold, expected = built_on_meta(make), make()
+    threshold.set_epoch(epoch)
+    expected.set_epoch(epoch)
+    threshold.to_empty(device="cpu")
+    assert all(torch.equal(value, held(expected)[name]) or bool((value.isnan() & held(expected)[name].isnan()).all())
+               for name, value in held(threshold).items())
+    assert torch.equal(used(threshold), used(expected))
+
+
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize("make", [
+    lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True, warmup=1, warmup_value=0.3), Learned])
+def test_state_keeps_its_width_however_it_is_loaded(make, assign):
+    first, second = make(), make()
+    first.set_epoch(4)
+    used(first)
+    state = {name: value.half() if value.is_floating_point() else value for name, value in first.state_dict().items()}
+    second.load_state_dict(state, assign=assign)
+    assert second.epoch == 4
+    for name, buffer in second.named_buffers():
+        assert buffer.dtype == (torch.float64 if buffer.is_floating_point() else held(first)[name].dtype)
+    used(second, batch(1))
+    second.load_state_dict(copy.deepcopy(first.state_dict()), assign=assign)  # assigned tensors would be shared
+    assert torch.equal(used(first, batch(2)), used(second, batch(2)))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True, warmup=1, sync=True),
+    lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)), lambda: MeanStdThreshold(1.0, sync=False), Learned])
+def test_copies(make):
+    threshold = make()
+    threshold.set_epoch(3)
+    used(threshold)
+    for other in (copy.deepcopy(threshold), pickle.loads(pickle.dumps(threshold))):
+        assert other.epoch == 3 and other.sync is threshold.sync and repr(other) == repr(threshold)
+        assert all(torch.equal(value, held(threshold)[name]) and value is not held(threshold)[name]
+                   for name, value in held(other).items())
+        assert torch.equal(used(copy.deepcopy(threshold), batch(1)), used(other, batch(1)))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: AdaptiveThreshold(0.9, momentum=0.75, monotone=True), lambda: FixedThreshold(0.3),
+    lambda: MeanStdThreshold(1.0), lambda: RowRangeThreshold(0.3), Learned])
+def test_compiled(make):
+    torch.compiler.reset()
+    plain, compiled = HEXLoss(threshold=make()), HEXLoss(threshold=make())
+    if isinstance(plain.threshold, Learned):
+        compiled.load_state_dict(plain.state_dict())
+    step = torch.compile(compiled, backend="eager", fullgraph=True)
+    for seed in range(3):
+        z, y = batch(seed).requires_grad_(), batch(seed).requires_grad_()
+        expected, loss = plain(z[:10], z[10:]), step(y[:10], y[10:])
+        expected.backward()
+        loss.backward()
+        assert torch.equal(loss, expected) and torch.equal(y.grad, z.grad)
+        with torch.no_grad():
+            assert torch.equal(step(y[:10], y[10:]), plain(z[:10], z[10:]))
+    for name, value in held(compiled.threshold).items():
+        assert torch.equal(value, held(plain.threshold)[name])
+
+
+@pytest.mark.parametrize("make", [
+    lambda: AdaptiveThreshold(momentum=0.9), lambda: AdaptiveThreshold(warmup=1, warmup_value=0.9),
+    lambda: FixedThreshold(0.3), lambda: RowRangeThreshold(0.3), Learned])
+def test_another_device_is_refused_by_name(make):
+    threshold, z = make(), batch()
+    threshold.set_epoch(1)
+    name = type(threshold).__name__
+    with pytest.raises(ValueError, match=rf"threshold: got {name} with '\w[\w.]*' on cpu; accepted: .*\.to\('meta'\)"):
+        hex_loss(z.to("meta"), threshold=threshold)
+    assert HEXLoss(threshold=threshold.to("meta"))(*z.to("meta").view(2, 10, 6)).is_meta
+    with pytest.raises(ValueError, match=rf"threshold: got {name} with .* on meta; .* cpu, as after .to_empty"):
+        HEXLoss(threshold=threshold)(z[:10], z[10:])
+
+
+def test_a_threshold_without_buffers_works_on_any_device():
+    for threshold in ("adaptive", AdaptiveThreshold(0.9), MeanStdThreshold(1.0), 0.3, None):
+        assert HEXLoss(threshold=threshold)(*batch().to("meta").view(2, 10, 6)).is_meta
+
+
+@pytest.mark.parametrize("shape", [(19,), (1,), (20, 1), (20, 20)])
+def test_a_decision_of_another_shape_is_refused(shape):
+    class Wrong(Threshold):
+        def measures(self):
+            return None
+
+        def decide(self, row_stats, mean_quantile):
+            return torch.zeros(shape)
+
+    with pytest.raises(ValueError, match=rf"threshold: got a tensor of shape \({shape[0]},.*there are 20 anchors"):
+        used(Wrong())
+
+
+def test_no_gradient_comes_out_of_a_learned_threshold():
+    threshold, z = Learned(), batch().requires_grad_()
+    hex_loss(z, threshold=threshold).backward()
+    assert threshold.weight.grad is None and z.grad is not None
+    direct = Learned()
+    direct.decide = lambda row_stats, mean_quantile: direct.weight[0]
+    hex_loss(z, threshold=direct).backward()
+    assert direct.weight.grad is None
+
+
+def test_running_values_do_not_follow_an_evaluation_without_gradient():
+    threshold = AdaptiveThreshold(0.9, momentum=0.5, monotone=True)
+    reached = used(threshold)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(used(threshold, batch(1)), reached)  # as in evaluation mode
+    assert torch.equal(threshold.average, reached) and torch.equal(threshold.lowest, reached)
+
+
+@pytest.mark.parametrize("sync", [1, "yes", torch.tensor(True)])
+@pytest.mark.parametrize("make", [AdaptiveThreshold, lambda **given: MeanStdThreshold(1.0, **given)])
+def test_sync_is_yes_no_or_not_said(make, sync):
+    with pytest.raises(TypeError, match="sync: got .*; accepted: None, True or False"):
+        make(sync=sync)
+    assert make().sync is None and "sync" not in repr(make()) and "sync=False" in repr(make(sync=False))
 
 
 def test_own_threshold_object():
