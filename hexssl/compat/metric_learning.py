@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hexssl import validation
+from hexssl.compat import _metric_pairs as pairing
 from hexssl.compat._drop_in import DropIn, formulation_of, named
+from hexssl.compat._metric_pairs import Indices
 from hexssl.thresholds import Threshold
 
 __all__ = ["NTXentLoss", "SupConLoss"]
-
-Indices = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class _BareModule(nn.Module):
@@ -145,37 +145,6 @@ def _check_labels(name: str, labels: Tensor | None, rows: Tensor) -> None:
         raise ValueError(f"{name}: got shape {tuple(labels.shape)}; accepted: ({len(rows)},), one for each row")
 
 
-def _pairs(indices_tuple: Indices, rows: int, columns: int,
-           device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(anchors, positives, anchors, negatives), checked."""
-    if len(indices_tuple) == 3:
-        anchors, positives, negatives = indices_tuple
-        indices_tuple = anchors, positives, anchors, negatives
-    if len(indices_tuple) != 4:
-        raise ValueError(f"indices_tuple: got {len(indices_tuple)} tensors; accepted: 3 for triplets, 4 for pairs")
-    if not all(isinstance(index, Tensor) for index in indices_tuple):
-        raise TypeError("indices_tuple: got row numbers that are not tensors; accepted: a tuple of (pairs,) tensors of "
-                        "integers")
-    if any(len(index) and index.dtype.is_floating_point for index in indices_tuple):
-        raise IndexError("indices_tuple: got row numbers that are not integers")
-    a1, p, a2, n = (index.to(device, torch.int64) for index in indices_tuple)  # an empty one may be of any dtype
-    if len(a1) != len(p) or len(a2) != len(n):
-        raise IndexError(f"indices_tuple: got {len(a1)} and {len(p)}, {len(a2)} and {len(n)} row numbers; accepted: as "
-                         "many of each pair")
-    for index, limit in ((a1, rows), (p, columns), (a2, rows), (n, columns)):
-        if bool(((index < 0) | (index >= limit)).any()):
-            raise IndexError(f"indices_tuple: got a row number outside [0, {limit})")
-    return a1, p, a2, n
-
-
-def _signed(pairs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Anchor, key and sign (int8) of all pairs, the positive ones first."""
-    a1, p, a2, n = pairs
-    sign = torch.ones(len(a1) + len(a2), dtype=torch.int8, device=a1.device)
-    sign[len(a1) :] = -1
-    return torch.cat((a1, a2)), torch.cat((p, n)), sign
-
-
 class NTXentLoss(_PairLoss):
     """NT-Xent: every positive pair against the anchor's negatives, the mean over pairs.
 
@@ -206,36 +175,14 @@ class NTXentLoss(_PairLoss):
                          denominator="own")
 
     def _mined(self, embeddings: Tensor, keys: Tensor, indices_tuple: Indices) -> Tensor:
-        pairs = _pairs(indices_tuple, len(embeddings), len(keys), embeddings.device)
-        anchors, columns, sign = _signed(pairs)
-        anchors, columns, keys = _spread(anchors, columns, keys, len(embeddings))
-        relation = torch.zeros(len(embeddings), len(keys), dtype=torch.int8, device=embeddings.device)
-        relation[anchors, columns] = sign
-        losses = self.contrast(embeddings, keys, relation=relation, reduction="none")
-        positives = torch.bincount(pairs[0], minlength=len(embeddings))
-        return self._reduced(losses, positives, torch.as_tensor(len(pairs[2]), device=losses.device))
+        pairs = pairing.by_index(indices_tuple, len(embeddings), len(keys), embeddings.device, repeats=True)
+        columns = keys if pairs.source is None else keys.index_select(0, pairs.source)
+        losses = self.contrast(embeddings, columns, relation=pairs.relation, reduction="none")
+        return self._reduced(losses, pairs.positives, pairs.negative_pairs)
 
     def _average(self, losses: Tensor, positives: Tensor) -> Tensor:
         # An anchor's loss is the mean over its positive pairs.
         return (losses * positives).sum() / positives.sum().clamp(min=1)
-
-
-def _spread(anchors: Tensor, columns: Tensor, keys: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs that occur more than once, each with its own copy of the key: anchors, columns, keys.
-
-    A relation says of a pair that it is there, not how often.
-    """
-    order = torch.argsort(anchors * len(keys) + columns, stable=True)
-    anchors, columns = anchors[order], columns[order]
-    _, count = torch.unique_consecutive(anchors * len(keys) + columns, return_counts=True)
-    first = (count.cumsum(0) - count).repeat_interleave(count)
-    copy = torch.arange(len(order), device=order.device) - first
-    back = torch.argsort(order)
-    anchors, columns, copy = anchors[back], columns[back], copy[back]
-    if len(copy) == 0 or int(copy.max()) == 0:
-        return anchors, columns, keys
-    used, columns = torch.unique(copy * len(keys) + columns, return_inverse=True)
-    return anchors, columns, keys[used % len(keys)]
 
 
 class SupConLoss(_PairLoss):
@@ -267,15 +214,9 @@ class SupConLoss(_PairLoss):
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives="mean")
 
     def _mined(self, embeddings: Tensor, keys: Tensor, indices_tuple: Indices) -> Tensor:
-        pairs = _pairs(indices_tuple, len(embeddings), len(keys), embeddings.device)
-        anchors, columns, sign = _signed(pairs)
-        relation = torch.zeros(len(embeddings), len(keys), dtype=torch.int8, device=embeddings.device)
-        relation[anchors, columns] = sign
-        if bool((relation[pairs[0], pairs[1]] < 0).any()):
-            raise AssertionError("indices_tuple: a pair is both positive and negative; accepted: one or the other")
-        losses = self.contrast(embeddings, keys, relation=relation, reduction="none")
-        return self._reduced(losses, torch.bincount(pairs[0], minlength=len(embeddings)),
-                             torch.as_tensor(len(pairs[2]), device=losses.device))
+        pairs = pairing.by_index(indices_tuple, len(embeddings), len(keys), embeddings.device, repeats=False)
+        losses = self.contrast(embeddings, keys, relation=pairs.relation, reduction="none")
+        return self._reduced(losses, pairs.positives, pairs.negative_pairs)
 
     def _average(self, losses: Tensor, positives: Tensor) -> Tensor:
         # Of the released formulation's losses some are negative; a NaN is not 0.
