@@ -180,25 +180,6 @@ def test_a_pair_of_both_signs():
 
 
 @BOTH
-def test_distances_and_reducers(name):
-    """The library's default ones are taken, others refused."""
-    distances, reducers = real("pytorch_metric_learning.distances"), real("pytorch_metric_learning.reducers")
-    theirs = getattr(real("pytorch_metric_learning.losses"), name)(0.2)
-    own = {"distance": distances.CosineSimilarity(), "reducer": type(theirs.reducer)()}
-    x, labels = rows(3, 24, 5), torch.arange(24) % 7
-    assert_close(OURS[name](0.2, **own)(x, labels), type(theirs)(0.2, **own)(x, labels), EXACT)
-    squared = distances.CosineSimilarity(power=2)
-    for distance in (distances.LpDistance(), squared, distances.DotProductSimilarity(), "cosine"):
-        with pytest.raises(TypeError, match="^distance: got"):
-            OURS[name](distance=distance)
-    for reducer in (reducers.ThresholdReducer(low=0), "mean"):
-        with pytest.raises(TypeError, match="^reducer: got"):
-            OURS[name](reducer=reducer)
-    with pytest.raises(TypeError, match="embedding_regularizer"):
-        OURS[name](embedding_regularizer=None)
-
-
-@BOTH
 def test_state_of_the_real_one(name):
     theirs, ours = getattr(real("pytorch_metric_learning.losses"), name)(), OURS[name]()
     assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"

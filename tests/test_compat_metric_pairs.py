@@ -21,9 +21,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def listed(result: Any, columns: int) -> Counter:
     """How often every (anchor, key, sign) is in a relation, its columns taken for the keys that they stand for."""
+    relation = result.who["relation"]
     source = torch.arange(columns) if result.source is None else result.source
-    anchors, places = result.relation.nonzero(as_tuple=True)
-    return Counter(zip(anchors.tolist(), source[places].tolist(), result.relation[anchors, places].tolist(),
+    anchors, places = relation.nonzero(as_tuple=True)
+    return Counter(zip(anchors.tolist(), source[places].tolist(), relation[anchors, places].tolist(),
                        strict=True))
 
 
@@ -36,7 +37,7 @@ def drawn_pairs(seed: int, count: int, samples: int, keys: int) -> tuple[Tensor,
 @given(SEEDS, SIZES, SIZES, st.integers(0, 30), st.integers(0, 30))
 def test_every_pair_is_there_as_often_as_it_was_given(seed, samples, keys, positives, negatives):
     pairs = *drawn_pairs(seed, positives, samples, keys), *drawn_pairs(seed + 1, negatives, samples, keys)
-    result = pairing.by_index(pairs, samples, keys, torch.device("cpu"), repeats=True)
+    result = pairing.by_index(pairs, samples, keys, torch.device("cpu"), repeats="all")
     expected = Counter([(a, p, 1) for a, p in zip(*(side.tolist() for side in pairs[:2]), strict=True)]
                        + [(a, n, -1) for a, n in zip(*(side.tolist() for side in pairs[2:]), strict=True)])
     assert listed(result, keys) == expected
