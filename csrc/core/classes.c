@@ -41,9 +41,17 @@ static void dictionary_close(dictionary *d) {
     free(d->value);
 }
 
+/* Where the search for a key begins. Every bit of the key must reach the low bits, since ids may differ in any few of theirs
+ * (class << 48, bit patterns of floats): the finaliser of SplitMix64. */
+static int64_t dictionary_home(const dictionary *d, int64_t key) {
+    uint64_t hash = (uint64_t)key;
+    hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9u;
+    hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebu;
+    return (int64_t)((hash ^ (hash >> 31)) & (uint64_t)d->mask);
+}
+
 static int32_t dictionary_id(dictionary *d, int64_t key) {
-    uint64_t hash = (uint64_t)key * 0x9e3779b97f4a7c15u;
-    int64_t at = (int64_t)((hash ^ (hash >> 32)) & (uint64_t)d->mask);
+    int64_t at = dictionary_home(d, key);
     while (d->value[at] >= 0 && d->key[at] != key) at = (at + 1) & d->mask;
     if (d->value[at] < 0) {
         d->key[at] = key;
