@@ -82,6 +82,11 @@ typedef void (*hex_body)(int64_t begin, int64_t end, void *context);
 typedef void (*hex_parallel_for)(int64_t tasks, hex_body body, void *context);
 void hex_set_pool(hex_parallel_for pool, int (*threads)(void));
 
+/* Was the thread that asks interrupted? A call that takes long asks some ten times a second, on the thread that made it, and never
+ * within a lock; true ends it soon, with HEX_INTERRUPTED. What answers may take its time and call all of this. NULL: never. */
+typedef bool (*hex_interrupted)(void);
+void hex_set_interrupted(hex_interrupted interrupted);
+
 /* Packed rows, and as many tiles or the gradients, are kept between the passes of one loss while they fit this many bytes.
  * Default: the smaller of 4 GiB and a quarter of the machine's memory, and without an adaptive threshold 0.35 of an M x N array
  * where the tiles have more than 16 MiB. 0 keeps nothing. */
@@ -119,7 +124,8 @@ enum { HEX_WANT_QUANTILE = 1, HEX_WANT_MOMENTS = 2 };
  * quantile in [0, 1], "nearest": index round_half_even(q (n - 1)) of the ascending row.
  * keep: keep the tiles for the contrast that follows. token: names what was kept (0: nothing); it depends
  * on the values that this was made from, and passing a stale or foreign one is harmless. */
-typedef enum { HEX_OK = 0, HEX_NO_MEMORY = 1 } hex_status;
+/* Other than HEX_OK: outputs are not to be looked at, nothing is kept, and the next call is as if this one had not been. */
+typedef enum { HEX_OK = 0, HEX_NO_MEMORY = 1, HEX_INTERRUPTED = 2 } hex_status;
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token);
 

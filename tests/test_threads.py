@@ -1,4 +1,4 @@
-"""The core's threads by themselves: a C program without Python or torch, compiled here."""
+"""The core's threads by themselves, and calls that are interrupted: a C program without Python or torch, compiled here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import kernels  # noqa: E402
 
-SOURCES = [*sorted((ROOT / "csrc" / "core").glob("*.c")), ROOT / "tests" / "core" / "test_threads.c"]
+PARTS = ("steps", "waiting", "interruption", "test_threads")
+SOURCES = [*sorted((ROOT / "csrc" / "core").glob("*.c")), *(ROOT / "tests" / "core" / f"{part}.c" for part in PARTS)]
 HERE = platform.machine()
 # The sanitizer of older compilers does not find its memory where addresses are drawn at random from many.
 UNDER = {"as they are": ([], []), "thread sanitizer": (["-fsanitize=thread", "-O1"], ["setarch", HERE, "-R"])}
@@ -39,4 +40,5 @@ def test_threads_that_come_late_or_in_turn(how: str, tmp_path: Path) -> None:
     program = kernels.build(Path("test_threads"), SOURCES, HERE, compiler, tmp_path, flags, ["-lpthread"])
     done = subprocess.run([*before, program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "72 steps compared, 0 failures" in done.stdout
+    assert "96 steps compared, 0 failures" in done.stdout and "3 ways of waiting, 0 failures" in done.stdout
+    assert "calls interrupted, 0 failures" in done.stdout

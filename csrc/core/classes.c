@@ -127,21 +127,18 @@ static bool count_groups(hex_classes *c) {
     return true;
 }
 
-static void count_relation(hex_classes *c) {
+/* The anchors of blocks [begin, end). */
+static void count_rows(int64_t begin, int64_t end, void *context) {
+    const hex_classes *c = context;
     const hex_geometry *g = c->g;
-    int32_t *key_positives = c->positives + g->m, *key_negatives = c->negatives + g->m;
-    for (int64_t j = 0; g->both_ways && j < g->n; j++) key_positives[j] = key_negatives[j] = 0;
-    for (int64_t i = 0; i < g->m; i++) {
+    const int64_t last = end * g->block_m < g->m ? end * g->block_m : g->m;
+    for (int64_t i = begin * g->block_m; i < last; i++) {
         const int8_t *row = c->problem->relation + i * g->n;
         int64_t self = self_of(c, i);
         int32_t positives = 0, negatives = 0;
         for (int64_t j = 0; j < g->n; j++) {
             positives += row[j] > 0;
             negatives += row[j] < 0;
-        }
-        for (int64_t j = 0; g->both_ways && j < g->n; j++) {
-            key_positives[j] += row[j] > 0;
-            key_negatives[j] += row[j] < 0;
         }
         if (self >= 0) {
             positives -= row[self] > 0;
@@ -152,7 +149,29 @@ static void count_relation(hex_classes *c) {
     }
 }
 
-bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *memory, hex_classes *c) {
+/* The keys of blocks [begin, end) as anchors. */
+static void count_columns(int64_t begin, int64_t end, void *context) {
+    const hex_classes *c = context;
+    const hex_geometry *g = c->g;
+    const int64_t first = begin * g->block_n, last = end * g->block_n < g->n ? end * g->block_n : g->n;
+    int32_t *positives = c->positives + g->m, *negatives = c->negatives + g->m;
+    for (int64_t j = first; j < last; j++) positives[j] = negatives[j] = 0;
+    for (int64_t i = 0; i < g->m; i++) {
+        const int8_t *row = c->problem->relation + i * g->n;
+        for (int64_t j = first; j < last; j++) {
+            positives[j] += row[j] > 0;
+            negatives[j] += row[j] < 0;
+        }
+    }
+}
+
+/* All M x N of it are read: by all threads. */
+static void count_relation(hex_classes *c, hex_team *team) {
+    hex_team_round(team, c->g->mb, count_rows, c);
+    if (c->g->both_ways) hex_team_round(team, c->g->nb, count_columns, c);
+}
+
+bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, hex_team *team, char *memory, hex_classes *c) {
     c->problem = problem;
     c->g = g;
     c->row_id = (int32_t *)memory;
@@ -162,7 +181,7 @@ bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *mem
     c->positives = c->col_range + 2 * g->nb;
     c->negatives = c->positives + hex_anchors(problem);
     if (problem->relation) {
-        count_relation(c);
+        count_relation(c, team);
         return true;
     }
     if (!problem->groups)

@@ -91,10 +91,15 @@ typedef hex_status (*hex_lead)(hex_team *team, void *context);
 /* What lead(team, context) returns. */
 hex_status hex_with_team(int threads, hex_lead lead, void *context);
 int hex_team_threads(const hex_team *team);
-/* body for tasks 0 to `tasks`; returns when all are done. For the leader. */
+/* body for tasks 0 to `tasks`; returns when all are done, or nobody is at one and the team is stopped. For the leader. */
 void hex_team_round(hex_team *team, int64_t tasks, hex_body body, void *context);
-/* For a loop that waits, in its `spins`-th turn. */
-void hex_pause(int spins);
+/* Was the caller interrupted? From then on no task begins, what was computed is worth nothing, and the call returns
+ * HEX_INTERRUPTED. To be asked before every piece of work that takes long: a tile. */
+bool hex_team_stopped(hex_team *team);
+extern int64_t hex_ask_every;   /* nanoseconds between two questions; tests ask at every occasion */
+/* Waits within a task until another tells that *value is `number`. false: the team is stopped, and it may never be. */
+bool hex_team_wait(hex_team *team, const atomic_int *value, int number);
+void hex_team_tell(hex_team *team, atomic_int *value, int number);
 
 /* fingerprint.c: equal numbers mean equal tiles: embeddings and geometry enter. Never 0. */
 
@@ -139,7 +144,7 @@ typedef struct {
 
 int64_t hex_classes_bytes(const hex_geometry *g);
 /* memory: hex_classes_bytes, zeroed or not. false: no memory for the dictionary of ids. */
-bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, char *memory, hex_classes *classes);
+bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, hex_team *team, char *memory, hex_classes *classes);
 /* What counts as a negative, or in measure as a member: true negatives, everything, negatives only. */
 enum { HEX_VIEW_CONTRAST, HEX_VIEW_ALL, HEX_VIEW_NEGATIVES };
 /* Fills codes (and col_codes, which may come out equal to codes) and special of a tile, and sets tile->codes to NULL where
@@ -207,7 +212,7 @@ hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context
 void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
                   const hex_settings *settings, const double *row_state);
 /* Then: memory, classes, packed rows. What was found is used if it has tiles or gradients where `room` has. Where that has the
- * gradients workers get strips. Frees everything where it fails. */
+ * gradients workers get strips. Frees everything where it fails or is stopped. */
 hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes);
 static inline int64_t hex_strip_bytes(const hex_geometry *g) { return g->nb * hex_tile_bytes(g); }
 /* As many as hex_each_strip has workers. */
@@ -222,7 +227,7 @@ static inline bool hex_tile_stays(const hex_worker *worker, int64_t task) {
 static inline bool hex_tile_ready(const hex_worker *worker, int64_t task) {
     return worker->strip ? worker->strip_ready : task < worker->run->room.tiles && worker->run->tiles_ready;
 }
-/* Returns what is kept: a token, or 0. */
+/* Returns what is kept: a token, or 0; nothing where the team is stopped. */
 int64_t hex_run_close(hex_run *run, bool keep);
 
 typedef void (*hex_task_body)(hex_worker *worker, int64_t task, void *context);
@@ -237,8 +242,9 @@ void hex_each_block(hex_run *run, int64_t blocks, hex_block_body body, void *con
 void hex_each_strip(hex_run *run, hex_block_body body, void *context);
 /* body(worker, task index, context) for the tasks of block i of the anchors. */
 void hex_tasks_of_strip(hex_worker *worker, int64_t i, hex_task_body body, void *context);
-/* What is added to block j of the keys within the last two waits for the blocks of anchors before i. */
-void hex_turn_wait(hex_run *run, int64_t i, int64_t j);
+/* What is added to block j of the keys within the last two waits for the blocks of anchors before i. false: the team is stopped,
+ * and nothing may be added. */
+bool hex_turn_wait(hex_run *run, int64_t i, int64_t j);
 void hex_turn_done(hex_run *run, int64_t i, int64_t j);
 
 /* The tile of a task: valid rows and columns, cosines, classes in the given view. */

@@ -51,7 +51,7 @@ static hex_tile contrast_tile(hex_worker *worker, int64_t t, contrast *c, enum p
     hex_sides sides = sides_of(worker, c, i, j, both);
     if (pass == SUMS && (late || (c->exponentials && hex_tile_stays(worker, t))))
         sides.exponentials = (void *)tile.values;   /* of memory that is not const */
-    if (g->both_ways) hex_turn_wait(run, task->i, task->j);
+    if (g->both_ways && !hex_turn_wait(run, task->i, task->j)) return tile;
     int64_t start = hex_profile_start();
     if (pass == MAXIMA)
         run->k->maxima(&tile, &sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);

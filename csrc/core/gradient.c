@@ -75,7 +75,7 @@ void hex_gradient_add(hex_worker *worker, const hex_gradient *gradient, int64_t 
         run->k->product(tile->rows, g->d_panels, col_panels, coefficients, tile->stride,
                         hex_block(run, run->key.k_major, g->block_n, task->j), g->block_n * panel,
                         hex_block(run, gradient->row_grad, g->block_m, task->i), g->block_m * panel, !task->first_row, &ahead);
-    if (cols && !g->symmetric) hex_turn_wait(run, task->i, task->j);
+    if (cols && !g->symmetric && !hex_turn_wait(run, task->i, task->j)) return;
     if (cols)
         run->k->product(g->dp, col_panels, row_panels, hex_block(run, run->a.r_major, g->block_m, task->i), g->dp * panel,
                         coefficients, tile->stride, hex_block(run, gradient->col_grad, g->block_n, task->j), g->dp * panel,

@@ -91,6 +91,7 @@ static void measure_block(hex_worker *worker, int64_t b, void *context) {
     const hex_geometry *g = &run->g;
     hex_selection row = selection_at(run, me, b * g->block_m, worker->index * g->block_m);
     for (int64_t j = 0; j < g->nb; j++) {
+        if (hex_team_stopped(run->team)) return;
         hex_tile tile = hex_multiply(worker, b, j, me->view);
         int64_t start = hex_profile_start();
         run->k->select(&tile, me->sign, &row, NULL);

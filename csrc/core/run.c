@@ -112,32 +112,31 @@ static void reset_turns(const hex_run *run) {
     for (int64_t b = 0; b < run->g.mb + run->g.nb; b++) atomic_init(turns_of(run) + b, 0);
 }
 
-static void wait_for(atomic_int *done, int32_t turn) {
-    for (int spins = 0; atomic_load_explicit(done, memory_order_acquire) != turn; spins++) hex_pause(spins);
+bool hex_turn_wait(hex_run *run, int64_t i, int64_t j) {
+    return hex_team_wait(run->team, turns_of(run) + run->g.mb + j, (int)i);
 }
 
-void hex_turn_wait(hex_run *run, int64_t i, int64_t j) { wait_for(turns_of(run) + run->g.mb + j, (int32_t)i); }
-
 void hex_turn_done(hex_run *run, int64_t i, int64_t j) {
-    atomic_store_explicit(turns_of(run) + run->g.mb + j, (int32_t)i + 1, memory_order_release);
+    hex_team_tell(run->team, turns_of(run) + run->g.mb + j, (int)i + 1);
 }
 
 /* Tasks are handed out in order and the earliest unfinished one never waits, so this cannot deadlock, even where
- * the pool runs all workers on one thread. So are blocks of anchors below. */
+ * the pool runs all workers on one thread. So are blocks of anchors below. Once the team is stopped tasks are left undone: nobody
+ * waits for them any more. */
 static void work_tasks(int64_t begin, int64_t end, void *context) {
     crew *c = context;
+    hex_team *team = c->run->team;
     for (int64_t index = begin; index < end; index++) {
         hex_worker worker = worker_of(c->run, index);
         for (;;) {
             int64_t t = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
-            if (t >= c->count) break;
+            if (t >= c->count || hex_team_stopped(team)) break;
             const hex_task *task = c->run->task + t;
             atomic_int *i = turns_of(c->run) + task->i, *j = turns_of(c->run) + task->j;
-            wait_for(i, task->turn_i);
-            if (j != i) wait_for(j, task->turn_j);
+            if (!hex_team_wait(team, i, task->turn_i) || (j != i && !hex_team_wait(team, j, task->turn_j))) break;
             c->task_body(&worker, t, c->context);
-            atomic_store_explicit(i, task->turn_i + 1, memory_order_release);
-            if (j != i) atomic_store_explicit(j, task->turn_j + 1, memory_order_release);
+            hex_team_tell(team, i, task->turn_i + 1);
+            if (j != i) hex_team_tell(team, j, task->turn_j + 1);
             if (!c->block_body) continue;
             /* every block meets every other, and itself */
             if (task->turn_i + 1 == c->run->g.mb) c->block_body(&worker, task->i, c->context);
@@ -152,7 +151,7 @@ static void work_blocks(int64_t begin, int64_t end, void *context) {
         hex_worker worker = worker_of(c->run, index);
         for (;;) {
             int64_t b = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
-            if (b >= c->count) break;
+            if (b >= c->count || hex_team_stopped(c->run->team)) break;
             c->block_body(&worker, b, c->context);
         }
     }
@@ -169,7 +168,7 @@ void hex_each_strip(hex_run *run, hex_block_body body, void *context) {
 
 void hex_tasks_of_strip(hex_worker *worker, int64_t i, hex_task_body body, void *context) {
     int64_t nb = worker->run->g.nb;
-    for (int64_t j = 0; j < nb; j++) body(worker, i * nb + j, context);
+    for (int64_t j = 0; j < nb && !hex_team_stopped(worker->run->team); j++) body(worker, i * nb + j, context);
 }
 
 typedef struct {
@@ -181,7 +180,7 @@ typedef struct {
 static void tasks_of_strip(hex_worker *worker, int64_t i, void *context) {
     const task_call *call = context;
     hex_tasks_of_strip(worker, i, call->body, call->context);
-    if (call->after) call->after(worker, i, call->context);
+    if (call->after && !hex_team_stopped(worker->run->team)) call->after(worker, i, call->context);
 }
 
 void hex_each_task(hex_run *run, hex_task_body body, hex_block_body after, void *context) {
@@ -295,7 +294,7 @@ static bool open_kept(hex_run *run, hex_room room) {
 /* Who is compared with whom, tile by tile. */
 static bool open_tasks(hex_run *run) {
     int64_t start = hex_profile_start();
-    bool counted = hex_classes_of(run->problem, &run->g, (char *)run->classes.row_id, &run->classes);
+    bool counted = hex_classes_of(run->problem, &run->g, run->team, (char *)run->classes.row_id, &run->classes);
     hex_profile_stop(HEX_PHASE_CLASSES, start, 0);
     if (counted) hex_schedule(&run->g, run->task, (int32_t *)(run->task + run->g.tasks));
     return counted;
@@ -311,6 +310,10 @@ hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes) {
     if (!run->scratch || (!run->gradients_ready && !open_tasks(run)) || !open_kept(run, room)) {
         hex_run_close(run, false);
         return HEX_NO_MEMORY;
+    }
+    if (hex_team_stopped(run->team)) {   /* counts and rows may be missing */
+        hex_run_close(run, false);
+        return HEX_INTERRUPTED;
     }
     survey_rows(g->m, &run->a);
     if (g->symmetric)
@@ -334,6 +337,10 @@ void hex_run_accept(hex_run *run, const hex_form *form) {
 }
 
 int64_t hex_run_close(hex_run *run, bool keep) {
+    if (hex_team_stopped(run->team)) {   /* rows, tiles and sums may be half written: they must not be found again */
+        run->token = 0;
+        run->tiles_ready = false;
+    }
     keep = keep && run->kept && run->token != 0 && hex_workspace_budget() > 0;
     if (run->tiles) *run->header = (struct hex_kept){run->room, run->tiles_ready ? run->token : 0, run->form};
     if (run->scratch) hex_slab_put(run->scratch, 0, false);
