@@ -13,17 +13,35 @@ bool hex_few_negatives(const hex_run *run) {
     return negatives > 0 && negatives < FEW * (double)run->g.m * (double)run->g.n;
 }
 
+typedef struct {
+    const hex_run *run;
+    double *column;            /* [2][d] sums of the rows of anchors, and of keys */
+} column_job;
+
+/* Of `count` packed rows, those columns that panel p has. */
+static void sum_panel(const hex_run *run, const hex_rows *rows, int64_t count, int64_t block_rows, int64_t p, double *column) {
+    const int64_t first = p * run->k->panel, left = run->g.d - first, columns = left < run->k->panel ? left : run->k->panel;
+    memset(column + first, 0, (size_t)columns * sizeof(double));
+    for (int64_t b = 0; b * block_rows < count; b++)
+        run->k->column_sums(hex_block(run, rows->k_major, block_rows, b) + first * block_rows * run->k->size,
+                            hex_block_rows(count, block_rows, b), block_rows, columns, column + first);
+}
+
+static void sum_panels(int64_t begin, int64_t end, void *context) {
+    const column_job *job = context;
+    const hex_run *run = job->run;
+    const hex_geometry *g = &run->g;
+    for (int64_t p = begin; p < end; p++) {
+        sum_panel(run, &run->a, g->m, g->block_m, p, job->column);
+        if (!g->symmetric) sum_panel(run, &run->key, g->n, g->block_n, p, job->column + g->d);
+    }
+}
+
 /* Sum of all cosines: the product of the two sums of rows. */
 static double sum_of_cosines(const hex_run *run, double *column) {
     const hex_geometry *g = &run->g;
     double *anchors = column, *keys = column + g->d, sum = 0;
-    memset(column, 0, (size_t)(2 * g->d) * sizeof(double));
-    for (int64_t b = 0; b < g->mb; b++)
-        run->k->column_sums(hex_block(run, run->a.k_major, g->block_m, b), hex_block_rows(g->m, g->block_m, b), g->block_m,
-                            g->d, anchors);
-    for (int64_t b = 0; b < g->nb && !g->symmetric; b++)
-        run->k->column_sums(hex_block(run, run->key.k_major, g->block_n, b), hex_block_rows(g->n, g->block_n, b), g->block_n,
-                            g->d, keys);
+    hex_team_round(run->team, g->d_panels, sum_panels, &(column_job){run, column});
     for (int64_t d = 0; d < g->d; d++) sum += anchors[d] * (g->symmetric ? anchors : keys)[d];
     return sum;
 }
