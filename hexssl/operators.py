@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
+from hexssl._C import raise_interrupt
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 13
 WANT_QUANTILE, WANT_MOMENTS = 1, 2
@@ -20,9 +22,21 @@ WANT_QUANTILE, WANT_MOMENTS = 1, 2
 _ABSENT = torch.empty(0, device="cpu")
 NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
 
-_measure = torch.ops.hexssl.measure.default
-_contrast = torch.ops.hexssl.contrast.default
-_contrast_backward = torch.ops.hexssl.contrast_backward.default
+
+def _interruptible(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Ctrl-C ends an operator with torch's RuntimeError: in its place comes what the signal's handler has raised."""
+    def call(*arguments: Any) -> Any:
+        try:
+            return operator(*arguments)
+        except RuntimeError:
+            raise_interrupt()
+            raise
+    return call
+
+
+_measure = _interruptible(torch.ops.hexssl.measure.default)
+_contrast = _interruptible(torch.ops.hexssl.contrast.default)
+_contrast_backward = _interruptible(torch.ops.hexssl.contrast_backward.default)
 
 
 def _check(anchors: Tensor, keys: Tensor, paired: Tensor | None, groups: Tensor, key_groups: Tensor,

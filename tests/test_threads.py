@@ -1,4 +1,4 @@
-"""The core's threads by themselves, and calls that are interrupted: a C program without Python or torch, compiled here."""
+"""The core's threads and calls that are interrupted: a C program without Python or torch, compiled here."""
 
 from __future__ import annotations
 

@@ -170,6 +170,13 @@ static PyObject *doubles(int dim, npy_intp rows, npy_intp cols) {
 
 static void *data_of(PyObject *array) { return array ? PyArray_DATA((PyArrayObject *)array) : NULL; }
 
+static PyObject *failed(hex_status status) {
+    if (status != HEX_INTERRUPTED)
+        return PyErr_NoMemory();
+    hex_python_raise_interrupt(); /* this thread was asked, so it is the one for which the exception waits */
+    return NULL;
+}
+
 static PyObject *measure_arrays(call *c, double quantile, bool negatives_only, int want, bool keep, bool reference) {
     double mean = 0;
     int64_t token = 0;
@@ -192,7 +199,7 @@ static PyObject *measure_arrays(call *c, double quantile, bool negatives_only, i
     Py_END_ALLOW_THREADS
     if (status != HEX_OK) {
         Py_DECREF(rows);
-        return PyErr_NoMemory();
+        return failed(status);
     }
     return Py_BuildValue("NdL", rows, mean, (long long)token);
 }
@@ -276,7 +283,7 @@ static PyObject *contrast_arrays(call *c, const arguments *a, int64_t token, boo
         status = compute(c, grad, token, reference, &r);
         Py_END_ALLOW_THREADS
         if (status != HEX_OK)
-            PyErr_NoMemory();
+            failed(status);
         else if (grad)
             result = Py_BuildValue("OO(OOOd)", r.losses, r.batch_stats, or_none(r.anchors), or_none(r.keys),
                                    or_none(r.paired), r.temperature);

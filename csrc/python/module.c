@@ -108,6 +108,7 @@ static PyMethodDef methods[] = {
     {"contrast", WITH_KEYWORDS(hex_python_contrast), "The loss, its statistics and, given grad, its gradients."},
     {"reference_measure", WITH_KEYWORDS(hex_python_reference_measure), "measure in double loops, float64 only."},
     {"reference_contrast", WITH_KEYWORDS(hex_python_reference_contrast), "contrast in double loops, float64 only."},
+    {"raise_interrupt", hex_python_interrupt, METH_NOARGS, "Raises what a signal's handler raised during the last call, if it did."},
     {"cpu_report", cpu_report, METH_NOARGS, "What was detected and chosen, and why."},
     {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss; None: the default."},
     {"workspace_budget", workspace_budget, METH_NOARGS, "The budget in bytes."},
@@ -133,6 +134,7 @@ static int initialise(PyObject *module) {
         return -1;
     }
     hex_torch_install_pool();
+    hex_set_interrupted(hex_python_interrupted);
     return 0;
 }
 

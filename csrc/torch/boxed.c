@@ -224,7 +224,9 @@ bool call_check(call *c, const hex_problem *problem, const hex_settings *setting
     return !error || fail(c, "%s", error);
 }
 
-bool call_status(call *c, hex_status result) { return result == HEX_OK || fail(c, "out of memory"); }
+bool call_status(call *c, hex_status result) {
+    return result == HEX_OK || fail(c, result == HEX_INTERRUPTED ? "interrupted by a signal" : "out of memory");
+}
 
 bool call_output(call *c, int32_t dtype, int64_t dim, const int64_t *sizes, void **data) {
     int64_t strides[2] = {1, 1};

@@ -1,0 +1,159 @@
+"""Ctrl-C, and other signals, during long calls: what a handler raises comes out soon, and the next call is right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# Sends SIGINT to itself shortly after a call has begun that would take a minute or more.
+PREAMBLE = """
+import os, signal, threading, time
+import numpy as np
+import torch
+import hexssl
+from hexssl import arrays, hex_loss, similarity_stats, workspace
+from hexssl.compat import open_clip
+
+workspace.set_budget(256 << 20)
+torch.set_num_threads(2)
+source = torch.Generator().manual_seed(0)
+x, y = (torch.randn(200_000, 32, generator=source) for _ in range(2))
+small = torch.randn(300, 32, generator=source)
+
+def small_loss():
+    z = small.clone().requires_grad_()
+    loss = hex_loss(z)
+    return torch.cat((loss[None], torch.autograd.grad(loss, z)[0].flatten()))
+
+expected = small_loss()
+
+def send(number=signal.SIGINT, after=0.4):
+    threading.Timer(after, os.kill, (os.getpid(), number)).start()
+
+def interrupted(call, exception=KeyboardInterrupt):
+    send()
+    start = time.monotonic()
+    try:
+        call()
+    except exception as error:
+        taken = time.monotonic() - start
+        # half a second before the signal; a second for the answer on a machine that does nothing else
+        assert 0.3 < taken < 20, taken
+        assert error.__context__ is None or exception is not KeyboardInterrupt, error.__context__
+    else:
+        raise AssertionError("the call came to its end")
+    assert torch.equal(small_loss(), expected)
+"""
+
+CALLS = {
+    "views": "interrupted(lambda: hex_loss(x))",
+    "one thread": "torch.set_num_threads(1); interrupted(lambda: hex_loss(x))",
+    "keys, with gradients": "interrupted(lambda: hex_loss(x.requires_grad_(), y, threshold=0.2))",
+    "keys, a shift for each class": "x.requires_grad_(); interrupted(lambda: hex_loss(x, y, threshold=0.2, temperature=0.01))",
+    "both ways": "interrupted(lambda: open_clip.ClipLoss()(x.requires_grad_(), y, torch.tensor(14.0)))",
+    "statistics": "interrupted(lambda: similarity_stats(x))",
+    "arrays, loss": "interrupted(lambda: arrays.hex_loss(x.numpy()))",
+    "arrays, gradients": "interrupted(lambda: arrays.hex_loss(x.numpy(), threshold=0.2, return_gradients=True))",
+    "arrays, statistics": "interrupted(lambda: arrays.similarity_stats(x.numpy(), y.numpy()))",
+    "again and again": "for _ in range(3): interrupted(lambda: hex_loss(x))",
+    "compiled": """
+compiled = torch.compile(lambda z: hex_loss(z, threshold=0.2), backend="aot_eager")
+compiled(small)
+torch._dynamo.mark_dynamic(x, 0)
+interrupted(lambda: compiled(x))
+""",
+    "the operator itself": """
+from hexssl import operators
+nothing, tau = torch.empty(0), torch.tensor(0.1)
+def call():
+    try:
+        torch.ops.hexssl.measure(x, nothing, nothing.long(), nothing.long(), nothing.to(torch.int8), 100_000, -1, True,
+                                 True, 0.9, False, 3, False)
+    finally:
+        time.sleep(0)
+interrupted(call)
+""",
+    "backward": """
+# in a call of its own, some tenths of a second or more, of which the first is enough
+torch.set_num_threads(1)
+z = torch.randn(20_000, 128, generator=source).requires_grad_()
+losses = hex_loss(z, threshold=0.2, reduction="none")
+send(after=0.05)
+try:
+    losses.sum().backward()
+except KeyboardInterrupt:
+    assert z.grad is None
+else:
+    raise AssertionError("backward came to its end")
+losses.sum().backward()
+first = z.grad
+again, = torch.autograd.grad(hex_loss(z, threshold=0.2, reduction="none").sum(), z)
+assert torch.equal(first, again)
+""",
+    "another exception": """
+class Stop(Exception):
+    pass
+def stop(number, frame):
+    raise Stop
+signal.signal(signal.SIGINT, stop)
+interrupted(lambda: hex_loss(x), Stop)
+""",
+    "a handler that does not raise": """
+torch.set_num_threads(1)
+z, seen = x[:20_000], []
+before = hex_loss(z)
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(time.monotonic()))
+send(after=0.05)
+during = hex_loss(z)
+end = time.monotonic()
+assert torch.equal(before, during) and len(seen) == 1
+assert end - seen[0] > 0.02  # during the call, some tenths of a second before its end
+""",
+    "a handler that computes losses": """
+z, seen = x[:20_000], []
+before = hex_loss(z)
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(small_loss()))
+send(after=0.05)
+assert torch.equal(hex_loss(z), before) and torch.equal(seen[0], expected)
+""",
+    "another thread": """
+# goes on: handlers are the main thread's alone
+z, found = x[:20_000], []
+before = hex_loss(z)
+worker = threading.Thread(target=lambda: found.append(hex_loss(z)))
+worker.start()
+send(after=0.05)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    while not found:
+        time.sleep(0.01)
+else:
+    raise AssertionError("not interrupted")
+assert torch.equal(found[0], before)
+""",
+    "a child of fork": """
+# made by another thread, which is then the child's main one
+torch.set_num_threads(1)
+def fork():
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)
+        interrupted(lambda: hex_loss(x))
+        os._exit(0)
+    statuses.append(os.waitpid(child, 0)[1])
+statuses = []
+worker = threading.Thread(target=fork)
+worker.start()
+worker.join()
+assert statuses == [0], statuses
+""",
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_interrupted(case):
+    done = subprocess.run([sys.executable, "-c", PREAMBLE + CALLS[case]], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
