@@ -36,7 +36,7 @@ class _Problem(NamedTuple):
     wide: torch.dtype           # for statistics: float64 where the device has it
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     beta: float
     tau_plus: float
     local_weight: float
@@ -111,7 +111,7 @@ def hex_loss(
                            normalize_keys)
         tau = _scalar(temperature, problem.anchors)
         epsilon = _thresholds(threshold, problem)
-        form = _Form(beta, tau_plus, local_weight, formulation, positives, denominator)
+        form = Form(beta, tau_plus, local_weight, formulation, positives, denominator)
         tau = tau * torch.where(tau > 0, 1.0, nan).to(tau.dtype)
         losses, valid, sums = _by_chunks(
             lambda first, last: _contrast_rows(problem, form, tau, epsilon, first, last), problem, chunk_rows)
@@ -175,12 +175,12 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         groups = torch.arange(m, device=anchors.device)
         groups, key_groups = (groups % max(m // 2, 1), None) if keys is None else (
             groups, torch.arange(n, device=anchors.device))
-    rows, finite = _ready(anchors, dtype, wide, normalize)
-    key_rows, key_finite = (rows, finite) if keys is None else _ready(
+    rows, finite = ready(anchors, dtype, wide, normalize)
+    key_rows, key_finite = (rows, finite) if keys is None else ready(
         keys, dtype, wide, normalize if normalize_keys is None else normalize_keys)
     broken = ~finite | ~key_finite.all()
     if paired is not None:
-        paired, paired_finite = _ready(paired, dtype, wide, normalize)
+        paired, paired_finite = ready(paired, dtype, wide, normalize)
         broken = broken | ~paired_finite
     if self_offset is None:
         self_offset = 0 if keys is None else -1
@@ -190,7 +190,7 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
                     broken, wide)
 
 
-def _ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor]:
+def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor]:
     """Rows to compute with, and which are finite: (rows, D), (rows,) bool. Lengths are taken in the wide dtype, where
     squares of float32 cannot overflow; a float64 row whose length overflows counts as not finite."""
     if not normalize:
@@ -254,33 +254,46 @@ def _sum(x: Tensor, members: Tensor) -> Tensor:
     return torch.where(members, x, 0).sum(1)
 
 
-def _contrast_rows(problem: _Problem, form: _Form, tau: Tensor, epsilon: Tensor, first: int,
+def _contrast_rows(problem: _Problem, form: Form, tau: Tensor, epsilon: Tensor, first: int,
                    last: int) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (m,), which of them count (m,), and the sums behind the batch statistics (1, 6)."""
     positive, negative = _members(problem, first, last)
     c = problem.anchors[first:last] @ problem.keys.T
-    s = c / tau
-    hard = negative & (c.detach() > epsilon[first:last])
-    easy = negative & ~hard
     c_pair = None
     if problem.paired is not None:
         c_pair = (problem.anchors[first:last] * problem.paired[first:last]).sum(1)
-    s_pair = None if c_pair is None else c_pair / tau
+    losses, valid, hard = row_losses(form, c, c_pair, positive, negative, tau, epsilon[first:last],
+                                     problem.broken[first:last])
+    return losses, valid, _sums(problem, c.detach(), c_pair, positive, negative, hard)
 
+
+def row_losses(form: Form, c: Tensor, c_pair: Tensor | None, positive: Tensor, negative: Tensor, tau: Tensor,
+               epsilon: Tensor, broken: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (m,), which of them count (m,), and which negatives are hierarchical (m, N).
+
+    c : (m, N) cosines, NaN in the rows that are broken; c_pair : (m,) those of the paired positives, or None
+    positive, negative : (m, N) bool
+    tau : 0-d, NaN for what is no temperature; epsilon : (m, 1)
+    broken : (m,) bool, anchors whose loss is NaN
+    """
+    s = c / tau
+    s_pair = None if c_pair is None else c_pair / tau
+    hard = negative & (c.detach() > epsilon)
+    easy = negative & ~hard
     log_pos, count = _positives(s, positive, s_pair)
     log_easy, any_easy = _log_sum_exp(s, easy), easy.any(1)
     mean_pos = (_sum(s, positive) + (0 if s_pair is None else s_pair)) / count.clamp(min=1)
     if form.formulation == "released":
-        constant = (problem.keys.shape[0] - 2) * torch.exp(-1 / tau)
+        constant = (c.shape[1] - 2) * torch.exp(-1 / tau)
         losses, valid = log_easy - mean_pos + constant, (count > 0) & any_easy
     else:
         any_local = hard.any(1) & (form.local_weight > 0)
         log_local = _log_local(s, hard, log_pos - count.clamp(min=1).log(), tau, form)
         terms, present = torch.stack([log_easy, log_local], 1), torch.stack([any_easy, any_local], 1)
         losses, valid = _weighted(form, s, positive, s_pair, count, log_pos, mean_pos, terms, present)
-    broken = problem.broken[first:last] | tau.isnan() | (epsilon[first:last, 0].isnan() & negative.any(1))
+    broken = broken | tau.isnan() | (epsilon[:, 0].isnan() & negative.any(1))
     losses = torch.where(valid, losses, 0) * torch.where(broken, nan, 1.0).to(losses.dtype)
-    return losses, valid | broken, _sums(problem, c.detach(), c_pair, positive, negative, hard)
+    return losses, valid | broken, hard
 
 
 def _positives(s: Tensor, positive: Tensor, s_pair: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -292,7 +305,7 @@ def _positives(s: Tensor, positive: Tensor, s_pair: Tensor | None) -> tuple[Tens
     return _log_sum_exp(both, torch.stack([count > 0, torch.ones_like(count, dtype=torch.bool)], 1)), count + 1
 
 
-def _log_local(s: Tensor, hard: Tensor, log_mean_pos: Tensor, tau: Tensor, form: _Form) -> Tensor:
+def _log_local(s: Tensor, hard: Tensor, log_mean_pos: Tensor, tau: Tensor, form: Form) -> Tensor:
     """log of (local weight x local term) per anchor; meaningless where there is no hierarchical negative. (m,)"""
     if form.local_weight == 0:
         return torch.zeros_like(log_mean_pos)
@@ -307,7 +320,7 @@ def _log_local(s: Tensor, hard: Tensor, log_mean_pos: Tensor, tau: Tensor, form:
     return torch.where(mean > floor, mean, floor) + hard.sum(1).clamp(min=1).to(s.dtype).log() + log(form.local_weight)
 
 
-def _weighted(form: _Form, s: Tensor, positive: Tensor, s_pair: Tensor | None, count: Tensor, log_pos: Tensor,
+def _weighted(form: Form, s: Tensor, positive: Tensor, s_pair: Tensor | None, count: Tensor, log_pos: Tensor,
               mean_pos: Tensor, terms: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of the weighted form and which count. terms, present (m, 2): logarithms of the global and local sums."""
     valid = count > 0

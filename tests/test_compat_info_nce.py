@@ -24,6 +24,7 @@ from peers import (
     unit,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hexssl import hex_loss
 from hexssl.compat.info_nce import InfoNCE, info_nce
@@ -201,3 +202,100 @@ def test_released_without_a_threshold_is_the_library_s_loss(shape):
     for threshold in (None, warming):
         loss = info_nce(*given, temperature=0.3, negative_mode=mode, threshold=threshold, formulation="released")
         assert_close(loss, info_nce(*given, temperature=0.3, negative_mode=mode), EXACT)
+
+
+def one_by_one(query, positive, negatives, temperature, threshold, reduction, settings):
+    """A problem for each query, its loss by the core; and the statistics, each the mean of those that are numbers."""
+    results = [hex_loss(query[i : i + 1], negatives[i], paired=positive[i : i + 1], threshold=threshold(i),
+                        temperature=temperature, return_stats=True, **settings) for i in range(len(query))]
+    losses, seen = torch.stack([loss for loss, _ in results]), torch.stack([torch.stack(stats) for _, stats in results])
+    stats = torch.cat((seen[:, :5].nanmean(0), seen[:, 5:].sum(0)))
+    if reduction != "none":
+        losses = losses.sum() / (1 if reduction == "sum" else max(len(query) - stats[5].item(), 1))
+    return losses, stats
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("settings", [*SETTINGS, {"tau_plus": 0.9}, {"local_weight": 0.0}], ids=str)
+@pytest.mark.parametrize("threshold", ["one", "one each", "all hierarchical", "none hierarchical", "quantile",
+                                       "warm-up"])
+def test_hex_of_own_negatives_is_a_problem_for_each_query(threshold, settings, reduction, broken):
+    n, columns = 7, 5
+    inputs = [rows(3, n, columns), rows(4, n, columns), rows(5, n, 9, columns), torch.tensor(0.3).double()]
+    if broken:
+        inputs[0][2, 1], inputs[2][4, 3, 0], inputs[1][5, 0] = torch.nan, torch.inf, torch.nan
+    query, positive, negatives, temperature = (x.requires_grad_() for x in inputs)
+    cosines = torch.cosine_similarity(query[:, None], negatives, dim=2).detach()
+    each = torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
+    # nearest of 9: index 6; of the queries whose cosines are all finite
+    quantile = cosines[cosines.isfinite().all(1)].sort(1).values[:, 6].mean()
+    warming = AdaptiveThreshold(0.8, warmup=1)
+    warming.set_epoch(0)
+    given, of = {
+        "one": (0.2, lambda i: 0.2), "one each": (each, lambda i: each[i]), "all hierarchical": (-2.0, lambda i: -2.0),
+        "none hierarchical": (2.0, lambda i: 2.0), "quantile": (AdaptiveThreshold(0.8), lambda i: quantile),
+        "warm-up": (warming, lambda i: None),
+    }[threshold]
+    if threshold == "warm-up":
+        expected, stats = one_by_one(query, positive, negatives, temperature, of, reduction, {})
+    else:
+        expected, stats = one_by_one(query, positive, negatives, temperature, of, reduction, settings)
+    criterion = InfoNCE(temperature, reduction, "paired", threshold=given, **settings)
+    loss = criterion(query, positive, negatives)
+    inputs = (query, positive, negatives)
+    found = (loss, torch.stack(criterion.stats),
+             *torch.autograd.grad(loss.sum(), (*inputs, criterion.temperature), allow_unused=True))
+    wanted = (expected, stats, *torch.autograd.grad(expected.sum(), (*inputs, temperature), allow_unused=True))
+    for ours, theirs in zip(found, wanted, strict=True):  # NaN and inf in the same places
+        torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT, equal_nan=True)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("threshold", [None, 0.1, -2.0])
+def test_gradients_of_own_negatives(threshold, settings):
+    inputs = [x.requires_grad_() for x in (rows(3, 4, 3), rows(4, 4, 3), rows(5, 4, 6, 3), torch.tensor(0.4).double())]
+    assert torch.autograd.gradcheck(
+        lambda q, p, n, t: info_nce(q, p, n, t, "none", "paired", threshold=threshold, **settings), inputs)
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("threshold", [0.1, AdaptiveThreshold(0.9), MeanStdThreshold(1.0)])
+def test_own_negatives_take_no_operations_per_query(threshold):
+    counts = []
+    for n in (3, 40):
+        inputs = [x.requires_grad_() for x in (rows(3, n, 4), rows(4, n, 4), rows(5, n, 6, 4))]
+        with Operations() as seen:
+            info_nce(*inputs, negative_mode="paired", threshold=threshold).backward()
+        counts.append(seen.count)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [None, 0.1])
+@pytest.mark.parametrize("scale", [1e-6, 2.0**-80, 2.0**80])
+def test_own_negatives_of_any_length(scale, threshold, dtype):
+    """Whose squares may leave float32. Rows below 1e-12 count as that long, so only lengths above are scaled."""
+    inputs = [x.to(dtype) for x in (rows(3, 4, 3), rows(4, 4, 3), rows(5, 4, 6, 3))]
+    scaled = [(x.float() * scale).to(dtype) for x in inputs]
+    if scale < 1e-12:
+        scaled = [inputs[0], inputs[1], torch.cat((inputs[2], scaled[2]), 1)]
+        exact = [x.double() for x in scaled]
+    else:
+        exact = [x.double() for x in inputs]
+    wanted = info_nce(*exact, negative_mode="paired", threshold=threshold)
+    found = info_nce(*scaled, negative_mode="paired", threshold=threshold)
+    # cosines of float32 over tau = 0.1; 1e-6 is not exact in bfloat16, whose rounding is 2^-9
+    bound = 2e-5 if dtype == torch.float32 else 0.1
+    assert (found.double() - wanted).abs() <= bound

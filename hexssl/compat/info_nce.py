@@ -6,16 +6,16 @@ InfoNCE: van den Oord et al., arXiv 1807.03748. The HEX keywords are those of `h
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from hexssl import validation
 from hexssl.compat._drop_in import DropIn, formulation_of, named
-from hexssl.functional import Problem, evaluate, hex_loss, make_problem, make_settings, measure
-from hexssl.thresholds import QUANTILE, Threshold
+from hexssl.functional import Settings, hex_loss, make_settings
+from hexssl.reference import Form, ready, row_losses
+from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, AdaptiveThreshold, Threshold
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -30,8 +30,7 @@ class InfoNCE(DropIn):
     negative_mode : "unpaired" or "paired"
         Whether explicit negatives are those of all queries, (M, D), or of each query its own, (N, M, D).
     threshold, beta, tau_plus, local_weight, formulation
-        As in `hexssl.hex_loss`; ``threshold=None`` is InfoNCE. With (N, M, D) negatives the queries are then taken
-        one at a time.
+        As in `hexssl.hex_loss`; ``threshold=None`` is InfoNCE.
 
     Examples
     --------
@@ -73,10 +72,7 @@ class InfoNCE(DropIn):
             keys, paired = _shared_keys(positive_key, negative_keys)
             with _named(negative_keys):
                 return self.contrast(query, keys, paired=paired)
-        if self.threshold is None:
-            return self._own_negatives(query, positive_key, negative_keys)
-        with _named(negative_keys):
-            return self._one_by_one(query, positive_key, negative_keys)
+        return self._own_negatives(query, positive_key, negative_keys)
 
     def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
         """Negatives (N, M, D): the queries share no key, there are N * M similarities whoever computes them."""
@@ -84,56 +80,110 @@ class InfoNCE(DropIn):
         validation.embeddings("query", query)
         validation.partner("positive_key", positive_key, query, one_each=True)
         validation.partner("negative_keys", negative_keys.flatten(0, 1), query)
-        temperature = validation.temperature(self.temperature, query.device)
-        if isinstance(temperature, Tensor):  # its value is not read: NaN where it is none
-            temperature = torch.where(temperature > 0, temperature, torch.nan)
-        query, positive_key, negative_keys = map(validation.single, (query, positive_key, negative_keys))
-        query, positive_key = normalize(query, dim=1), normalize(positive_key, dim=1)
-        # Dividing the products by the lengths spares a normalised copy of the negatives.
-        lengths = torch.linalg.vector_norm(negative_keys, dim=2).clamp(min=1e-12)
+        settings = make_settings(self.temperature, self.beta, self.tau_plus, self.local_weight, *self._form(),
+                                 self.normalize, self.reduction, query.device)
         with validation.full_precision(query.device):
-            negatives = torch.einsum("nd,nmd->nm", query, negative_keys) / lengths
-        positives = (query * positive_key).sum(1, keepdim=True)
-        seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=torch.float64)  # HEXStats
-        seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
-        self._seen = (seen,)
-        logits = torch.cat((positives, negatives), 1) / temperature
-        return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
+            positives, negatives = _own_cosines(query, positive_key, negative_keys)
+            temperature = settings.temperature
+            if isinstance(temperature, Tensor):  # its value is not read: NaN where it is none
+                temperature = torch.where(temperature > 0, temperature, torch.nan).to(positives.dtype)
+            if self.threshold is not None:
+                return self._own_contrast(positives, negatives, settings, temperature)
+            seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=torch.float64)  # HEXStats
+            seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
+            self._seen = (seen,)
+            logits = torch.cat((positives[:, None], negatives), 1) / temperature
+            return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
 
-    def _one_by_one(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
-        """HEX of negatives (N, M, D): the threshold comes from all queries, the losses are a problem each."""
-        problems = [make_problem(query[i : i + 1], negative_keys[i], positive_key[i : i + 1], None, None, None, None)
-                    for i in range(len(query))]
-        settings = make_settings(self.temperature, self.beta, self.tau_plus, self.local_weight, self.formulation,
-                                 self.positives, self.denominator, self.normalize, "none", query.device)
-        threshold = self._decide(problems)
-        if threshold is None:  # warm-up
+    def _own_contrast(self, positives: Tensor, negatives: Tensor, settings: Settings,
+                      temperature: float | Tensor) -> Tensor:
+        """HEX of the cosines (N,) and (N, M): the threshold comes from all queries, the losses are a problem each."""
+        decided = self._decide(negatives.detach())
+        broken = ~(positives.isfinite() & negatives.isfinite().all(1))
+        negatives = negatives * torch.where(broken, torch.nan, 1.0).to(negatives.dtype)[:, None]
+        if decided is None:  # warm-up is InfoNCE
             settings = settings._replace(formulation="weighted")
-        if isinstance(threshold, Tensor) and threshold.dim() == 1:
-            thresholds: list[Any] = list(threshold.split(1))
-        else:
-            thresholds = [threshold] * len(problems)
-        results = [evaluate(problem, settings, own) for problem, own in zip(problems, thresholds, strict=True)]
-        losses = torch.cat([loss for loss, _ in results])
-        self._seen = tuple(seen for _, seen in results)
+        epsilon = positives.new_full((), torch.inf) if decided is None else torch.as_tensor(
+            decided, dtype=positives.dtype, device=positives.device).detach()
+        epsilon = epsilon.expand(len(positives))
+        tau = temperature if isinstance(temperature, Tensor) else positives.new_full((), temperature)
+        nobody = torch.zeros_like(negatives, dtype=torch.bool)
+        losses, valid, hard = row_losses(Form(*settings[1:7]), negatives, positives, nobody, ~nobody, tau,
+                                         epsilon[:, None], broken)
+        self._seen = (_own_statistics(epsilon, positives.detach(), negatives.detach(), hard, valid),)
         if self.reduction == "none":
             return losses
-        skipped = torch.stack(self._seen)[:, -1].sum()
-        count = (len(query) - skipped).clamp(min=1).to(losses.dtype)
-        return losses.sum() if self.reduction == "sum" else losses.sum() / count
+        return losses.sum() if self.reduction == "sum" else losses.sum() / valid.sum().clamp(min=1)
 
-    def _decide(self, problems: list[Problem]) -> float | Tensor | None:
-        if not isinstance(self.threshold, Threshold):
-            return self.threshold
-        wanted = self.threshold.measures()
+    @torch.no_grad()
+    def _decide(self, cosines: Tensor) -> float | Tensor | None:
+        """From the rows (N, M) of all queries; every key is a negative, whichever rows count."""
+        threshold = AdaptiveThreshold() if self.threshold == "adaptive" else self.threshold
+        if not isinstance(threshold, Threshold):
+            return validation.threshold(threshold, len(cosines), cosines.device)
+        wanted = threshold.measures()
         if wanted is None:
-            return self.threshold(None, None)
-        stats = torch.cat([measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None, True, True, False)[0]
-                           for problem in problems])
-        return self.threshold(stats, stats[:, QUANTILE].nanmean(), self._sync)
+            return threshold(None, None)
+        stats = _row_statistics(cosines, wanted.quantile)
+        return threshold(stats, stats[:, QUANTILE].nanmean(), self._sync)
 
     def _shown(self) -> list[str]:
         return [*super()._shown(), "reduction", "negative_mode"]
+
+
+def _own_cosines(query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each query with its positive, (N,), and its negatives, (N, M); float32 of half precision."""
+    dtype = query.dtype if query.dtype == torch.float64 else torch.float32
+    wide = _wide(query)
+    (query, _), (positive_key, _) = (ready(x, dtype, wide, True) for x in (query, positive_key))
+    negative_keys = negative_keys.to(dtype)
+    # Dividing the products by the lengths spares a normalised copy of the negatives.
+    products = torch.einsum("nd,nmd->nm", query, negative_keys)
+    return (query * positive_key).sum(1), products / _lengths(negative_keys).clamp(min=1e-12)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """(N, M) of (N, M, D). Where the squares are near the ends of float32 in a wider type, which takes far longer."""
+    lengths = torch.linalg.vector_norm(rows, dim=2)
+    if rows.dtype == torch.float64:
+        return lengths
+    odd = ~((lengths > 1e-15) & (lengths < 1e18))
+    if odd.any():
+        exact = torch.linalg.vector_norm(rows[odd].to(_wide(rows)), dim=1)
+        lengths = lengths.masked_scatter(odd, exact.to(rows.dtype))
+    return lengths
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.float32 if like.device.type == "mps" else torch.float64  # which MPS does not have
+
+
+def _row_statistics(cosines: Tensor, quantile: float | None) -> Tensor:
+    """(N, 6) in the order of `hexssl.thresholds`: the quantile, or without one the rest; what is not wanted is NaN, as
+    are rows that hold a NaN."""
+    count = cosines.shape[1]
+    stats = cosines.new_full((len(cosines), 6), torch.nan, dtype=_wide(cosines))
+    stats[:, COUNT] = count
+    if quantile is not None:
+        nearest = cosines.kthvalue(round(quantile * (count - 1)) + 1, dim=1).values
+        stats[:, QUANTILE] = torch.where(cosines.isnan().any(1), torch.nan, nearest).to(stats.dtype)
+        return stats
+    stats[:, MIN], stats[:, MAX] = (bound.to(stats.dtype) for bound in cosines.aminmax(dim=1))
+    stats[:, VARIANCE], stats[:, MEAN] = torch.var_mean(cosines.to(stats.dtype), 1, correction=0)
+    return stats
+
+
+def _own_statistics(epsilon: Tensor, positives: Tensor, negatives: Tensor, hard: Tensor, valid: Tensor) -> Tensor:
+    """(6,), in the order of `HEXStats`: means over the queries that have the number."""
+    wide = _wide(positives)
+    number, finite = hard.sum(1).to(wide), torch.where(negatives[:, 0].isnan(), torch.nan, 1.0).to(wide)
+    means = torch.stack((
+        epsilon.to(wide), number / negatives.shape[1] * finite, positives.to(wide) * finite,
+        negatives.to(wide).mean(1), torch.where(hard, negatives, 0).sum(1, dtype=wide) / number,
+        (~valid).to(wide)), 1)
+    seen = means.nanmean(0)
+    seen[5] = means[:, 5].sum()
+    return seen
 
 
 def _shared_keys(positive_key: Tensor, negative_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
