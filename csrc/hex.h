@@ -88,9 +88,14 @@ typedef bool (*hex_interrupted)(void);
 void hex_set_interrupted(hex_interrupted interrupted);
 
 /* Packed rows, and as many tiles or the gradients, are kept between the passes of one loss while they fit this many bytes.
- * Default: the smaller of 4 GiB and a quarter of the machine's memory, and without an adaptive threshold 0.35 of an M x N array
- * where the tiles have more than 16 MiB. 0 keeps nothing. */
+ * Default: HEX_DEFAULT_BUDGET or what the binding finds this process may take, and without an adaptive threshold 0.35 of an
+ * M x N array where the tiles have more than 16 MiB. 0 keeps nothing. What is kept or reusable and rests untouched for
+ * HEX_REST_SECONDS is given back by the next call of whatever kind; where an allocation fails, all that rests is, and fewer
+ * tiles are kept, down to none, before the call fails. */
+#define HEX_DEFAULT_BUDGET ((int64_t)4 << 30)
+enum { HEX_REST_SECONDS = 60 };
 void hex_set_workspace_budget(int64_t bytes);   /* negative: the default again */
+void hex_set_default_budget(int64_t bytes);     /* >= 0 */
 int64_t hex_workspace_budget(void);
 void hex_release_workspace(void); /* give back what is kept and not in use */
 
@@ -126,6 +131,7 @@ enum { HEX_WANT_QUANTILE = 1, HEX_WANT_MOMENTS = 2 };
  * on the values that this was made from, and passing a stale or foreign one is harmless. */
 /* Other than HEX_OK: outputs are not to be looked at, nothing is kept, and the next call is as if this one had not been. */
 typedef enum { HEX_OK = 0, HEX_NO_MEMORY = 1, HEX_INTERRUPTED = 2 } hex_status;
+int64_t hex_bytes_wanted(void); /* of the allocation that made this thread's last HEX_NO_MEMORY */
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token);
 

@@ -282,7 +282,10 @@ static hex_status lead(hex_team *team, void *context) {
     hex_run_find(&run, team, call->problem, call->token, false, call->settings, call->row_state);
     run.gradients_ready = run.gradients_ready && (!hex_needs_row_sums(needed) || run.room.row_grad) &&
                           (!hex_needs_col_sums(needed, run.g.symmetric) || run.room.col_grad);
+    const bool found = run.kept != NULL;
     hex_status status = hex_run_open(&run, (hex_room){0}, hex_gradients_bytes(&run, out, !run.gradients_ready));
+    if (status == HEX_NO_MEMORY && found)   /* what the forward pass has left was given back: anew */
+        status = hex_run_open(&run, (hex_room){0}, hex_gradients_bytes(&run, out, true));
     if (status != HEX_OK) return status;
     hex_gradients_of(&run, call->settings, call->row_state, call->grad, out, run.extra);
     hex_run_close(&run, false);

@@ -27,8 +27,8 @@ typedef struct {
 static bool dictionary_open(dictionary *d, int64_t most) {
     int64_t size = 16;
     while (size < 2 * most) size *= 2;
-    d->key = malloc((size_t)size * sizeof *d->key);
-    d->value = malloc((size_t)size * sizeof *d->value);
+    d->key = hex_allocate(size * (int64_t)sizeof *d->key);
+    d->value = d->key ? hex_allocate(size * (int64_t)sizeof *d->value) : NULL;
     d->mask = size - 1;
     d->count = 0;
     if (!d->key || !d->value) return false;
@@ -104,8 +104,10 @@ static bool count_groups(hex_classes *c) {
     int32_t most = 0;
     for (int64_t i = 0; i < g->m; i++) most = c->row_id[i] > most ? c->row_id[i] : most;
     for (int64_t j = 0; j < g->n; j++) most = c->col_id[j] > most ? c->col_id[j] : most;
-    int32_t *members = calloc((size_t)most + 1, sizeof *members);
+    const int64_t bytes = ((int64_t)most + 1) * (int64_t)sizeof(int32_t);
+    int32_t *members = hex_allocate(bytes);
     if (!members) return false;
+    memset(members, 0, (size_t)bytes);
     count_members(g->n, c->col_id, members);
     for (int64_t i = 0; i < g->m; i++) {
         int32_t id = c->row_id[i], same = id >= 0 ? members[id] : 0;
@@ -115,7 +117,7 @@ static bool count_groups(hex_classes *c) {
         c->negatives[i] = (int32_t)(g->n - same) - (self >= 0 && !self_same ? 1 : 0);
     }
     if (g->both_ways) {
-        memset(members, 0, ((size_t)most + 1) * sizeof *members);
+        memset(members, 0, (size_t)bytes);
         count_members(g->m, c->row_id, members);
         for (int64_t j = 0; j < g->n; j++) {
             int32_t same = c->col_id[j] >= 0 ? members[c->col_id[j]] : 0;

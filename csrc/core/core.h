@@ -68,18 +68,34 @@ hex_room hex_room_for(const hex_geometry *g, int workers, const hex_settings *se
  * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
 
-/* workspace.c: memory that outlives a call, found again by its token. */
+/* workspace.c: memory that outlives a call, found again by its label. */
+
+/* What the contents of a slab are of: their token, and all that says where in it what lies and of which kind it is, since a hash
+ * of 64 bits is not to be trusted with memory. Compared as bytes: all members have the same size. */
+typedef struct {
+    uint64_t token;            /* 0: of nothing */
+    int64_t m, n, d, block_m, block_n, dtype, symmetric, normalize, normalize_keys;
+    int64_t sums;              /* of gradients, and no tiles */
+} hex_label;
+_Static_assert(sizeof(hex_label) == 11 * sizeof(int64_t), "a label has no padding, whose bytes would be compared, too");
 
 typedef struct hex_slab hex_slab;
-/* What is kept under token (not 0), for the caller alone until put back. NULL: there is nothing. */
-hex_slab *hex_slab_find(uint64_t token);
-/* Memory for the caller alone until put back. NULL: there is none. */
+/* What is kept under a label whose token is not 0, for the caller alone until put back. NULL: there is nothing. */
+hex_slab *hex_slab_find(const hex_label *label);
+/* Memory for the caller alone until put back. Where it has to be asked for and is not there, all that rests is given back first.
+ * NULL: there is none. */
 hex_slab *hex_slab_take(int64_t bytes);
-/* keep: hold the contents under token; otherwise the slab may be reused at once. */
-void hex_slab_put(hex_slab *slab, uint64_t token, bool keep);
+/* keep: hold the contents under the label; otherwise the slab may be reused at once. label NULL: the contents are of no use. */
+void hex_slab_put(hex_slab *slab, const hex_label *label, bool keep);
 char *hex_slab_memory(hex_slab *slab);
+int64_t hex_slab_size(const hex_slab *slab);
 bool hex_budget_was_set(void);
 int64_t hex_slab_bytes(int64_t bytes);   /* what a slab of so many takes */
+/* malloc, before whose failure all that rests is given back; for free(). */
+void *hex_allocate(int64_t bytes);
+/* On this thread: what hex_bytes_wanted says next. */
+void hex_set_bytes_wanted(int64_t bytes);
+extern _Atomic int64_t hex_rest_nanoseconds;   /* HEX_REST_SECONDS; tests do not wait for so long */
 
 /* pool.c */
 
@@ -212,7 +228,8 @@ hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context
 void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
                   const hex_settings *settings, const double *row_state);
 /* Then: memory, classes, packed rows. What was found is used if it has tiles or gradients where `room` has. Where that has the
- * gradients workers get strips. Frees everything where it fails or is stopped. */
+ * gradients workers get strips. Where memory is short there are fewer tiles than in `room`, down to none. Frees everything
+ * where it fails or is stopped, what was found, too; after HEX_NO_MEMORY it may be called again to open less. */
 hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes);
 static inline int64_t hex_strip_bytes(const hex_geometry *g) { return g->nb * hex_tile_bytes(g); }
 /* As many as hex_each_strip has workers. */
@@ -288,7 +305,7 @@ typedef struct {
     bool negatives_only;
     int want;
     int64_t capacity, lists;   /* of lists of candidates: decided once, since budget and threads may change meanwhile */
-    bool by_block;
+    bool by_block;             /* with the lists of one block of anchors per worker; set beforehand: whatever the budget */
 } hex_measurement;
 
 /* Fills in the lists; returns the bytes that hex_measure_rows needs. */

@@ -340,6 +340,15 @@ typedef struct {
     int64_t *token;
 } contrast_call;
 
+/* For the threshold and then for the gradients, one after the other in the same place. */
+static int64_t extra_bytes(const hex_run *run, const contrast_call *call, hex_room room, hex_measurement *what) {
+    int64_t measured = 0, gradients = 0;
+    if (call->settings.adaptive)
+        measured = run->g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run->g, run->workers, what);
+    if (call->gradients) gradients = hex_gradients_bytes(run, call->gradients, !hex_sums_gradients(room));
+    return measured > gradients ? measured : gradients;
+}
+
 static hex_status lead(hex_team *team, void *context) {
     contrast_call *call = context;
     hex_settings *s = &call->settings;
@@ -352,11 +361,13 @@ static hex_status lead(hex_team *team, void *context) {
     hex_run_find(&run, team, call->problem, *call->token, keep, NULL, NULL);
     hex_measurement what = {s->quantile, s->negatives_only, HEX_WANT_QUANTILE, 0, 0, false};
     hex_room room = hex_room_for(&run.g, run.workers, s, needed, run.room.tiles == run.g.tasks);
-    int64_t own = place(&run.g, own_state, NULL, &c, &column), measured = 0, gradients = 0;   /* those two one after the other */
-    if (s->adaptive)
-        measured = run.g.mp * HEX_ROW_STATS * (int64_t)sizeof(double) + hex_measure_plan(&run.g, run.workers, &what);
-    if (out) gradients = hex_gradients_bytes(&run, out, !hex_sums_gradients(room));
-    hex_status status = hex_run_open(&run, room, own + (measured > gradients ? measured : gradients));
+    int64_t own = place(&run.g, own_state, NULL, &c, &column);
+    hex_status status = hex_run_open(&run, room, own + extra_bytes(&run, call, room, &what));
+    if (status == HEX_NO_MEMORY) {   /* less of it: without strips, and the lists of one block at a time */
+        room.row_grad = room.col_grad = false;
+        what.by_block = true;
+        status = hex_run_open(&run, room, own + extra_bytes(&run, call, room, &what));
+    }
     if (status != HEX_OK) return status;
     place(&run.g, own_state, run.extra, &c, &column);
     if (s->adaptive) {

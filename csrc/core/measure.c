@@ -221,7 +221,7 @@ static double finish(const hex_run *run, const measure *me) {
 int64_t hex_measure_plan(const hex_geometry *g, int workers, hex_measurement *what) {
     int64_t most = hex_workspace_budget() / LISTS_SHARE;
     what->capacity = what->want & HEX_WANT_QUANTILE ? capacity_of(what->quantile, g) : 0;
-    what->by_block = g->mp * what->capacity * g->k->size > (most > LISTS_BYTES ? most : LISTS_BYTES);
+    what->by_block |= g->mp * what->capacity * g->k->size > (most > LISTS_BYTES ? most : LISTS_BYTES);
     what->lists = what->by_block ? workers * g->block_m : g->mp;
     return extra_bytes(g, what->capacity, what->lists, what->want & HEX_WANT_MOMENTS);
 }
@@ -254,9 +254,12 @@ static hex_status lead(hex_team *team, void *context) {
     measure_call *call = context;
     hex_run run;
     hex_run_find(&run, team, call->problem, 0, call->keep, NULL, NULL);
-    int64_t extra = hex_measure_plan(&run.g, run.workers, &call->what);
     hex_room room = {.tiles = call->keep ? hex_kept_tiles(&run.g) : 0};
-    hex_status status = hex_run_open(&run, room, extra);
+    hex_status status = hex_run_open(&run, room, hex_measure_plan(&run.g, run.workers, &call->what));
+    if (status == HEX_NO_MEMORY && !call->what.by_block) {
+        call->what.by_block = true;
+        status = hex_run_open(&run, room, hex_measure_plan(&run.g, run.workers, &call->what));
+    }
     if (status != HEX_OK) return status;
     *call->mean_quantile = hex_measure_rows(&run, &call->what, run.extra, call->row_stats);
     *call->token = hex_run_close(&run, call->keep);

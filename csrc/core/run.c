@@ -238,11 +238,49 @@ static void survey_rows(int64_t count, hex_rows *rows) {
 /* One thread is through with scores of fewer multiply-adds before another is awake. */
 enum { FOR_ONE = 1 << 22 };
 
+/* What is said of a failure is said to the caller's thread, which need not be the one that leads. */
+typedef struct {
+    hex_lead lead;
+    void *context;
+    int64_t wanted;
+} outer_call;
+
+static hex_status lead_and_tell(hex_team *team, void *context) {
+    outer_call *call = context;
+    hex_status status = call->lead(team, call->context);
+    if (status == HEX_NO_MEMORY) call->wanted = hex_bytes_wanted();
+    return status;
+}
+
 hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context) {
+    outer_call call = {lead, context, 0};
     hex_geometry g;
     hex_geometry_of(problem, &g);
     int threads = g.tasks * g.block_m * g.block_n * g.d < FOR_ONE ? 1 : hex_threads();
-    return hex_with_team(threads < g.tasks ? threads : (int)g.tasks, lead, context);
+    hex_status status = hex_with_team(threads < g.tasks ? threads : (int)g.tasks, lead_and_tell, &call);
+    if (status == HEX_NO_MEMORY) hex_set_bytes_wanted(call.wanted);
+    return status;
+}
+
+static hex_label label_of(const hex_run *run, bool sums) {
+    const hex_geometry *g = &run->g;
+    return (hex_label){run->token, g->m, g->n, g->d, g->block_m, g->block_n, run->problem->dtype, g->symmetric,
+                       run->problem->normalize, run->problem->normalize_keys, sums};
+}
+
+/* Takes what is kept under run->token, of sums of gradients or not, if there is anything. The header is of the same layout, as the
+ * label says; what it says of its room has to lie within the slab all the same. */
+static void find_kept(hex_run *run, bool sums) {
+    const hex_label label = label_of(run, sums);
+    hex_slab *slab = hex_slab_find(&label);
+    if (!slab) return;
+    const hex_room room = ((const struct hex_kept *)hex_slab_memory(slab))->room;
+    if (room.tiles < 0 || room.tiles > run->g.tasks || hex_kept_bytes(&run->g, room) > hex_slab_size(slab)) {
+        hex_slab_put(slab, NULL, false);
+        return;
+    }
+    run->kept = slab;
+    run->room = room;
 }
 
 void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int64_t token, bool keep,
@@ -254,16 +292,24 @@ void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int6
     run->k = run->g.k;
     int64_t start = hex_profile_start();
     if (token || (keep && hex_workspace_budget() > 0)) run->token = hex_fingerprint(problem, &run->g, team);
-    bool known = token && (uint64_t)token == run->token;
-    if (token && !known && settings && settings->reduction != HEX_REDUCTION_NONE) {
-        uint64_t gradients = hex_gradient_fingerprint(run->token, problem, &run->g, settings, row_state);
-        known = run->gradients_ready = (uint64_t)token == gradients;
+    const uint64_t embeddings = run->token;
+    if (token && (uint64_t)token == embeddings) find_kept(run, false);
+    if (token && (uint64_t)token != embeddings && settings && settings->reduction != HEX_REDUCTION_NONE) {
+        run->token = hex_gradient_fingerprint(embeddings, problem, &run->g, settings, row_state);
+        if ((uint64_t)token == run->token) find_kept(run, true);
+        run->gradients_ready = run->kept != NULL;
+        if (!run->kept) run->token = embeddings;   /* of gradients: for another backward */
     }
     hex_profile_stop(HEX_PHASE_PACK, start, 0);
-    run->kept = known ? hex_slab_find((uint64_t)token) : NULL;
-    if (run->kept) run->room = ((const struct hex_kept *)hex_slab_memory(run->kept))->room;
-    run->gradients_ready = run->gradients_ready && run->kept;
-    if (run->gradients_ready) run->token = (uint64_t)token;   /* for another backward */
+}
+
+/* As much of the tiles as there is memory for. */
+static bool take_kept(hex_run *run, hex_room room) {
+    for (;; room.tiles /= 2) {
+        run->room = room;
+        run->kept = hex_slab_take(hex_kept_bytes(&run->g, room));
+        if (run->kept || room.tiles == 0) return run->kept != NULL;
+    }
 }
 
 /* Packed rows, found or made. */
@@ -277,15 +323,10 @@ static bool open_kept(hex_run *run, hex_room room) {
         run->tiles_ready = run->tiles && run->header->ready == run->token && !run->header->form.exponentials;
         return true;
     }
-    if (found) hex_slab_put(found, 0, false);
-    run->room = room;
-    run->kept = hex_slab_take(place_kept(run, NULL));
-    if (!run->kept) {
-        run->tiles = NULL;   /* where the pass for the size has put them */
-        return false;
-    }
+    if (found) hex_slab_put(found, NULL, false);
+    if (!take_kept(run, room)) return false;
     place_kept(run, hex_slab_memory(run->kept));
-    *run->header = (struct hex_kept){.room = room};
+    *run->header = (struct hex_kept){.room = run->room};
     pack_rows(run, &run->problem->anchors, run->g.block_m, &run->a);
     if (!run->g.symmetric) pack_rows(run, &run->problem->keys, run->g.block_n, &run->key);
     return true;
@@ -308,7 +349,11 @@ hex_status hex_run_open(hex_run *run, hex_room room, int64_t extra_bytes) {
     if (run->scratch) place_scratch(run, hex_slab_memory(run->scratch), extra_bytes);
     /* without gradients tiles are needed; before rows are packed, since the other threads are waking */
     if (!run->scratch || (!run->gradients_ready && !open_tasks(run)) || !open_kept(run, room)) {
-        hex_run_close(run, false);
+        if (run->scratch) hex_slab_put(run->scratch, NULL, false);
+        if (run->kept) hex_slab_put(run->kept, NULL, false);
+        run->kept = run->scratch = NULL;
+        run->room = (hex_room){0};
+        run->gradients_ready = false;
         return HEX_NO_MEMORY;
     }
     if (hex_team_stopped(run->team)) {   /* counts and rows may be missing */
@@ -343,8 +388,9 @@ int64_t hex_run_close(hex_run *run, bool keep) {
     }
     keep = keep && run->kept && run->token != 0 && hex_workspace_budget() > 0;
     if (run->tiles) *run->header = (struct hex_kept){run->room, run->tiles_ready ? run->token : 0, run->form};
-    if (run->scratch) hex_slab_put(run->scratch, 0, false);
-    if (run->kept) hex_slab_put(run->kept, run->token, keep);
+    if (run->scratch) hex_slab_put(run->scratch, NULL, false);
+    const hex_label label = label_of(run, hex_sums_gradients(run->room));
+    if (run->kept) hex_slab_put(run->kept, &label, keep);
     return keep ? (int64_t)run->token : 0;
 }
 
