@@ -220,7 +220,8 @@ def test_every_part(name, distance, reducer):
 @pytest.mark.parametrize("pairs", [False, True])
 def test_losses_of_anchors_with_a_larger_reference(pairs):
     """That library cannot tell: it makes an array of anchors by anchors. A memory is larger than a batch, though."""
-    utils, reducers = real("pytorch_metric_learning.utils.loss_and_miner_utils"), real("pytorch_metric_learning.reducers")
+    utils = real("pytorch_metric_learning.utils.loss_and_miner_utils")
+    reducers = real("pytorch_metric_learning.reducers")
     labels, ref_labels, x, ref = torch.arange(6) % 3, torch.arange(20) % 5, rows(1, 6, 4), rows(2, 20, 4)
     indices = utils.get_all_pairs_indices(labels, ref_labels) if pairs else None
     each = theirs("NTXentLoss")(reducer=reducers.DoNothingReducer())(x, labels, indices, ref, ref_labels)["loss"]

@@ -335,7 +335,7 @@ class NTXentLoss(_PairLoss):
         if not bool(comparison.some()):
             return parts.no_losses()
         anchors, keys = comparison.positive_pairs()
-        similarity = batch.scores.of(anchors, keys) / self.temperature
+        similarity = batch.scores.of(anchors, keys) / validation.temperature(self.temperature)
         losses = self._losses(batch, denominator="negatives")
         mean = torch.zeros_like(losses).index_add(0, anchors, similarity) / comparison.positives.clamp(min=1)
         log_z = torch.where(comparison.negatives() > 0, losses + mean, -torch.inf)
