@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from peers import (
     EXACT,
@@ -186,6 +186,10 @@ def test_any_parts(name, seed, samples, keys, temperature, distance, reducer, re
         given = arguments(ref if reference else None)
         loss = cls(t, **settings_of(distance, reducer, regularizer, weight))(x, *given)
         return as_number(loss) + 0 * x.sum()  # a dictionary without pairs holds the plain number 0
+
+    each = OURS[name](temperature, **settings_of(distance, "nothing"))(x, *arguments(ref if reference else None))
+    losses = torch.as_tensor(each["loss"]["losses"])
+    assume(not ((losses > 0) & (losses < 1e-12)).any())  # whether it is above 0 hangs on the last bit of a logit there
 
     try:
         expected = value_and_gradients(lambda *each: run(theirs(name), *each), (x, ref, temperature))
