@@ -351,6 +351,16 @@ def test_statistics_everywhere(name, monkeypatch):
     assert ours.reducer.losses_size == other.reducer.losses_size
 
 
+def test_deviation_of_what_is_above_zero():
+    """A loss below the rounding of its logits is above 0 here; there it is 0 or not as the rounding falls, here 0."""
+    x = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.3, 0.954]])
+    labels = torch.tensor([0, 0, 1, 1])
+    each = SupConLoss(0.04, **settings_of("none", "nothing"))(x, labels)["loss"]["losses"]
+    assert 0 < each[0] < 1e-10 and 1e-4 < each[2] < 1e-2  # cosines of 1 against 0, and of 0.3 against 0
+    assert_close(SupConLoss(0.04)(x, labels), each.mean(), 1e-9)
+    assert_close(theirs("SupConLoss")(0.04)(x, labels), each[2:].mean(), 1e-6)
+
+
 @pytest.mark.parametrize("settings", [{}, {"beta": 0.5, "tau_plus": 0.3}, {"tau_plus": 0.0, "local_weight": 2.0}])
 @pytest.mark.parametrize("threshold", [AdaptiveThreshold(0.7, rows="negatives"), 0.1])
 def test_hex_of_single_pairs(threshold, settings):

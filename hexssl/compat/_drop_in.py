@@ -57,11 +57,13 @@ class DropIn(_Loss):
                  groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,
                  self_offset: int | None = None, temperature: float | Tensor | None = None,
                  normalize: bool | None = None, normalize_keys: bool | None = None,
-                 reduction: str | None = None) -> Tensor:
+                 reduction: str | None = None, denominator: str | None = None) -> Tensor:
         """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
         problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
-        loss, seen = evaluate(problem, self._settings(problem, temperature, normalize, reduction, normalize_keys),
-                              self.threshold, sync=self._sync)
+        settings = self._settings(problem, temperature, normalize, reduction, normalize_keys)
+        if denominator is not None:
+            settings = settings._replace(denominator=denominator)
+        loss, seen = evaluate(problem, settings, self.threshold, sync=self._sync)
         self._seen = (seen,)
         return loss
 

@@ -20,7 +20,6 @@ from hexssl.compat import _metric_parts as parts
 from hexssl.compat._drop_in import DropIn, formulation_of, named
 from hexssl.compat._metric_pairs import Comparison, Indices
 from hexssl.compat._metric_parts import Scores
-from hexssl.functional import evaluate, make_problem
 from hexssl.thresholds import Threshold
 
 __all__ = ["NTXentLoss", "SupConLoss"]
@@ -219,21 +218,14 @@ class _PairLoss(DropIn):
 
     def _losses(self, batch: _Batch, denominator: str | None = None) -> Tensor:
         """(M,), 0 where an anchor has none."""
-        scores, who, source = batch.scores, batch.comparison.who, batch.comparison.source
-        keys = scores.keys
+        scores, who, keys = batch.scores, batch.comparison.who, batch.scores.keys
         if "relation" in who:
-            keys = scores.anchors if keys is None else keys
+            keys, source = scores.anchors if keys is None else keys, batch.comparison.source
             keys = keys if source is None else keys.index_select(0, source)
         elif keys is None:
             who = {"groups": who["groups"]}
-        problem = make_problem(scores.anchors, keys, None, who.get("groups"), who.get("key_groups"),
-                               who.get("relation"), who.get("self_offset"))
-        settings = self._settings(problem, None, scores.normalize, "none")
-        if denominator is not None:
-            settings = settings._replace(denominator=denominator)
-        losses, seen = evaluate(problem, settings, self.threshold)
-        self._seen = (seen,)
-        return losses
+        return self.contrast(scores.anchors, keys, **who, normalize=scores.normalize, reduction="none",
+                             denominator=denominator)
 
 
 def _on_device(name: str, labels: Any, rows: Tensor) -> Tensor | None:
