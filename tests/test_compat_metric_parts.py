@@ -322,6 +322,25 @@ def test_the_attributes_are_those_of_the_real_one(name):
 
 
 @BOTH
+def test_defaults_of_a_subclass(name):
+    """That library's way to other defaults: a subclass says what they are."""
+    distances, reducers = real("pytorch_metric_learning.distances"), real("pytorch_metric_learning.reducers")
+    x, labels, values = rows(3, 24, 5), torch.arange(24) % 7, []
+    for base in (OURS[name], theirs(name)):
+        class Own(base):
+            def get_default_distance(self):
+                return distances.LpDistance(power=2)
+
+            def get_default_reducer(self):
+                return reducers.SumReducer()
+
+        values += [Own(0.2)(x, labels), Own(0.2, distance=distances.CosineSimilarity())(x, labels)]
+    for got, expected in zip(values[:2], values[2:], strict=True):
+        assert_close(got, expected, EXACT)
+    assert (values[0] - values[1]).abs() > 1e-3
+
+
+@BOTH
 def test_statistics_of_distances_and_reducers(name):
     x, labels = rows(3, 24, 5), torch.arange(24) % 7
     distances, reducers = real("pytorch_metric_learning.distances"), real("pytorch_metric_learning.reducers")

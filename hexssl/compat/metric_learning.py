@@ -82,8 +82,10 @@ class _PairLoss(DropIn):
             self.distance = distance
         if reducer is not None or embedding_regularizer is not None:
             self.set_reducer(reducer)
-        if everywhere:  # the default objects collect then, too: have them
-            self.distance, self.reducer = self.distance, self.reducer
+        for name in ("distance", "reducer"):
+            own = getattr(type(self), f"get_default_{name}").__module__ == __name__
+            if everywhere or not own:  # they collect statistics, or a subclass has others: make and use them
+                getattr(self, name)
         self._check_parts()
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
