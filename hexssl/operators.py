@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
-from hexssl._C import raise_interrupt
+from hexssl import _C
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-ROW_STATS, BATCH_STATS, ROW_STATE = 6, 6, 13
-WANT_QUANTILE, WANT_MOMENTS = 1, 2
+ROW_STATS, BATCH_STATS, ROW_STATE = _C.ROW_STATS, _C.BATCH_STATS, _C.ROW_STATE
+WANT_QUANTILE, WANT_MOMENTS = _C.WANT_QUANTILE, _C.WANT_MOMENTS
 
 _ABSENT = torch.empty(0, device="cpu")
 NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -29,7 +29,7 @@ def _interruptible(operator: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return operator(*arguments)
         except RuntimeError:
-            raise_interrupt()
+            _C.raise_interrupt()
             raise
     return call
 

@@ -14,8 +14,9 @@ static void state_of(hex_anchor_block anchors, const double *row_state, int colu
 
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
                          int64_t block) {
-    static const int from[HEX_PARAMS] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
+    static const int from[] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
                                          HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
+    _Static_assert(sizeof from / sizeof *from == HEX_PARAMS, "a column for every parameter");
     double value[HEX_TILE_ROWS];
     const hex_anchor_block anchors = hex_anchors_of(&run->g, block);
     for (int q = 0; q < HEX_PARAMS; q++) {

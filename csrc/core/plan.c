@@ -23,7 +23,7 @@ enum { LEAST_CACHE = 256 << 10 };   /* assumed where the system does not say: co
  * coefficients stay in the second-level cache; large enough that a block's products outweigh moving it. Independent of
  * the number of threads, as results must be. */
 static int64_t block_rows(int64_t count, int64_t element) {
-    int64_t cache = second_level_cache(), block = count <= 512 ? 64 : count <= 4096 ? 128 : 256;
+    int64_t cache = second_level_cache(), block = count <= 512 ? 64 : count <= 4096 ? 128 : HEX_TILE_ROWS;
     cache = cache > LEAST_CACHE ? cache : LEAST_CACHE;
     while (block > 64 && 2 * block * block * element > cache) block /= 2;
     return block;

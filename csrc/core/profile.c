@@ -7,8 +7,9 @@
 
 atomic_bool hex_profiling;
 
-static const char *const names[HEX_PHASES] = {"call", "pack", "scores", "classes", "select", "contrast", "rows",
+static const char *const names[] = {"call", "pack", "scores", "classes", "select", "contrast", "rows",
                                               "coefficients", "gradient", "unpack"};
+_Static_assert(sizeof names / sizeof *names == HEX_PHASES, "a name for every phase");
 static struct {
     atomic_llong nanoseconds, operations, calls;
 } phases[HEX_PHASES];

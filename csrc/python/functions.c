@@ -35,6 +35,10 @@ static void release(call *c) {
 
 /* The object as an array of a type and rank, held until the call ends; type NPY_NOTYPE: as it is. NULL: exception. */
 static PyArrayObject *hold(call *c, PyObject *object, const char *name, int type, int dim, int requirements) {
+    if (c->held_count == MAX_HELD) {
+        PyErr_Format(PyExc_SystemError, "%s: a call holds up to %d arrays", name, MAX_HELD);
+        return NULL;
+    }
     PyArray_Descr *descr = type == NPY_NOTYPE ? NULL : PyArray_DescrFromType(type);
     requirements |= NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_ALIGNED;
     PyArrayObject *array = (PyArrayObject *)PyArray_CheckFromAny(object, descr, 0, 0, requirements, NULL);
@@ -164,15 +168,28 @@ static bool check(const call *c, bool with_settings, bool reference) {
     return !error;
 }
 
-static PyObject *doubles(int dim, npy_intp rows, npy_intp cols) {
-    return PyArray_SimpleNew(dim, ((npy_intp[]){rows, cols}), NPY_DOUBLE);
+/* A new array of up to two dimensions. What only waits in the workspace goes before it fails. */
+static PyObject *new_array(int dim, npy_intp rows, npy_intp cols, int type) {
+    PyObject *array = PyArray_SimpleNew(dim, ((npy_intp[]){rows, cols}), type);
+    if (array || !PyErr_ExceptionMatches(PyExc_MemoryError))
+        return array;
+    PyErr_Clear();
+    Py_BEGIN_ALLOW_THREADS
+    hex_release_workspace();
+    Py_END_ALLOW_THREADS
+    return PyArray_SimpleNew(dim, ((npy_intp[]){rows, cols}), type);
 }
 
+static PyObject *doubles(int dim, npy_intp rows, npy_intp cols) { return new_array(dim, rows, cols, NPY_DOUBLE); }
+
+/* After HEX_NO_MEMORY, on the thread that was told so. */
 static void *data_of(PyObject *array) { return array ? PyArray_DATA((PyArrayObject *)array) : NULL; }
 
 static PyObject *failed(hex_status status) {
     if (status != HEX_INTERRUPTED)
-        return PyErr_NoMemory();
+        return PyErr_Format(PyExc_MemoryError,
+                            "out of memory: %lld bytes were wanted, with nothing kept that could be given back",
+                            (long long)hex_bytes_wanted());
     hex_python_raise_interrupt(); /* this thread was asked, so it is the one for which the exception waits */
     return NULL;
 }
@@ -230,10 +247,10 @@ typedef struct {
 
 /* Memory for the gradient of a matrix, or nothing where that is absent. */
 static bool like(const hex_problem *problem, const hex_matrix *matrix, PyObject **out) {
-    static const int types[] = {[HEX_F32] = NPY_FLOAT, [HEX_F64] = NPY_DOUBLE, [HEX_F16] = NPY_HALF};
+    static const int types[] = {[HEX_F32] = NPY_FLOAT, [HEX_F64] = NPY_DOUBLE, [HEX_F16] = NPY_HALF};   /* those of read_dtype */
     if (!matrix->data)
         return true;
-    *out = PyArray_SimpleNew(2, ((npy_intp[]){matrix->rows, matrix->cols}), types[problem->dtype]);
+    *out = new_array(2, matrix->rows, matrix->cols, types[problem->dtype]);
     return *out != NULL;
 }
 

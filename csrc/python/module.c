@@ -35,20 +35,36 @@ static PyObject *cpu_report(PyObject *module, PyObject *unused) {
                          (int)(abi >> 48 & 255), (int)(abi >> 40 & 255));
 }
 
+/* Gigabytes may be given back, which takes its time: without the GIL. */
+static void set_budget(void (*set)(int64_t bytes), int64_t bytes) {
+    Py_BEGIN_ALLOW_THREADS
+    set(bytes);
+    Py_END_ALLOW_THREADS
+}
+
+/* An int >= 0, or -1 with an exception set. */
+static int64_t bytes_of(PyObject *value, const char *accepted) {
+    long long bytes = PyLong_AsLongLong(value);
+    if (bytes < 0 && !PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "bytes: got %lld; accepted: %s", bytes, accepted);
+    return bytes < 0 ? -1 : bytes;
+}
+
 static PyObject *set_workspace_budget(PyObject *module, PyObject *value) {
     (void)module;
-    if (value == Py_None) {
-        hex_set_workspace_budget(-1);
-        Py_RETURN_NONE;
-    }
-    long long bytes = PyLong_AsLongLong(value);
-    if (bytes == -1 && PyErr_Occurred())
+    int64_t bytes = value == Py_None ? -1 : bytes_of(value, "an int >= 0, or None");
+    if (PyErr_Occurred())
         return NULL;
-    if (bytes < 0) {
-        PyErr_Format(PyExc_ValueError, "bytes: got %lld; accepted: an int >= 0, or None", bytes);
+    set_budget(hex_set_workspace_budget, bytes);
+    Py_RETURN_NONE;
+}
+
+static PyObject *set_default_budget(PyObject *module, PyObject *value) {
+    (void)module;
+    int64_t bytes = bytes_of(value, "an int >= 0");
+    if (bytes < 0)
         return NULL;
-    }
-    hex_set_workspace_budget(bytes);
+    set_budget(hex_set_default_budget, bytes);
     Py_RETURN_NONE;
 }
 
@@ -59,7 +75,9 @@ static PyObject *workspace_budget(PyObject *module, PyObject *unused) {
 
 static PyObject *release_workspace(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
+    Py_BEGIN_ALLOW_THREADS
     hex_release_workspace();
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
@@ -111,6 +129,7 @@ static PyMethodDef methods[] = {
     {"raise_interrupt", hex_python_interrupt, METH_NOARGS, "Raises what a signal's handler raised during the last call, if it did."},
     {"cpu_report", cpu_report, METH_NOARGS, "What was detected and chosen, and why."},
     {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss; None: the default."},
+    {"set_default_budget", set_default_budget, METH_O, "Bytes that are the budget as long as none is set."},
     {"workspace_budget", workspace_budget, METH_NOARGS, "The budget in bytes."},
     {"release_workspace", release_workspace, METH_NOARGS, "Gives back what is kept and not in use."},
     {"plan", plan, METH_VARARGS, "How (anchors, keys or 0, columns, dtype of csrc/hex.h) is cut into tiles."},
@@ -119,10 +138,23 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Numbers of hex.h that Python needs, too. */
+static int add_numbers(PyObject *module) {
+    static const struct {
+        const char *name;
+        long value;
+    } numbers[] = {{"ROW_STATS", HEX_ROW_STATS}, {"BATCH_STATS", HEX_BATCH_STATS}, {"ROW_STATE", HEX_ROW_STATE},
+                   {"WANT_QUANTILE", HEX_WANT_QUANTILE}, {"WANT_MOMENTS", HEX_WANT_MOMENTS},
+                   {"DEFAULT_BUDGET", HEX_DEFAULT_BUDGET}, {"REST_SECONDS", HEX_REST_SECONDS}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)
+            return -1;
+    return 0;
+}
+
 /* All that is static is found once per process, so a second import of the module changes nothing. */
 static int initialise(PyObject *module) {
-    (void)module;
-    if (hex_python_import_numpy() < 0)
+    if (add_numbers(module) < 0 || hex_python_import_numpy() < 0)
         return -1;
     const char *error = hex_cpu_error();
     if (!error)

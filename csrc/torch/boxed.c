@@ -17,6 +17,8 @@ void call_error(call *c, const char *format, ...) {
 }
 
 void call_finish(call *c, bool ok) {
+    if (ok && c->output_count != c->outputs_wanted)
+        ok = fail(c, "%d outputs were made, %d are wanted", c->output_count, c->outputs_wanted);
     for (int i = 0; i < c->tensors; i++)
         hex_torch.aoti_torch_delete_tensor_object((tensor_handle)(uintptr_t)c->stack[i]);
     for (int i = 0; i < c->buffer_count; i++)
@@ -31,12 +33,25 @@ void call_finish(call *c, bool ok) {
         hex_torch.aoti_torch_check(false, c->name, __FILE__, __LINE__, c->error);
 }
 
+static bool no_memory(call *c, int64_t bytes) {
+    return fail(c, "out of memory: %lld bytes were wanted, with nothing kept that could be given back", (long long)bytes);
+}
+
 double *call_buffer(call *c, int64_t count) {
-    double *values = malloc((size_t)(count > 0 ? count : 1) * sizeof *values);
+    const size_t bytes = (size_t)(count > 0 ? count : 1) * sizeof(double);
+    if (c->buffer_count == MAX_BUFFERS) {
+        call_error(c, "more than %d buffers", MAX_BUFFERS);
+        return NULL;
+    }
+    double *values = malloc(bytes);
+    if (!values) {   /* what only waits goes before a call fails */
+        hex_release_workspace();
+        values = malloc(bytes);
+    }
     if (values)
         c->buffers[c->buffer_count++] = values;
     else
-        call_error(c, "out of memory");
+        no_memory(c, (int64_t)bytes);
     return values;
 }
 
@@ -225,17 +240,27 @@ bool call_check(call *c, const hex_problem *problem, const hex_settings *setting
 }
 
 bool call_status(call *c, hex_status result) {
-    return result == HEX_OK || fail(c, result == HEX_INTERRUPTED ? "interrupted by a signal" : "out of memory");
+    if (result == HEX_OK)
+        return true;
+    return result == HEX_INTERRUPTED ? fail(c, "interrupted by a signal") : no_memory(c, hex_bytes_wanted());
 }
 
 bool call_output(call *c, int32_t dtype, int64_t dim, const int64_t *sizes, void **data) {
     int64_t strides[2] = {1, 1};
     tensor_handle handle;
     int32_t cpu = hex_torch.aoti_torch_device_type_cpu();
+    if (dim > 2)
+        return fail(c, "an output has up to 2 dimensions, not %lld", (long long)dim);
     if (dim == 2)
         strides[0] = sizes[1] > 1 ? sizes[1] : 1;
-    if (hex_torch.aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle))
-        return fail(c, "torch could not allocate an output");
+    if (c->output_count == MAX_OUTPUTS)
+        return fail(c, "more than %d outputs", MAX_OUTPUTS);
+    if (hex_torch.aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle)) {
+        hex_release_workspace();   /* what only waits goes before a call fails */
+        if (hex_torch.aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle))
+            return fail(c, "out of memory: torch could not allocate an output of %lld x %lld elements",
+                        (long long)(dim > 0 ? sizes[0] : 1), (long long)(dim > 1 ? sizes[1] : 1));
+    }
     c->outputs[c->output_count++] = handle;
     return hex_torch.torch_get_mutable_data_ptr(handle, data) == 0 || fail(c, "torch could not allocate an output");
 }

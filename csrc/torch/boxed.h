@@ -25,6 +25,7 @@ typedef struct {
     const char *name;
     stable_value *stack;
     int tensors;
+    int outputs_wanted;        /* of the schema */
     tensor_handle outputs[MAX_OUTPUTS];
     int output_count;
     double *buffers[MAX_BUFFERS];
@@ -36,10 +37,10 @@ typedef struct {
 #define fail(c, ...) (call_error(c, __VA_ARGS__), false)
 __attribute__((format(printf, 2, 3))) void call_error(call *c, const char *format, ...);
 
-/* Releases all that the call owns; then the outputs go onto the stack, or the error is thrown. */
+/* Releases all that the call owns; then the outputs, as many as are wanted, go onto the stack, or the error is thrown. */
 void call_finish(call *c, bool ok);
 
-/* Room for count doubles until the call ends; NULL: out of memory. */
+/* Room for count doubles until the call ends; NULL: the error has been set. */
 double *call_buffer(call *c, int64_t count);
 
 int64_t call_integer(const call *c, int slot);
@@ -73,7 +74,7 @@ bool call_token(call *c, int slot, int64_t *token);
 
 /* What the core says of the arguments, and of itself. */
 bool call_check(call *c, const hex_problem *problem, const hex_settings *settings);
-bool call_status(call *c, hex_status result);
+bool call_status(call *c, hex_status result);   /* right after the core's call: it asks for its last error */
 
 /* The next output: a new contiguous tensor of up to two dimensions. */
 bool call_output(call *c, int32_t dtype, int64_t dim, const int64_t *sizes, void **data);

@@ -3,19 +3,89 @@
 
 #include "boxed.h"
 
+/* Arguments and results of an operator are listed once: schema, slots and their numbers are made of the list. FIRST and NEXT take
+ * a type of torch's schemas and a name. */
+#define WORD(type, name) #type " " #name
+#define COMMA_WORD(type, name) ", " #type " " #name
+#define IS_TENSOR(type, name) + IS_##type
+#define IS_Tensor 1
+#define IS_SymInt 0
+#define IS_int 0
+#define IS_float 0
+#define IS_bool 0
+
 /* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
+#define MEASURE_ARGUMENTS(FIRST, NEXT)                                                                                    \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, groups) NEXT(Tensor, key_groups) NEXT(Tensor, relation)        \
+    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)                       \
+    NEXT(float, quantile) NEXT(bool, negatives_only) NEXT(int, want) NEXT(bool, keep)
+#define MEASURE_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, mean_quantile) NEXT(Tensor, token)
+
+#define CONTRAST_ARGUMENTS(FIRST, NEXT)                                                                                   \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, groups) NEXT(Tensor, key_groups)          \
+    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token)                          \
+    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) NEXT(bool, both_ways) \
+    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives)         \
+    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, adaptive) NEXT(float, quantile) NEXT(bool, negatives_only)     \
+    NEXT(int, needed) NEXT(bool, at_once) NEXT(float, scale) NEXT(bool, statistics)
+#define CONTRAST_RESULTS(FIRST, NEXT)                                                                                     \
+    FIRST(Tensor, loss) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state) NEXT(Tensor, token)                             \
+    NEXT(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
+
+#define BACKWARD_ARGUMENTS(FIRST, NEXT)                                                                                   \
+    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, groups)           \
+    NEXT(Tensor, key_groups) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state)                     \
+    NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)   \
+    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation)        \
+    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys)       \
+    NEXT(bool, need_paired) NEXT(bool, need_temperature)
+#define BACKWARD_RESULTS(FIRST, NEXT)                                                                                     \
+    FIRST(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
+
+#define MEASURE_SLOT(type, name) M_##name,
+#define CONTRAST_SLOT(type, name) C_##name,
+#define BACKWARD_SLOT(type, name) B_##name,
+enum { MEASURE_ARGUMENTS(MEASURE_SLOT, MEASURE_SLOT) MEASURE_INPUTS };
+enum { CONTRAST_ARGUMENTS(CONTRAST_SLOT, CONTRAST_SLOT) CONTRAST_INPUTS };
+enum { BACKWARD_ARGUMENTS(BACKWARD_SLOT, BACKWARD_SLOT) BACKWARD_INPUTS };
+enum { MEASURE_OUTPUTS = MEASURE_RESULTS(IS_TENSOR, IS_TENSOR), CONTRAST_OUTPUTS = CONTRAST_RESULTS(IS_TENSOR, IS_TENSOR),
+       BACKWARD_OUTPUTS = BACKWARD_RESULTS(IS_TENSOR, IS_TENSOR) };
+
 static const char measure_schema[] =
-    "measure(Tensor anchors, Tensor keys, Tensor groups, Tensor key_groups, Tensor relation, SymInt period, "
-    "SymInt self_offset, bool normalize, bool normalize_keys, float quantile, bool negatives_only, int want, bool keep) "
-    "-> (Tensor row_stats, Tensor mean_quantile, Tensor token)";
+    "measure(" MEASURE_ARGUMENTS(WORD, COMMA_WORD) ") -> (" MEASURE_RESULTS(WORD, COMMA_WORD) ")";
+static const char contrast_schema[] =
+    "contrast(" CONTRAST_ARGUMENTS(WORD, COMMA_WORD) ") -> (" CONTRAST_RESULTS(WORD, COMMA_WORD) ")";
+static const char backward_schema[] =
+    "contrast_backward(" BACKWARD_ARGUMENTS(WORD, COMMA_WORD) ") -> (" BACKWARD_RESULTS(WORD, COMMA_WORD) ")";
+
+/* What boxed.h takes for granted. P: the prefix of an operator's slots. */
+#define PROBLEM_IN_ORDER(P, has_paired)                                                                                   \
+    _Static_assert(P##keys == P##anchors + 1 && P##groups == P##anchors + 2 + (has_paired) &&                             \
+                   P##key_groups == P##groups + 1 && P##relation == P##groups + 2 && P##self_offset == P##period + 1 &&   \
+                   P##normalize == P##period + 2 && P##normalize_keys == P##period + 3, "the order of call_problem")
+#define SETTINGS_IN_ORDER(P)                                                                                              \
+    _Static_assert(P##paired == P##anchors + 2 && P##both_ways == P##period + 4 && P##tau_plus == P##beta + 1 &&          \
+                   P##local_weight == P##beta + 2 && P##formulation == P##beta + 3 && P##positives == P##beta + 4 &&      \
+                   P##denominator == P##beta + 5 && P##reduction == P##beta + 6, "the orders of call_problem and call_settings")
+PROBLEM_IN_ORDER(M_, 0);
+PROBLEM_IN_ORDER(C_, 1);
+PROBLEM_IN_ORDER(B_, 1);
+SETTINGS_IN_ORDER(C_);
+SETTINGS_IN_ORDER(B_);
+_Static_assert(C_quantile == C_adaptive + 1 && C_negatives_only == C_adaptive + 2, "the order of call_threshold");
+_Static_assert(MEASURE_ARGUMENTS(IS_TENSOR, IS_TENSOR) == M_period && CONTRAST_ARGUMENTS(IS_TENSOR, IS_TENSOR) == C_period &&
+               BACKWARD_ARGUMENTS(IS_TENSOR, IS_TENSOR) == B_period, "tensors come first, and period is the first of the others");
+_Static_assert(MEASURE_OUTPUTS <= (int)MAX_OUTPUTS && CONTRAST_OUTPUTS <= (int)MAX_OUTPUTS &&
+                   BACKWARD_OUTPUTS <= (int)MAX_OUTPUTS,
+               "a call has room for its outputs");
 
 static bool measure(call *c) {
     hex_problem problem;
     void *row_stats, *mean_quantile, *token;
-    double quantile = call_number(c, 9);
+    double quantile = call_number(c, M_quantile);
     int want;
-    if (!call_problem(c, 0, false, 5, &problem) ||
-        !call_choice(c, 11, "want", HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, &want))
+    if (!call_problem(c, M_anchors, false, M_period, &problem) ||
+        !call_choice(c, M_want, "want", HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, &want))
         return false;
     if (!(quantile >= 0 && quantile <= 1))
         return fail(c, "quantile must be in [0, 1], got %g", quantile);
@@ -25,8 +95,8 @@ static bool measure(call *c) {
         !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
         return false;
     *(int64_t *)token = 0;
-    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, 10), want, call_boolean(c, 12), row_stats,
-                                      mean_quantile, token));
+    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, M_negatives_only), want, call_boolean(c, M_keep),
+                                      row_stats, mean_quantile, token));
 }
 
 /* The gradient of the tensor in `slot`: like it if wanted, else (0,). *data is NULL when there is nothing to fill. */
@@ -51,22 +121,22 @@ typedef struct {
     double temperature;
 } new_gradients;
 
-/* Of the tensors from slot `first` on, and of the temperature in slot 7; wanted: HEX_NEED_... together. */
-static bool make_gradients(call *c, int first, int wanted, new_gradients *g) {
+/* Of the tensors from slot `first` on, and of that in slot `temperature`; wanted: HEX_NEED_... together. */
+static bool make_gradients(call *c, int first, int temperature, int wanted, new_gradients *g) {
     if (!new_gradient(c, first, "anchors", wanted & HEX_NEED_ANCHORS, &g->out.anchors) ||
         !new_gradient(c, first + 1, "keys", wanted & HEX_NEED_KEYS, &g->out.keys) ||
         !new_gradient(c, first + 2, "paired", wanted & HEX_NEED_PAIRED, &g->out.paired) ||
-        !new_gradient(c, 7, "temperature", wanted & HEX_NEED_TEMPERATURE, &g->temperature_data))
+        !new_gradient(c, temperature, "temperature", wanted & HEX_NEED_TEMPERATURE, &g->temperature_data))
         return false;
     g->out.temperature = g->temperature_data ? &g->temperature : NULL;
     return true;
 }
 
-static bool write_temperature(call *c, const new_gradients *g) {
+static bool write_temperature(call *c, int slot, const new_gradients *g) {
     tensor_view view;
     if (!g->temperature_data)
         return true;
-    if (!call_tensor(c, 7, "temperature", &view))
+    if (!call_tensor(c, slot, "temperature", &view))
         return false;
     if (view.dtype == hex_torch.aoti_torch_dtype_float64())
         *(double *)g->temperature_data = g->temperature;
@@ -74,15 +144,6 @@ static bool write_temperature(call *c, const new_gradients *g) {
         *(float *)g->temperature_data = (float)g->temperature;
     return true;
 }
-
-static const char contrast_schema[] =
-    "contrast(Tensor anchors, Tensor keys, Tensor paired, Tensor groups, Tensor key_groups, Tensor relation, "
-    "Tensor threshold, Tensor temperature, Tensor token, SymInt period, SymInt self_offset, bool normalize, "
-    "bool normalize_keys, bool both_ways, float beta, float tau_plus, float local_weight, int formulation, int positives, "
-    "int denominator, int reduction, bool adaptive, float quantile, bool negatives_only, int needed, bool at_once, "
-    "float scale, bool statistics) "
-    "-> (Tensor loss, Tensor batch_stats, Tensor row_state, Tensor token, Tensor grad_anchors, Tensor grad_keys, "
-    "Tensor grad_paired, Tensor grad_temperature)";
 
 /* scale: of the loss that is returned. at_once: the gradients of that one that are needed; and no row state. statistics: (0,),
  * or (2, 0) both ways, unless wanted. */
@@ -93,18 +154,18 @@ static bool contrast(call *c) {
     int64_t kept;
     int needed;
     void *loss, *batch_stats, *row_state, *token;
-    if (!call_problem(c, 0, true, 9, &problem) || !call_settings(c, 7, 14, &settings) ||
-        !call_threshold(c, 6, 21, problem.anchors.rows, &settings) || !call_token(c, 8, &kept) ||
-        !call_choice(c, 24, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
+    if (!call_problem(c, C_anchors, true, C_period, &problem) || !call_settings(c, C_temperature, C_beta, &settings) ||
+        !call_threshold(c, C_threshold, C_adaptive, problem.anchors.rows, &settings) || !call_token(c, C_token, &kept) ||
+        !call_choice(c, C_needed, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
         return false;
     int64_t rows = hex_anchors(&problem);
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
-    bool at_once = call_boolean(c, 25);
-    double scale = call_number(c, 26);
+    bool at_once = call_boolean(c, C_at_once);
+    double scale = call_number(c, C_scale);
     if (at_once && per_anchor)
         return fail(c, "at_once is for one loss, not for reduction 0");
     int64_t losses = per_anchor ? rows : 1;
-    const bool statistics = call_boolean(c, 27);
+    const bool statistics = call_boolean(c, C_statistics);
     const int64_t columns = statistics ? HEX_BATCH_STATS : 0;
     const int64_t *stats = problem.both_ways ? (int64_t[]){2, columns} : &columns;
     int32_t float64 = hex_torch.aoti_torch_dtype_float64();
@@ -113,13 +174,13 @@ static bool contrast(call *c) {
         !call_output(c, float64, 1 + problem.both_ways, stats, &batch_stats) ||
         !call_output(c, float64, 2, (int64_t[]){at_once ? 0 : rows, HEX_ROW_STATE}, &row_state) ||
         !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token) ||
-        !make_gradients(c, 0, at_once ? needed : 0, &gradients))
+        !make_gradients(c, C_anchors, C_temperature, at_once ? needed : 0, &gradients))
         return false;
     double *values = problem.dtype == HEX_F64 ? loss : call_buffer(c, losses);
     if (!values ||
         !call_status(c, hex_contrast(&problem, &settings, needed, &scale, at_once ? &gradients.out : NULL, values,
                                      statistics ? batch_stats : NULL, at_once ? NULL : row_state, &kept)) ||
-        !write_temperature(c, &gradients))
+        !write_temperature(c, C_temperature, &gradients))
         return false;
     for (int64_t i = 0; i < losses; i++) {
         values[i] *= scale;
@@ -130,55 +191,50 @@ static bool contrast(call *c) {
     return true;
 }
 
-static const char backward_schema[] =
-    "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor paired, Tensor groups, "
-    "Tensor key_groups, Tensor relation, Tensor temperature, Tensor row_state, Tensor token, "
-    "SymInt period, SymInt self_offset, bool normalize, bool normalize_keys, bool both_ways, float beta, float tau_plus, "
-    "float local_weight, int formulation, int positives, int denominator, int reduction, bool need_anchors, bool need_keys, "
-    "bool need_paired, bool need_temperature) "
-    "-> (Tensor grad_anchors, Tensor grad_keys, Tensor grad_paired, Tensor grad_temperature)";
-
 static bool contrast_backward(call *c) {
     hex_problem problem;
     hex_settings settings;
     new_gradients gradients;
     tensor_view view, row_state;
     int64_t kept;
-    if (!call_problem(c, 1, true, 10, &problem) || !call_settings(c, 7, 15, &settings) ||
-        !call_token(c, 9, &kept) || !call_check(c, &problem, &settings) ||
-        !call_exact_tensor(c, 8, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_anchors(&problem),
+    if (!call_problem(c, B_anchors, true, B_period, &problem) || !call_settings(c, B_temperature, B_beta, &settings) ||
+        !call_token(c, B_token, &kept) || !call_check(c, &problem, &settings) ||
+        !call_exact_tensor(c, B_row_state, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_anchors(&problem),
                          HEX_ROW_STATE, &row_state))
         return false;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
     int64_t losses = per_anchor ? hex_anchors(&problem) : 1;
-    int wanted = HEX_NEED_ANCHORS * call_boolean(c, 22) | HEX_NEED_KEYS * call_boolean(c, 23) |
-                 HEX_NEED_PAIRED * call_boolean(c, 24) | HEX_NEED_TEMPERATURE * call_boolean(c, 25);
+    int wanted = HEX_NEED_ANCHORS * call_boolean(c, B_need_anchors) | HEX_NEED_KEYS * call_boolean(c, B_need_keys) |
+                 HEX_NEED_PAIRED * call_boolean(c, B_need_paired) | HEX_NEED_TEMPERATURE * call_boolean(c, B_need_temperature);
     double *grad_loss = call_buffer(c, losses);
-    if (!grad_loss || !call_tensor(c, 0, "grad_loss", &view) ||
-        !call_doubles(c, &view, "grad_loss", losses, grad_loss) || !make_gradients(c, 1, wanted, &gradients))
+    if (!grad_loss || !call_tensor(c, B_grad_loss, "grad_loss", &view) ||
+        !call_doubles(c, &view, "grad_loss", losses, grad_loss) || !make_gradients(c, B_anchors, B_temperature, wanted, &gradients))
         return false;
     return call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients.out)) &&
-           write_temperature(c, &gradients);
+           write_temperature(c, B_temperature, &gradients);
 }
 
-static void run(const char *name, int tensors, bool (*body)(call *), stable_value *stack) {
-    call c = {.name = name, .stack = stack, .tensors = tensors};
-    call_finish(&c, body(&c));
+/* inputs, outputs: as torch counts them. */
+static void run(call c, bool (*body)(call *), uint64_t inputs, int own_inputs, uint64_t outputs) {
+    bool ok = inputs == (uint64_t)own_inputs && outputs == (uint64_t)c.outputs_wanted
+                  ? body(&c)
+                  : fail(&c, "torch calls it with other numbers of arguments and results than it was registered with");
+    call_finish(&c, ok);
 }
 
 static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    (void)inputs, (void)outputs;
-    run("hexssl::measure", 5, measure, stack);
+    run((call){.name = "hexssl::measure", .stack = stack, .tensors = M_period, .outputs_wanted = MEASURE_OUTPUTS}, measure,
+        inputs, MEASURE_INPUTS, outputs);
 }
 
 static void contrast_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    (void)inputs, (void)outputs;
-    run("hexssl::contrast", 9, contrast, stack);
+    run((call){.name = "hexssl::contrast", .stack = stack, .tensors = C_period, .outputs_wanted = CONTRAST_OUTPUTS}, contrast,
+        inputs, CONTRAST_INPUTS, outputs);
 }
 
 static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    (void)inputs, (void)outputs;
-    run("hexssl::contrast_backward", 10, contrast_backward, stack);
+    run((call){.name = "hexssl::contrast_backward", .stack = stack, .tensors = B_period, .outputs_wanted = BACKWARD_OUTPUTS},
+        contrast_backward, inputs, BACKWARD_INPUTS, outputs);
 }
 
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
