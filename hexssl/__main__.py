@@ -8,7 +8,7 @@ import os
 import torch
 
 import hexssl
-from hexssl import _C
+from hexssl import _C, limits
 
 # Tiers that no machine of ours has: what stands behind them instead.
 NEVER_ON_SILICON = {
@@ -38,8 +38,8 @@ def report() -> str:
         "tiers": ", ".join(f"{tier['name']} ({state(tier['compiled'], tier['supported'])})" for tier in found["tiers"]),
         "untried": "; ".join(f"{name}: {words}" for name, words in NEVER_ON_SILICON.items()),
         "threads": f"{found['threads']} (torch.set_num_threads)",
-        "workspace": f"{_C.workspace_budget() / 2**20:g} MiB (HEXSSL_WORKSPACE_MB="
-                     f"{os.environ.get('HEXSSL_WORKSPACE_MB', 'not set')})",
+        "workspace": f"{_C.workspace_budget() / 2**20:g} MiB: "
+                     + ("HEXSSL_WORKSPACE_MB" if os.environ.get("HEXSSL_WORKSPACE_MB") else limits.default_budget().words),
     }
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
 

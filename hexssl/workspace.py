@@ -8,10 +8,17 @@ of tiles; unless reduction="none", or an adaptive threshold has to be found firs
 Where gradients of one loss in float32 or float64 are wanted, and nothing is being compiled, the forward call makes all
 passes: until backward comes, which multiplies them by a number, only gradients of the embeddings' shape are held.
 
-The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the smaller of 4 GiB and a quarter of the
-machine's memory; `set_budget` overrides both. 0 keeps nothing. As long as you set none, a loss without an adaptive
-threshold keeps no more tiles than 0.35 of an M x N array where they have more than 16 MiB together: two thirds of them
-where the keys are the anchors, for a twentieth of the time.
+The budget is ``HEXSSL_WORKSPACE_MB`` (in MiB) where that is set, else the least of 4 GiB and a quarter each of the
+machine's memory, of what the control groups around the process allow (containers; versions 1 and 2) and of its address
+space (``ulimit -v``), divided by ``LOCAL_WORLD_SIZE``, which torchrun sets; it is looked up when hexssl is imported and
+by ``set_budget(None)``, and ``python -m hexssl`` says which of them decided it. `set_budget` overrides all of that. 0
+keeps nothing. As long as you set none, a loss without an adaptive threshold keeps no more tiles than 0.35 of an M x N
+array where they have more than 16 MiB together: two thirds of them where the keys are the anchors, for a twentieth of
+the time.
+
+Where memory cannot be had, everything that only waits is given back, and fewer tiles are kept, down to none, before a
+loss raises: the same numbers, more time. What rests, pages of past steps as well as what a backward pass has not asked
+for, and is not touched for 60 seconds, is given back by the next call of a loss; without one, by `release`.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from hexssl import _C, validation
+from hexssl import _C, limits, validation
 
 __all__ = ["Plan", "budget", "plan", "release", "set_budget"]
 
@@ -95,12 +102,12 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
 
 
 def set_budget(size: int | None) -> None:
-    """Bytes that may be kept, for the whole process; what is over it is given back at once.
+    """Bytes that may be kept, for the whole process, not divided among ranks; what is over it is given back at once.
 
     Parameters
     ----------
     size : int >= 0 or None
-        0 keeps nothing: tiles are multiplied anew in every step. None: the default again.
+        0 keeps nothing: tiles are multiplied anew in every step. None: the default again, looked up anew.
 
     Raises
     ------
@@ -114,7 +121,11 @@ def set_budget(size: int | None) -> None:
     0
     >>> workspace.set_budget(None)
     """
-    _C.set_workspace_budget(None if size is None else validation.integer("size", size, 0, "None or an int >= 0"))
+    if size is None:
+        _C.set_default_budget(limits.default_budget().size)
+        _C.set_workspace_budget(None)
+    else:
+        _C.set_workspace_budget(validation.integer("size", size, 0, "None or an int >= 0"))
 
 
 def budget() -> int:
@@ -145,9 +156,13 @@ def release() -> None:
 
 
 def from_environment() -> None:
-    """Do what ``HEXSSL_WORKSPACE_MB`` says, where it is set."""
+    """Do what ``HEXSSL_WORKSPACE_MB`` says, or find the default budget where it is not set."""
     given = os.environ.get("HEXSSL_WORKSPACE_MB", "")
     if given == "":
+        try:
+            set_budget(None)
+        except ValueError as error:
+            raise ImportError(str(error)) from error
         return
     try:
         size = float(given)
