@@ -61,9 +61,10 @@ typedef struct {
     hex_positives positives;
     hex_denominator denominator;
     hex_reduction reduction;
-    double temperature;        /* NaN or <= 0 gives NaN results */
+    double temperature;        /* below the smallest normal number of the dtype of computation, infinite or NaN: NaN results */
     double beta, tau_plus, local_weight;
-    const double *threshold;   /* threshold_count values on the cosine */
+    const double *threshold;   /* threshold_count values on the cosine; of rows of length 1, one >= 1 has nothing above it and one
+                                * < -1 everything, whatever rounding has made of cosines */
     int64_t threshold_count;   /* 0: no hierarchical negatives; 1: one for all; M: one per anchor (not both ways) */
     bool adaptive;             /* the threshold is hex_measure's mean quantile, +inf where there is none; threshold_count 0
                                 * (not both ways) */
@@ -136,13 +137,13 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
                        double *row_stats, double *mean_quantile, int64_t *token);
 
 /* Batch statistics, in this order. Means over an empty set are NaN. THRESHOLD is the mean of the thresholds,
- * +inf when there is none. */
+ * as given, +inf when there is none. */
 enum { HEX_BATCH_THRESHOLD, HEX_BATCH_HIERARCHICAL_FRACTION, HEX_BATCH_POSITIVE_SIMILARITY,
        HEX_BATCH_NEGATIVE_SIMILARITY, HEX_BATCH_HIERARCHICAL_SIMILARITY, HEX_BATCH_SKIPPED_ANCHORS,
        HEX_BATCH_STATS };
 
 /* Per-anchor numbers that forward hands to backward, the thresholds among them; opaque to callers. */
-enum { HEX_ROW_STATE = 13 };
+enum { HEX_ROW_STATE = 14 };
 
 /* Contiguous, of the problem's dtype and the shape of what they are the gradient of; NULL: not wanted.
  * Where the keys are the anchors, `anchors` gets both sides' gradient and `keys` is NULL. */

@@ -239,6 +239,7 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float 
 
     sync : whether ranks agree in training on a threshold that does not say it by itself; see `Threshold.pools`
     """
+    validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
     return _contrast(problem, *_decide(problem, settings, _object(threshold), sync), scale, statistics)
 
 
@@ -251,6 +252,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any,
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
     assert settings.normalize == settings.normalize_keys
+    validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
     threshold = _object(threshold)
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = _decide(problem, settings, threshold, sync)
@@ -364,11 +366,12 @@ def hex_loss(
         Key ``i + self_offset`` is anchor i itself (keys gathered from all ranks: rank * M). None: 0 where the
         keys are the anchors, else no key is an anchor.
     threshold : "adaptive", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
-        On the cosine; negatives strictly above it are hierarchical. "adaptive" is ``AdaptiveThreshold()``. None: no
-        hierarchical negatives, which with formulation="weighted" is InfoNCE. Under ``torch.distributed`` it is this
-        rank's own, unless an object with ``sync=True`` says otherwise.
+        On the cosine; negatives strictly above it are hierarchical: none where it is >= 1, all where it is < -1.
+        "adaptive" is ``AdaptiveThreshold()``. None: no hierarchical negatives, which with formulation="weighted" is
+        InfoNCE. Under ``torch.distributed`` it is this rank's own, unless an object with ``sync=True`` says otherwise.
     temperature : float > 0, or tensor of one element, of any shape, that may require grad
-        A tensor's value is not read: a temperature <= 0 or NaN in it gives a NaN loss.
+        Finite, and no less than the smallest normal number of the dtype of computation (1.2e-38; 2.3e-308 for
+        float64). A tensor's value is not read: one that is outside gives a NaN loss.
     beta : float >= 0
         Concentration of the hardness weights; 0: none.
     tau_plus : float in [0, 1)

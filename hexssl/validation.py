@@ -89,7 +89,8 @@ def choice(name: str, value: Any, options: Iterable[str]) -> str:
 def temperature(value: Any, device: torch.device | None = None) -> float | Tensor:
     """A positive finite number, or a floating-point tensor of one element, as 0-d (its value is not read).
 
-    The gradient goes back to the tensor in the shape it has: (1,) for what cannot shard a 0-d parameter (FSDP2).
+    The gradient goes back to the tensor in the shape it has: (1,) for what cannot shard a 0-d parameter (FSDP2). See
+    also `arithmetic`.
     """
     accepted = "a finite number > 0, or a floating-point tensor of one element on the embeddings' device"
     if not isinstance(value, Tensor):
@@ -99,6 +100,17 @@ def temperature(value: Any, device: torch.device | None = None) -> float | Tenso
     if value.numel() != 1 or (device is not None and value.device != device):
         _wrong_value("temperature", value, accepted)
     return value if value.dim() == 0 else value.reshape(())
+
+
+def arithmetic(temperature: Any, beta: float, dtype: torch.dtype) -> None:
+    """Numbers that pass by themselves, but not in the arithmetic of these embeddings: half precision is computed in float32."""
+    computed = dtype if dtype == torch.float64 else torch.float32
+    limits = torch.finfo(computed)
+    if not isinstance(temperature, Tensor) and temperature < limits.tiny:
+        _wrong_value("temperature", temperature, f"a finite number >= {limits.tiny}, the smallest normal number of {computed}, "
+                                                 f"in which {dtype} is computed")
+    if beta > limits.max:
+        _wrong_value("beta", beta, f"a number in [0, {limits.max}], the largest of {computed}, in which {dtype} is computed")
 
 
 def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:

@@ -118,7 +118,7 @@ def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     draw.saw(token)
     if draw.seldom(0.2):  # what no forward made
         anchors_of_all = draw.side(m + len(keys) * both_ways)
-        row_state = draw.random.choice((1.0, 1e18, 1e300)) * torch.randn(anchors_of_all, 13, dtype=torch.float64)
+        row_state = draw.random.choice((1.0, 1e18, 1e300)) * torch.randn(anchors_of_all, 14, dtype=torch.float64)
     grad = draw.tensor([draw.side(m)], draw.random.choice(DTYPES)) if draw.seldom(0.1) else torch.ones_like(loss)
     needed = [draw.seldom(0.7) for _ in range(4)]
     done = call("contrast_backward", grad, *tensors, temperature, row_state,

@@ -449,7 +449,6 @@ def test_separate_shifts_that_happen_to_be_equal(dtype: torch.dtype, tau: float)
 @pytest.mark.parametrize("tau", [1e300, 1e46])
 def test_temperature_beyond_float32(tau: float) -> None:
     torch.testing.assert_close(info_nce(torch.randn(8, 4), temperature=tau), torch.tensor(7.0).log())
-    assert info_nce(torch.randn(8, 4), temperature=1e-40).isfinite()
 
 
 def test_negative_similarity_of_one_pair() -> None:

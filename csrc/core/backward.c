@@ -18,7 +18,8 @@ typedef struct {
     double *extra;              /* [workers][block_m][d] the paired positive's part of a gradient */
 } backward;
 
-static void fill_params(hex_run *run, backward *b) {
+/* As the forward pass has. */
+static void choose_shift(const hex_run *run, backward *b) {
     double lowest = INFINITY;
     int64_t anchors = hex_anchors(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
@@ -28,6 +29,10 @@ static void fill_params(hex_run *run, backward *b) {
     b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &b->gradient.power);
     b->gradient.all_global = lowest == INFINITY;
     b->gradient.late = hex_weights_late(run, &b->gradient);
+    b->gradient.bound = hex_cosine_bound(run, &run->key);
+}
+
+static void fill_params(const hex_run *run, backward *b) {
     for (int64_t block = 0; block < run->g.ab; block++)
         hex_gradient_params(run, &b->gradient, b->row_state, b->scale, block);
 }
@@ -132,11 +137,10 @@ static void paired_block(hex_worker *worker, int64_t i, void *context) {
     const hex_run *run = worker->run;
     const hex_geometry *g = &run->g;
     int64_t first = i * g->block_m, rows = hex_block_rows(g->m, g->block_m, i);
-    run->k->row_dots(hex_block(run, run->a.k_major, g->block_m, i), hex_block(run, run->paired.k_major, g->block_m, i), rows,
-                     g->block_m, g->d, b->paired + first);
+    hex_paired_cosines(run, i, b->gradient.shared, b->paired + first);
     for (int64_t r = first; r < first + rows; r++) {
         const double *state = b->row_state + r * HEX_ROW_STATE;
-        double positive = hex_row_positive(state, b->paired[r] * b->gradient.inv_tau);
+        double positive = hex_row_positive(state, b->gradient.shared, b->gradient.inv_tau, b->paired[r]);
         b->paired_s[r] = state[HEX_R_VALID] == 0 ? 0 : b->scale[r] * positive;
     }
 }
@@ -255,6 +259,7 @@ void hex_gradients_of(hex_run *run, const hex_settings *s, const double *row_sta
     b.gradient.inv_tau = hex_inverse(run->k, s->temperature);
     b.gradient.beta = s->beta;
     choose_scale(run, &b, grad);
+    choose_shift(run, &b);
     if (run->problem->paired.data) hex_each_block(run, run->g.mb, paired_block, &b);
     bool poisoned = spread_nan(run, &b);
     sum_tiles(run, &b);

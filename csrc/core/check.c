@@ -43,7 +43,8 @@ static const char *check_settings(const hex_problem *p, const hex_settings *s) {
     if (s->reduction < HEX_REDUCTION_NONE || s->reduction > HEX_REDUCTION_SUM) return "unknown reduction";
     if (s->denominator == HEX_DENOMINATOR_OWN && s->positives == HEX_POSITIVES_SUM)
         return "denominator own needs positives mean";
-    if (!(s->beta >= 0) || isinf(s->beta)) return "beta must be finite and >= 0";
+    if (!(s->beta >= 0) || isinf(p->dtype == HEX_F64 ? s->beta : (double)(float)s->beta))
+        return "beta must be >= 0 and finite in the dtype of computation";
     if (!(s->tau_plus >= 0 && s->tau_plus < 1)) return "tau_plus must be in [0, 1)";
     if (!(s->local_weight >= 0) || isinf(s->local_weight)) return "local_weight must be finite and >= 0";
     if (s->threshold_count != 0 && s->threshold_count != 1 && s->threshold_count != p->anchors.rows)

@@ -172,7 +172,7 @@ void hex_classify(const hex_classes *c, int64_t i, int64_t j, int view, hex_code
 
 typedef struct {
     void *k_major, *r_major;   /* blocks of rows, block after block */
-    double *norms;             /* padded count */
+    double *norms;             /* padded count, as hex_length reads them */
     bool normalize;
     bool finite;               /* every row is */
     double longest;            /* as packed: the largest norm of a finite row, or 1 */
@@ -291,14 +291,34 @@ static inline hex_anchor_block hex_anchors_of(const hex_geometry *g, int64_t b) 
                               block * g->block_m + (key ? g->m : 0)};
 }
 
-/* Of anchor i, on the cosine; both ways there is one at most. */
+/* Of anchor i, on the cosine, as given; both ways there is one at most. */
 static inline double hex_row_threshold(const hex_settings *s, int64_t i) {
     return s->threshold_count == 0 ? INFINITY : s->threshold[s->threshold_count == 1 ? 0 : i];
 }
 
 static inline int64_t hex_round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-/* measure.c */
+/* measure.c: row statistics, and what the numbers that stand for cosines may be. */
+
+/* A row's length as it is packed. */
+static inline double hex_packed_length(const hex_rows *rows, int64_t i) {
+    return rows->normalize ? 1 : hex_length(rows->norms[i]);
+}
+
+/* 1 where the rows are of length 1 but for rounding, so that what lies beyond +-1 stands for it; else infinity. */
+double hex_cosine_bound(const hex_run *run, const hex_rows *other);
+/* Within +-bound; NaN stays. */
+static inline double hex_bounded(double c, double bound) { return c > bound ? bound : c < -bound ? -bound : c; }
+/* Can a product with a row of this length leave the number format? It, or a part of its sum, may then be anything. */
+bool hex_may_overflow(const hex_run *run, double length, double other);
+/* Of a block of anchors with their paired positives. shared: of shifts; without them cosines are compared with those of tiles,
+ * and rounded as those are. */
+void hex_paired_cosines(const hex_run *run, int64_t block, bool shared, double *cosines);
+/* The number that cosines in T exceed where they exceed this threshold, those beyond +-1 standing for that: infinite where all
+ * or none do. */
+double hex_threshold_of(const hex_run *run, double eps);
+/* In T. */
+static inline double hex_rounded(const hex_run *run, double x) { return run->k->size == 4 ? (double)(float)x : x; }
 
 typedef struct {
     double quantile;
@@ -323,7 +343,7 @@ static inline double hex_moment_sum(const double *moment, int64_t ld) {
 typedef struct {
     double inv_tau, beta;
     bool shared, all_global;   /* hex_one_shift; hex_sides.all_global */
-    double power;
+    double power, bound;       /* hex_sides */
     bool rows, cols;           /* gradient of the tiles' anchors / keys wanted */
     bool late;                 /* hex_weights_late */
     char *params;              /* T[HEX_PARAMS][ap] */
@@ -353,6 +373,7 @@ typedef struct {
     const double *sums;        /* [HEX_SUMS][ap] */
     const double *moment;      /* [HEX_MOMENTS][ap] of the negatives, where hex_few_negatives; else NULL */
     const double *paired;      /* [mp] cosine of the paired positive, where there is one */
+    double bound, paired_bound; /* hex_cosine_bound of keys, of the paired */
     const double *row_state;
 } hex_seen;
 
@@ -373,36 +394,42 @@ void hex_gradients_of(hex_run *run, const hex_settings *settings, const double *
 
 /* Columns of the row state; VALID: 1, 0 (left out) or NaN (poisoned by NaN or infinity). */
 enum { HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2, HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN,
-       HEX_R_DTAU, HEX_R_VALID, HEX_R_EPS };
+       HEX_R_OWN_TOP, HEX_R_DTAU, HEX_R_VALID, HEX_R_EPS };
 _Static_assert(HEX_R_EPS + 1 == HEX_ROW_STATE, "the columns of the row state");
 
 typedef struct {
     double inv_tau;
     double keys;                        /* N */
-    double shift_g, shift_h, shift_p;
-    double least;                       /* e^(-1/tau - shift_h) */
-    double sums[HEX_SUMS];              /* paired positive included */
+    bool shared;                        /* one shift for all classes: lift, a logit, and all tops are 0 */
+    bool cosines;                       /* no cosine is below -1 or above 1 */
+    double lift;                        /* 0 unless shared */
+    double top_g, top_h, top_p;         /* largest cosine of each class, 0 where it is empty */
+    double least;                       /* shared: e^(-1/tau - lift) */
+    double sums[HEX_SUMS];              /* relative to lift or to the class's top; paired positive included */
     double positives, negatives;        /* counts, paired positive included */
     double own_log, own_share;          /* denominator "own" with several positives: the sums of hex_kernels.own */
     /* from hex_row_negatives: */
-    double log_neg;                     /* log Neg_i, -inf without negatives */
+    double neg_top, neg_log;            /* log Neg_i is neg_top / tau + lift + neg_log, -inf without negatives */
     bool floor;                         /* the floor of the local term is active */
 } hex_row;
 
-/* 1 / temperature as the kernels use it, so that all terms agree: in T, finite; NaN for what is no temperature. */
+/* 1 / temperature as the kernels use it, so that all terms agree: in T. NaN for what is no temperature, and for one whose
+ * inverse T does not hold with room to spare: below T's smallest normal number, or infinite. */
 double hex_inverse(const hex_kernels *k, double temperature);
 /* One exponential e^(s - shift) serves every class of both sides of a tile when nothing it is used in can leave the number
- * format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum. lowest: of the thresholds. The
- * shift is power / HEX_LOG2_E, no less than the largest s.
+ * format: e^s itself, and e^(beta s) of the hierarchical negatives divided by its own sum, which is not steep (HEX_STEEP).
+ * lowest: of the thresholds, as hex_threshold_of has them. The shift is power / HEX_LOG2_E, no less than the largest s.
  * Forward and backward decide alike. */
 bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowest, double *power);
 
 /* Several positives with a denominator each: needs the sums of hex_kernels.own before hex_row_loss. */
 bool hex_row_needs_own(const hex_settings *s, double positives);
 void hex_row_negatives(const hex_settings *s, hex_row *row);
+/* The logit of a cosine less log Neg_i. */
+double hex_row_gap(const hex_row *row, double c);
 /* The loss (0 where left out) and the row state; fills in the negatives where it needs them. */
 double hex_row_loss(const hex_settings *s, hex_row *row, double *state);
-/* dLoss/ds of a positive with logit s. */
-double hex_row_positive(const double *state, double s);
+/* dLoss/ds of a positive with cosine c; shared: of shifts. */
+double hex_row_positive(const double *state, bool shared, double inv_tau, double c);
 
 #endif

@@ -13,13 +13,14 @@ typedef struct {
     bool shared;                /* one shift for all anchors and classes */
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
-    double power, shift, least; /* of all, where shared: hex_sides.power, hex_row's shifts and least */
+    double power, shift, least; /* of all, where shared: hex_sides.power, hex_row's lift and least */
+    double bound, paired_bound; /* hex_cosine_bound */
     char *params;               /* T[HEX_PARAMS][ap] */
     char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
     double *sums;               /* [HEX_SUMS][ap] */
     double *own;                /* [2][ap] */
-    double *log_neg;            /* [ap] */
-    double *paired;             /* [mp] cosine of the paired positive */
+    double *negatives;          /* [2][ap] hex_sides.row_neg */
+    double *paired;             /* [mp] cosine of the paired positive; in T where shifts are not shared */
     double *losses;             /* [ap] */
     double *moment;             /* [HEX_MOMENTS][ap] of the negatives, where they are few and statistics wanted; else NULL */
     bool statistics;            /* of the batch are wanted */
@@ -35,8 +36,8 @@ enum pass { MAXIMA, SUMS, OWN, MOMENTS };
 static hex_sides sides_of(const hex_worker *worker, const contrast *c, int64_t i, int64_t j, bool both) {
     const hex_run *run = worker->run;
     return (hex_sides){.inv_tau = c->inv_tau, .beta = c->s->beta, .all_global = c->all_global, .shared_shift = c->shared,
-                       .power = c->power, .row = param(run, c, 0, i), .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap,
-                       .row_log_neg = c->log_neg + i, .col_log_neg = both ? c->log_neg + j : NULL,
+                       .power = c->power, .bound = c->bound, .row = param(run, c, 0, i), .col = both ? param(run, c, 0, j) : NULL, .ld = run->g.ap,
+                       .row_neg = c->negatives + i, .col_neg = both ? c->negatives + j : NULL,
                        .scratch = worker->scratch};
 }
 
@@ -112,20 +113,27 @@ static void pass_over(const scope *where, contrast *c, enum pass pass, hex_block
 
 static void paired_block(hex_worker *worker, int64_t b, void *context) {
     const contrast *c = context;
-    const hex_run *run = worker->run;
-    int64_t block = run->g.block_m;
-    run->k->row_dots(hex_block(run, run->a.k_major, block, b), hex_block(run, run->paired.k_major, block, b),
-                     hex_block_rows(run->g.m, block, b), block, run->g.d, c->paired + b * block);
+    hex_paired_cosines(worker->run, b, c->shared, c->paired + b * worker->run->g.block_m);
 }
 
 static void choose_shift(const hex_run *run, contrast *c) {
     double lowest = INFINITY;
     int64_t count = c->s->threshold_count;
-    for (int64_t i = 0; i < count; i++) lowest = c->s->threshold[i] < lowest ? c->s->threshold[i] : lowest;
+    for (int64_t i = 0; i < count; i++) {
+        const double eps = hex_threshold_of(run, c->s->threshold[i]);
+        lowest = eps < lowest ? eps : lowest;
+    }
     c->all_global = lowest == INFINITY;
     c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->power);
     c->shift = c->power / HEX_LOG2_E;
     c->least = exp(-c->inv_tau - c->shift);
+    c->bound = hex_cosine_bound(run, &run->key);
+    c->paired_bound = run->problem->paired.data ? hex_cosine_bound(run, &run->paired) : c->bound;
+}
+
+/* Of anchor `number`, as the kernels compare with it. */
+static double threshold_of(const hex_run *run, const contrast *c, int64_t number) {
+    return hex_threshold_of(run, hex_row_threshold(c->s, number));
 }
 
 static void fill_thresholds(const hex_run *run, const contrast *c) {
@@ -134,7 +142,7 @@ static void fill_thresholds(const hex_run *run, const contrast *c) {
         const hex_anchor_block anchors = hex_anchors_of(&run->g, b);
         const int64_t step = c->s->threshold_count > 1 ? 1 : anchors.rows;
         for (int64_t i = 0; i < anchors.rows; i += step)
-            run->k->fill(param(run, c, HEX_P_EPS, anchors.at + i), step, hex_row_threshold(c->s, anchors.first + i));
+            run->k->fill(param(run, c, HEX_P_EPS, anchors.at + i), step, threshold_of(run, c, anchors.first + i));
     }
 }
 
@@ -148,41 +156,43 @@ static void shifts_block(hex_worker *worker, int64_t b, void *context) {
         for (int64_t i = anchors.at; i < anchors.at + g->block_m; i++) {
             bool valid = i < anchors.at + anchors.rows;
             double top = valid ? run->k->widen(c->maxima, q * g->ap + i) : 0;
-            if (q == HEX_M_POS && run->problem->paired.data && valid) top = fmax(top, c->paired[i]);
-            run->k->fill(param(run, c, HEX_P_SHIFT_G + q, i), 1, top == -INFINITY ? 0 : top * c->inv_tau);
+            if (q == HEX_M_POS && run->problem->paired.data && valid && !(top >= c->paired[i])) top = c->paired[i];
+            run->k->fill(param(run, c, HEX_P_SHIFT_G + q, i), 1, top == -INFINITY ? 0 : top);
         }
 }
 
-/* Of class HEX_P_SHIFT_G, _H or _P. */
-static double shift_of(const hex_run *run, const contrast *c, int which, int64_t i) {
-    return c->shared ? c->shift : run->k->widen(param(run, c, which, i), 0);
+/* The largest cosine of class HEX_P_SHIFT_G, _H or _P. */
+static double top_of(const hex_run *run, const contrast *c, int which, int64_t i) {
+    return c->shared ? 0 : run->k->widen(param(run, c, which, i), 0);
 }
 
 /* The anchor at i of padded arrays, whose number without padding is `number`. */
 static hex_row row_of(const hex_run *run, const contrast *c, int64_t i, int64_t number) {
-    hex_row row = {.inv_tau = c->inv_tau, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
+    hex_row row = {.inv_tau = c->inv_tau, .shared = c->shared, .cosines = c->bound == 1, .lift = c->shift, .least = c->least, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
                    .positives = run->classes.positives[number], .negatives = run->classes.negatives[number],
                    .own_log = c->own[i], .own_share = c->own[run->g.ap + i]};
-    row.shift_g = shift_of(run, c, HEX_P_SHIFT_G, i);
-    row.shift_h = shift_of(run, c, HEX_P_SHIFT_H, i);
-    row.shift_p = shift_of(run, c, HEX_P_SHIFT_P, i);
-    row.least = c->shared ? c->least : exp(-row.inv_tau - row.shift_h);
+    row.top_g = top_of(run, c, HEX_P_SHIFT_G, i);
+    row.top_h = top_of(run, c, HEX_P_SHIFT_H, i);
+    row.top_p = top_of(run, c, HEX_P_SHIFT_P, i);
     for (int q = 0; q < HEX_SUMS; q++) row.sums[q] = c->sums[q * run->g.ap + i];
     if (run->problem->paired.data) {
         row.positives += 1;
-        row.sums[HEX_S_POS] += exp(c->paired[i] * c->inv_tau - row.shift_p);
-        row.sums[HEX_S_POS_C] += c->paired[i];
+        row.sums[HEX_S_POS] += exp((c->paired[i] - row.top_p) * c->inv_tau - row.lift);
+        row.sums[HEX_S_POS_C] += c->paired[i] - row.top_p;
     }
     return row;
 }
 
+/* Anchors whose loss is NaN: something that it depends on is not finite, or its products may not be. */
 static bool poisoned(const hex_run *run, const contrast *c, int64_t number) {
-    const int64_t m = run->g.m;
-    bool paired = run->problem->paired.data && !isfinite(run->paired.norms[number]);
-    bool itself = !isfinite(number < m ? run->a.norms[number] : run->key.norms[number - m]);
-    double eps = hex_row_threshold(c->s, number);
-    return !(number < m ? run->key : run->a).finite || itself || paired || c->inv_tau != c->inv_tau ||
-           (eps != eps && run->classes.negatives[number] > 0);
+    const bool key = number >= run->g.m;
+    const int64_t i = key ? number - run->g.m : number;
+    const hex_rows *own = key ? &run->key : &run->a, *other = key ? &run->a : &run->key;
+    const double eps = hex_row_threshold(c->s, number), length = hex_packed_length(own, i);
+    bool broken = !other->finite || !isfinite(own->norms[i]) || hex_may_overflow(run, length, other->longest);
+    if (run->problem->paired.data)
+        broken = broken || !isfinite(run->paired.norms[i]) || hex_may_overflow(run, length, hex_packed_length(&run->paired, i));
+    return broken || c->inv_tau != c->inv_tau || (eps != eps && run->classes.negatives[number] > 0);
 }
 
 static void negatives_block(hex_worker *worker, int64_t b, void *context) {
@@ -193,10 +203,11 @@ static void negatives_block(hex_worker *worker, int64_t b, void *context) {
         int64_t i = anchors.at + r;
         hex_row row = row_of(run, c, i, anchors.first + r);
         hex_row_negatives(c->s, &row);
-        c->log_neg[i] = row.log_neg;
+        c->negatives[i] = row.neg_log + row.lift;
+        c->negatives[run->g.ap + i] = row.neg_top;
         if (hex_row_needs_own(c->s, row.positives) && run->problem->paired.data) {   /* the paired one's share of own's sums */
-            double s = c->paired[i] * c->inv_tau, gap = s - row.log_neg;
-            c->own[i] += (gap > 0 ? s : row.log_neg) + log1p(exp(-fabs(gap)));
+            double gap = hex_row_gap(&row, c->paired[i]);
+            c->own[i] += (gap > 0 ? 0 : -gap) + log1p(exp(-fabs(gap)));
             c->own[run->g.ap + i] += 1 / (1 + exp(gap));
         }
     }
@@ -212,7 +223,9 @@ static void loss_block(hex_worker *worker, int64_t b, void *context) {
         double *state = c->row_state + number * HEX_ROW_STATE;
         hex_row row = row_of(run, c, anchors.at + r, number);
         c->losses[number] = hex_row_loss(c->s, &row, state);
-        state[HEX_R_EPS] = hex_row_threshold(c->s, number);
+        state[HEX_R_EPS] = threshold_of(run, c, number);
+        /* the statistics' sums are of cosines */
+        c->sums[HEX_S_POS_C * run->g.ap + anchors.at + r] += run->classes.positives[number] * row.top_p;
         if (poisoned(run, c, number)) c->losses[number] = state[HEX_R_VALID] = NAN;
     }
     hex_profile_stop(HEX_PHASE_ROWS, start, 0);
@@ -251,7 +264,7 @@ static int64_t place(const hex_geometry *g, bool own_state, char *base, contrast
     c->maxima = at, at += HEX_MAXIMA * element;
     c->sums = (double *)at, at += HEX_SUMS * row;
     c->own = (double *)at, at += 2 * row;
-    c->log_neg = (double *)at, at += row;
+    c->negatives = (double *)at, at += 2 * row;
     c->paired = (double *)at, at += row;
     c->losses = (double *)at, at += row;
     c->moment = (double *)at, at += HEX_MOMENTS * row;
@@ -318,7 +331,7 @@ static void prepare(const hex_run *run, contrast *c) {
     if (!c->statistics || !hex_few_negatives(run)) c->moment = NULL;
     if (c->moment) memset(c->moment, 0, (size_t)(HEX_MOMENTS * run->g.ap) * sizeof(double));
     c->gradient = (hex_gradient){.inv_tau = c->inv_tau, .beta = c->s->beta, .shared = c->shared, .all_global = c->all_global,
-                                 .power = c->power, .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
+                                 .power = c->power, .bound = c->bound, .rows = run->room.row_grad, .cols = run->room.col_grad, .params = c->params,
                                  .row_grad = run->row_grad, .col_grad = run->col_grad};
     c->gradient.late = hex_weights_late(run, &c->gradient);
 }
@@ -377,14 +390,14 @@ static hex_status lead(hex_team *team, void *context) {
     c.inv_tau = hex_inverse(run.k, s->temperature);
     prepare(&run, &c);
     c.exponentials = needed && may_leave_exponentials(&run, &c, out || run.token != 0);
-    if (c.exponentials) run.form = (hex_form){true, c.inv_tau, c.shift, hex_row_threshold(s, 0)};
+    if (c.exponentials) run.form = (hex_form){true, c.inv_tau, c.shift, threshold_of(&run, &c, 0)};
     if (hex_sums_gradients(run.room))
         hex_each_strip(&run, c.gradient.late ? late_block : fused_block, &c);
     else
         contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, call->losses);
     if (call->batch_stats) {
-        const hex_seen seen = {s, c.sums, c.moment, c.paired, c.row_state};
+        const hex_seen seen = {s, c.sums, c.moment, c.paired, c.bound, c.paired_bound, c.row_state};
         hex_batch_statistics(&run, &seen, column, call->batch_stats);
     }
     if (out) {

@@ -15,12 +15,13 @@ static void state_of(hex_anchor_block anchors, const double *row_state, int colu
 void hex_gradient_params(const hex_run *run, const hex_gradient *gradient, const double *row_state, const double *scale,
                          int64_t block) {
     static const int from[] = {HEX_R_EPS, HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2,
-                                         HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN};
+                               HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN, HEX_R_OWN_TOP};
     _Static_assert(sizeof from / sizeof *from == HEX_PARAMS, "a column for every parameter");
     double value[HEX_TILE_ROWS];
     const hex_anchor_block anchors = hex_anchors_of(&run->g, block);
     for (int q = 0; q < HEX_PARAMS; q++) {
-        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO, later = gradient->late && q == HEX_P_GG;
+        const bool mean = q == HEX_P_H2 && gradient->beta > HEX_STEEP;   /* no weight */
+        const bool scaled = q >= HEX_P_GG && q <= HEX_P_PO && !mean, later = gradient->late && q == HEX_P_GG;
         state_of(anchors, row_state, from[q], scaled ? scale : NULL, value);
         for (int64_t i = 0; later && i < anchors.rows; i++) value[i] = 1;
         for (int64_t i = anchors.rows; i < run->g.block_m; i++) value[i] = q == HEX_P_EPS ? INFINITY : 0;
@@ -99,7 +100,7 @@ void hex_gradient_tile(hex_worker *worker, const hex_gradient *gradient, int64_t
     const char *row = gradient->params + task->i * g->block_m * size;
     const char *col = gradient->params + ((g->both_ways ? g->mb : 0) + task->j) * g->block_n * size;
     hex_sides sides = {.inv_tau = gradient->inv_tau, .beta = gradient->beta, .shared_shift = gradient->shared,
-                       .all_global = gradient->all_global, .power = gradient->power, .row = row,
+                       .all_global = gradient->all_global, .power = gradient->power, .bound = gradient->bound, .row = row,
                        .col = g->symmetric || g->both_ways ? col : NULL, .ld = g->ap, .scratch = worker->scratch,
                        .exponentials = exponentials ? (void *)tile.values : NULL};
     int64_t start = hex_profile_start();

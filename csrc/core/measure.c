@@ -3,6 +3,7 @@
  * The quantile is the k-th largest of a row (the k-th smallest below the median, by changing signs). Tiles stream past
  * every anchor's list of candidates; where the lists of all anchors would not fit, each worker keeps one block's lists and
  * multiplies that block's tiles itself. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -201,16 +202,46 @@ static void run_passes(hex_run *run, measure *me, double quantile) {
     if (me->quantile && me->by_block) hex_each_block(run, g->mb, measure_block, me);
 }
 
-/* NaN where an embedding is not finite; the mean over the rows that have members. */
+double hex_cosine_bound(const hex_run *run, const hex_rows *other) {
+    /* float and double rows that others made of length 1: sums of up to 8192 squares were measured to be off by up to 6 and 10
+     * units in the last place; half precision is rounded once after that, by up to half a unit each. */
+    static const double slack[] = {[HEX_F32] = 16 * 0x1p-23, [HEX_F64] = 16 * 0x1p-52, [HEX_F16] = 2 * 0x1p-10, [HEX_BF16] = 2 * 0x1p-7};
+    return run->a.longest * other->longest <= 1 + slack[run->problem->dtype] ? 1 : INFINITY;
+}
+
+bool hex_may_overflow(const hex_run *run, double length, double other) {
+    const double most = run->k->size == 4 ? (double)FLT_MAX : DBL_MAX;
+    return length * other > 0.9 * most;   /* no part of the sum is more, but for rounding */
+}
+
+void hex_paired_cosines(const hex_run *run, int64_t block, bool shared, double *cosines) {
+    const int64_t rows = hex_block_rows(run->g.m, run->g.block_m, block);
+    const double bound = hex_cosine_bound(run, &run->paired);
+    run->k->row_dots(hex_block(run, run->a.k_major, run->g.block_m, block), hex_block(run, run->paired.k_major, run->g.block_m, block),
+                     rows, run->g.block_m, run->g.d, cosines);
+    for (int64_t i = 0; i < rows; i++) cosines[i] = hex_bounded(shared ? cosines[i] : hex_rounded(run, cosines[i]), bound);
+}
+
+double hex_threshold_of(const hex_run *run, double eps) {
+    const bool cosines = hex_cosine_bound(run, &run->key) == 1;
+    if (cosines && (eps >= 1 || eps < -1)) return eps > 0 ? INFINITY : -INFINITY;
+    if (run->k->size == 8) return eps;
+    const float near = (float)eps;   /* not above it: what exceeds the one in T exceeds the other */
+    return (double)near > eps ? (double)nextafterf(near, -INFINITY) : (double)near;
+}
+
+/* NaN where an embedding is not finite, or a product may not be; the mean over the rows that have members. */
 static double finish(const hex_run *run, const measure *me) {
+    const double bound = hex_cosine_bound(run, &run->key);
     double sum = 0;
     int64_t counted = 0;
     for (int64_t i = 0; i < run->g.m; i++) {
         double *out = me->row_stats + i * HEX_ROW_STATS;
         out[HEX_STAT_COUNT] = (double)members_of(run, me, i);
-        if (!run->key.finite || !isfinite(run->a.norms[i]))
-            for (int q = 0; q < HEX_ROW_STATS; q++)
-                if (q != HEX_STAT_COUNT) out[q] = NAN;
+        const bool broken = !run->key.finite || !isfinite(run->a.norms[i]) ||
+                            hex_may_overflow(run, hex_packed_length(&run->a, i), run->key.longest);
+        for (int q = 0; q < HEX_ROW_STATS; q++)
+            if (q != HEX_STAT_COUNT) out[q] = broken ? NAN : q == HEX_STAT_VARIANCE ? out[q] : hex_bounded(out[q], bound);
         if (members_of(run, me, i) == 0) continue;
         sum += out[HEX_STAT_QUANTILE];
         counted++;

@@ -1,23 +1,37 @@
 /* row_loss.c: the formulas of the paper for one anchor, from its class sums.
  *
- * Every sum is relative to its class's shift: pos = e^shift_p S_pos and so on. Shifts of different classes may lie further apart
- * than exp can express, so values are combined relative to the largest. */
+ * Every logarithm is a level: relative to the logit of a cosine. Logits may be larger than any number that keeps the digits of
+ * their differences, but the loss is made of those alone, and the difference of two cosines is exact. */
 #include <float.h>
 #include <math.h>
 
 #include "core.h"
 
-static double log_add(double a, double b) {   /* log(e^a + e^b) */
-    double high = a > b ? a : b, gap = a > b ? b - a : a - b;
-    if (high == -INFINITY) return a + b;      /* both are -inf, or one is NaN */
-    return high + log1p(exp(gap));
+/* log of a number, of which `top` / tau is left out; -inf: the number is 0. */
+typedef struct {
+    double top, log;
+} level;
+
+static const level NOTHING = {0, -INFINITY};
+
+/* log(a / b), neither of them 0; inf or -inf where only one is. */
+static double ratio(const hex_row *row, level a, level b) {
+    if (b.log == -INFINITY) return INFINITY;
+    return (a.top - b.top) * row->inv_tau + (a.log - b.log);
 }
 
+static level add(const hex_row *row, level a, level b) {
+    if (a.log == -INFINITY) return b;
+    if (b.log == -INFINITY) return a;
+    double gap = ratio(row, a, b);
+    return gap > 0 ? (level){a.top, a.log + log1p(exp(-gap))} : (level){b.top, b.log + log1p(exp(gap))};   /* of NaN this one */
+}
+
+static level negatives_of(const hex_row *row) { return (level){row->neg_top, row->neg_log}; }
+
 double hex_inverse(const hex_kernels *k, double temperature) {
-    const double most = (k->size == 4 ? (double)FLT_MAX : DBL_MAX) / 4;   /* cosines may exceed 1 by rounding */
-    double inverse = 1 / temperature;
-    if (!(temperature > 0)) return NAN;
-    if (inverse > most) return most;
+    const double least = k->size == 4 ? (double)FLT_MIN : DBL_MIN, inverse = 1 / temperature;
+    if (!(temperature >= least && temperature <= DBL_MAX)) return NAN;
     return k->size == 4 ? (double)(float)inverse : inverse;
 }
 
@@ -27,7 +41,7 @@ bool hex_one_shift(const hex_run *run, double beta, double inv_tau, double lowes
     double hard = lowest > -bound ? bound - lowest : 2 * bound;
     hard = hard > 0 ? hard : 0;
     double whole = ceil(bound * inv_tau * HEX_LOG2_E), more = whole / HEX_LOG2_E - bound * inv_tau;   /* than the largest s */
-    bool one = (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit;
+    bool one = (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit && beta <= HEX_STEEP;
     *power = one ? whole : 0;
     return one;
 }
@@ -43,89 +57,121 @@ bool hex_row_needs_own(const hex_settings *s, double positives) {
     return s->formulation == HEX_WEIGHTED && s->denominator == HEX_DENOMINATOR_OWN && !as_sum(s, positives) && positives > 0;
 }
 
-/* log of the local term max(X, floor), X = (raw - tau_plus |H| mean pos) / (1 - tau_plus). */
-static double log_local(const hex_settings *s, hex_row *row) {
-    const double *sum = row->sums;
-    double hard = sum[HEX_S_HARD_N], floor = log(hard) - row->inv_tau;
-    double raw = hard * sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B], debias = 0;   /* relative to e^shift_h */
+static bool has_local(const hex_settings *s, const hex_row *row) {
+    return s->formulation == HEX_WEIGHTED && row->sums[HEX_S_HARD_N] > 0 && s->local_weight > 0;
+}
+
+/* Can the floor of the local term be above it? A mean of cosines no less than -1 is at the floor at least: there rounding alone
+ * would decide, and take the gradient away. */
+static bool may_floor(const hex_settings *s, const hex_row *row) { return s->tau_plus > 0 || !row->cosines; }
+
+/* The weighted mean of e^x of the hierarchical negatives. */
+static double hard_mean(const hex_settings *s, const hex_row *row) {
+    const double mean = row->sums[HEX_S_HARD_A] / row->sums[HEX_S_HARD_B];
+    return s->beta > HEX_STEEP ? 1 + mean : mean;
+}
+
+/* The local term max(X, floor), X = (raw - tau_plus |H| mean pos) / (1 - tau_plus). */
+static level local_of(const hex_settings *s, hex_row *row) {
+    const double hard = row->sums[HEX_S_HARD_N];
+    const level floor = {-1, log(hard) - row->lift};
+    double debit = 0, mean = hard_mean(s, row);   /* relative to the shift of H, as raw is */
     if (s->tau_plus > 0 && row->positives > 0)
-        debias = s->tau_plus * hard * sum[HEX_S_POS] / row->positives * exp(row->shift_p - row->shift_h);
-    double term = (raw - debias) / (1 - s->tau_plus);
-    row->floor = term <= 0 || row->shift_h + log(term) < floor;
-    return row->floor ? floor : row->shift_h + log(term);
+        debit = s->tau_plus * row->sums[HEX_S_POS] / row->positives * exp((row->top_p - row->top_h) * row->inv_tau);
+    const double term = (mean - debit) / (1 - s->tau_plus);
+    const level local = {row->top_h, log(hard) + log(term)};
+    row->floor = may_floor(s, row) && (term <= 0 || ratio(row, local, floor) < 0);   /* NaN is not */
+    return row->floor ? floor : local;
 }
 
 void hex_row_negatives(const hex_settings *s, hex_row *row) {
-    double hard = row->sums[HEX_S_HARD_N], global = row->negatives - hard;
+    const double global = row->negatives - row->sums[HEX_S_HARD_N];
+    level neg = global > 0 ? (level){row->top_g, log(row->sums[HEX_S_GLOBAL])} : NOTHING;
     row->floor = false;
-    row->log_neg = global > 0 ? row->shift_g + log(row->sums[HEX_S_GLOBAL]) : -INFINITY;
-    if (s->formulation == HEX_WEIGHTED && hard > 0 && s->local_weight > 0)
-        row->log_neg = log_add(row->log_neg, log(s->local_weight) + log_local(s, row));
+    if (has_local(s, row)) {
+        level local = local_of(s, row);
+        local.log += log(s->local_weight);
+        neg = add(row, neg, local);
+    }
+    row->neg_top = neg.top;
+    row->neg_log = neg.log;
+}
+
+double hex_row_gap(const hex_row *row, double c) {
+    return (c - row->neg_top) * row->inv_tau - row->lift - row->neg_log;
+}
+
+static level positives_of(const hex_row *row) { return (level){row->top_p, log(row->sums[HEX_S_POS])}; }
+
+/* Of e^s over the positives, the geometric mean. */
+static level mean_of(const hex_row *row) {
+    return (level){row->top_p, row->sums[HEX_S_POS_C] * row->inv_tau / row->positives - row->lift};
 }
 
 static double released_loss(const hex_row *row, double *state) {
     double floor = (row->keys - 2) * exp(-row->inv_tau);
-    state[HEX_R_GG] = exp(row->shift_g - row->log_neg);
+    state[HEX_R_GG] = exp(ratio(row, (level){row->top_g, 0}, negatives_of(row)));
     state[HEX_R_PA] = -1 / row->positives;
     state[HEX_R_DTAU] = floor * row->inv_tau * row->inv_tau;
-    return -row->sums[HEX_S_POS_C] * row->inv_tau / row->positives + floor + row->log_neg;
+    return ratio(row, negatives_of(row), mean_of(row)) + floor;
 }
 
-/* Weights of the local term: dLoss/dNeg e^x is what weigh(x) stands for, given as log(dLoss/dNeg) + x. */
-static void local_state(const hex_settings *s, const hex_row *row, double log_weight, double *state) {
-    const double *sum = row->sums;
-    double hard = sum[HEX_S_HARD_N], lambda = s->local_weight;
-    if (!(hard > 0) || lambda == 0) return;
+/* Weights of the local term. log_share: log of dLoss/dNeg times Neg. */
+static void local_state(const hex_settings *s, const hex_row *row, double log_share, double *state) {
+    const double *sum = row->sums, hard = sum[HEX_S_HARD_N], log_weight = log_share + log(s->local_weight);
+    const level neg = negatives_of(row);
     if (row->floor) {
-        state[HEX_R_DTAU] += lambda * hard * exp(log_weight - row->inv_tau) * row->inv_tau * row->inv_tau;
+        state[HEX_R_DTAU] += exp(log_weight + ratio(row, (level){-1, log(hard) - row->lift}, neg)) * row->inv_tau * row->inv_tau;
         return;
     }
-    double scale = lambda * hard / ((1 - s->tau_plus) * sum[HEX_S_HARD_B]) * exp(log_weight + row->shift_h);
-    state[HEX_R_H1] = scale * (1 + s->beta);
-    state[HEX_R_H2] = s->beta == 0 ? 0 : scale * s->beta * sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B];
+    const double rest = 1 - s->tau_plus;
+    const double scale = exp(log_weight + ratio(row, (level){row->top_h, log(hard / (rest * sum[HEX_S_HARD_B]))}, neg));
+    if (s->beta > HEX_STEEP) {
+        state[HEX_R_H1] = scale;
+        state[HEX_R_H2] = sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B];
+    } else {
+        state[HEX_R_H1] = scale * (1 + s->beta);
+        state[HEX_R_H2] = s->beta == 0 ? 0 : scale * s->beta * sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B];
+    }
     if (s->tau_plus > 0)
-        state[HEX_R_PB] -= lambda * s->tau_plus * hard / ((1 - s->tau_plus) * row->positives) *
-                           exp(log_weight + row->shift_p);
+        state[HEX_R_PB] -= exp(log_weight + ratio(row, (level){row->top_p, log(s->tau_plus * hard / (rest * row->positives))}, neg));
 }
 
 static double weighted_loss(const hex_settings *s, const hex_row *row, double *state) {
-    double count = row->positives, log_neg = row->log_neg, log_weight, loss;
-    double log_pos = log(row->sums[HEX_S_POS]) + row->shift_p, log_z = log_add(log_pos, log_neg);
-    double mean_s = row->sums[HEX_S_POS_C] * row->inv_tau / count;
+    const double count = row->positives, pos = row->sums[HEX_S_POS];
+    const level neg = negatives_of(row), positives = positives_of(row);
+    const bool sum = as_sum(s, count), none = neg.log == -INFINITY;
+    const double more = none ? -INFINITY : ratio(row, neg, positives);   /* log(Neg / pos) */
+    double loss, log_share = -softplus(-more);
     if (s->denominator == HEX_DENOMINATOR_NEGATIVES) {
-        log_weight = -log_neg;
-        loss = log_neg - (as_sum(s, row->positives) ? log_pos : mean_s);
-        if (as_sum(s, row->positives))
-            state[HEX_R_PB] = -1 / row->sums[HEX_S_POS];
-        else
-            state[HEX_R_PA] = -1 / count;
-    } else if (as_sum(s, row->positives)) {
-        log_weight = -log_z;
-        loss = softplus(log_neg - log_pos);
-        state[HEX_R_PB] = -exp(log_neg - log_z) / row->sums[HEX_S_POS];   /* 1/Z - 1/pos = -Neg / (pos Z) */
+        log_share = 0;
+        loss = sum ? more : ratio(row, neg, mean_of(row));
+        state[sum ? HEX_R_PB : HEX_R_PA] = -1 / (sum ? pos : count);
+    } else if (sum) {
+        loss = softplus(more);
+        state[HEX_R_PB] = -1 / (pos * (1 + exp(-more)));   /* 1/Z - 1/pos = -Neg / (pos Z) */
     } else if (s->denominator == HEX_DENOMINATOR_OWN) {
-        log_weight = log(row->own_share / count) - log_neg;
-        loss = row->own_log / count - mean_s;
-        state[HEX_R_PA] = -1 / count;
-        state[HEX_R_PO] = 1 / count;
-        state[HEX_R_OWN] = log_neg;
+        log_share = log(row->own_share / count);
+        loss = row->own_log / count;
+        state[HEX_R_PO] = -1 / count;   /* 1/count of e^s / (e^s + Neg) - 1 */
+        state[HEX_R_OWN] = neg.log + row->lift;
+        state[HEX_R_OWN_TOP] = neg.top;
     } else {
-        log_weight = -log_z;
-        loss = log_z - mean_s;
+        loss = ratio(row, add(row, positives, neg), mean_of(row));
         state[HEX_R_PA] = -1 / count;
-        state[HEX_R_PB] = 1 / (row->sums[HEX_S_POS] * (1 + exp(log_neg - log_pos)));   /* e^shift_p / Z */
+        state[HEX_R_PB] = 1 / (pos * (1 + exp(more)));   /* 1/Z, but for the shift */
     }
-    if (log_neg == -INFINITY) return loss;   /* nothing depends on Neg */
-    state[HEX_R_GG] = exp(log_weight + row->shift_g);
-    local_state(s, row, log_weight, state);
+    if (none) return loss;   /* nothing depends on Neg */
+    state[HEX_R_GG] = exp(log_share + ratio(row, (level){row->top_g, 0}, neg));
+    if (has_local(s, row)) local_state(s, row, log_share, state);
     return loss;
 }
 
 /* The common loss without logarithms between: one shift for all classes, and positives and negatives in one denominator.
- * Everything is relative to e^shift, which cancels; the shift was chosen so that no sum leaves the number format. */
+ * Everything is relative to e^shift, which cancels; the shift was chosen so that no sum leaves the number format, nor does the
+ * weight of the local term where it is not enormous. */
 static bool is_plain(const hex_settings *s, const hex_row *row) {
-    return as_sum(s, row->positives) && s->denominator == HEX_DENOMINATOR_ALL && row->shift_g == row->shift_h &&
-           row->shift_g == row->shift_p;
+    return row->shared && as_sum(s, row->positives) && s->denominator == HEX_DENOMINATOR_ALL && s->local_weight <= 1e100;
 }
 
 static double plain_loss(const hex_settings *s, const hex_row *row, double *state) {
@@ -136,7 +182,7 @@ static double plain_loss(const hex_settings *s, const hex_row *row, double *stat
     if (local) {
         floor = hard * row->least;
         term = hard * (sum[HEX_S_HARD_A] / sum[HEX_S_HARD_B] - s->tau_plus * pos / row->positives) / rest;
-        floored = term < floor;
+        floored = term < floor && may_floor(s, row);
         neg += lambda * (floored ? floor : term);
     }
     double total = pos + neg, share = neg / total;
@@ -155,13 +201,13 @@ static double plain_loss(const hex_settings *s, const hex_row *row, double *stat
 
 double hex_row_loss(const hex_settings *s, hex_row *row, double *state) {
     for (int q = 0; q < HEX_ROW_STATE; q++) state[q] = 0;
-    state[HEX_R_SHIFT_G] = row->shift_g;
-    state[HEX_R_SHIFT_H] = row->shift_h;
-    state[HEX_R_SHIFT_P] = row->shift_p;
+    state[HEX_R_SHIFT_G] = row->shared ? row->lift : row->top_g;
+    state[HEX_R_SHIFT_H] = row->shared ? row->lift : row->top_h;
+    state[HEX_R_SHIFT_P] = row->shared ? row->lift : row->top_p;
     if (row->positives == 0) return 0;
     bool denominator = s->formulation == HEX_WEIGHTED && s->denominator != HEX_DENOMINATOR_NEGATIVES, plain = is_plain(s, row);
     if (!plain) hex_row_negatives(s, row);
-    if (!denominator && row->log_neg == -INFINITY) return 0;
+    if (!denominator && row->neg_log == -INFINITY) return 0;
     double loss = plain                              ? plain_loss(s, row, state)
                   : s->formulation == HEX_RELEASED ? released_loss(row, state)
                                                    : weighted_loss(s, row, state);
@@ -169,8 +215,8 @@ double hex_row_loss(const hex_settings *s, hex_row *row, double *state) {
     return loss;
 }
 
-double hex_row_positive(const double *state, double s) {
-    double e = exp(s - state[HEX_R_SHIFT_P]), share = 0;
-    if (state[HEX_R_PO] != 0) share = state[HEX_R_PO] / (1 + exp(state[HEX_R_OWN] - s));
-    return state[HEX_R_PA] + state[HEX_R_PB] * e + share;
+double hex_row_positive(const double *state, bool shared, double inv_tau, double c) {
+    double shift = state[HEX_R_SHIFT_P], x = shared ? c * inv_tau - shift : (c - shift) * inv_tau, share = 0;
+    if (state[HEX_R_PO] != 0) share = state[HEX_R_PO] / (1 + exp((c - state[HEX_R_OWN_TOP]) * inv_tau - state[HEX_R_OWN]));
+    return state[HEX_R_PA] + state[HEX_R_PB] * exp(x) + share;
 }

@@ -228,8 +228,8 @@ static void survey_rows(int64_t count, hex_rows *rows) {
     for (int64_t i = 0; i < count; i++) {
         if (!isfinite(rows->norms[i]))
             rows->finite = false;
-        else if (!rows->normalize && rows->norms[i] > rows->longest)
-            rows->longest = rows->norms[i];
+        else if (!rows->normalize && hex_length(rows->norms[i]) > rows->longest)
+            rows->longest = hex_length(rows->norms[i]);
     }
 }
 

@@ -50,6 +50,7 @@ static double sum_of_cosines(const hex_run *run, double *column) {
 static void batch_statistics(const hex_run *run, const hex_seen *seen, bool keys, double cosines, double *out) {
     int64_t first = keys ? run->g.m : 0, at = keys ? run->g.mp : 0, count = keys ? run->g.n : run->g.m, ap = run->g.ap;
     bool paired = run->problem->paired.data;
+    double positive_bound = paired && seen->paired_bound > seen->bound ? seen->paired_bound : seen->bound;
     double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0, others = 0;
     double finite = run->a.finite && run->key.finite && (!paired || run->paired.finite) ? 1 : NAN;
     for (int64_t i = at; i < at + count; i++)   /* sums side by side: none waits for its last addition */
@@ -65,9 +66,9 @@ static void batch_statistics(const hex_run *run, const hex_seen *seen, bool keys
     if (!seen->moment) others = cosines - total[HEX_S_OTHER_C];
     out[HEX_BATCH_THRESHOLD] = seen->s->threshold_count > 1 ? eps / (double)count : eps;
     out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
-    out[HEX_BATCH_POSITIVE_SIMILARITY] = total[HEX_S_POS_C] / positives * finite;
-    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? others / negatives * finite : NAN;
-    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = total[HEX_S_HARD_C] / total[HEX_S_HARD_N] * finite;
+    out[HEX_BATCH_POSITIVE_SIMILARITY] = hex_bounded(total[HEX_S_POS_C] / positives, positive_bound) * finite;
+    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? hex_bounded(others / negatives, seen->bound) * finite : NAN;
+    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = hex_bounded(total[HEX_S_HARD_C] / total[HEX_S_HARD_N], seen->bound) * finite;
     out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
 }
 

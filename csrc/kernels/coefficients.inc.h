@@ -6,20 +6,24 @@ INLINE V LOCAL(side_coefficients)(V c, VI above, const V *shared, V inv_tau, T b
                                   const bool is_row, const hex_code *codes) {
 #define PARAM(which) LOCAL(param)(params, ld, which, i, is_row)
     LOCAL(classes) k = LOCAL(classify)(above, codes);
-    V e = shared ? *shared : LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_G));
+    V e = shared ? *shared : LOCAL(exp_nonpositive)((c - PARAM(HEX_P_SHIFT_G)) * inv_tau);
     V s = LOCAL(keep)(e * PARAM(HEX_P_GG), k.global);
     if (LOCAL(any)(k.hard)) {
-        V x = c * inv_tau - PARAM(HEX_P_SHIFT_H);
+        V x = shared ? c * inv_tau - PARAM(HEX_P_SHIFT_H) : (c - PARAM(HEX_P_SHIFT_H)) * inv_tau;
         if (!shared) e = LOCAL(exp_nonpositive)(x);
-        V hard = LOCAL(hardness)(x, e, beta);
-        s += LOCAL(keep)(hard * (e * PARAM(HEX_P_H1) - PARAM(HEX_P_H2)), k.hard);
+        V hard = LOCAL(hardness)(x, e, beta), slope = e * PARAM(HEX_P_H1) - PARAM(HEX_P_H2);
+        if (!shared && beta > (T)HEX_STEEP) {   /* the weight first: it may be zero where beta is beyond what T can multiply */
+            hard *= PARAM(HEX_P_H1);
+            slope = e + (LOCAL(expm1_nonpositive)(x) - PARAM(HEX_P_H2)) * beta;
+        }
+        s += LOCAL(keep)(hard * slope, k.hard);
     }
     if (codes && LOCAL(any)(k.positive)) {
-        if (!shared) e = LOCAL(exp_nonpositive)(c * inv_tau - PARAM(HEX_P_SHIFT_P));
+        if (!shared) e = LOCAL(exp_nonpositive)((c - PARAM(HEX_P_SHIFT_P)) * inv_tau);
         else e = *shared;
-        V gap = c * inv_tau - PARAM(HEX_P_OWN), zero = LOCAL(splat)(0);   /* share = e^s / (e^s + Neg) */
+        V gap = (c - PARAM(HEX_P_OWN_TOP)) * inv_tau - PARAM(HEX_P_OWN), zero = LOCAL(splat)(0);
         V t = LOCAL(exp_nonpositive)(LOCAL(pick)((VI)(gap > zero), -gap, gap));
-        V share = LOCAL(pick)((VI)(gap > zero), LOCAL(splat)(1), t) / (t + 1);
+        V share = LOCAL(pick)((VI)(gap > zero), t, LOCAL(splat)(1)) / (t + 1);   /* n / (e^s + n) */
         s += LOCAL(keep)(PARAM(HEX_P_PA) + PARAM(HEX_P_PB) * e + PARAM(HEX_P_PO) * share, k.positive);
     }
     return s;
@@ -144,7 +148,10 @@ INLINE int64_t LOCAL(first_coefficients)(const LOCAL(panel) *t, const bool both,
 /* dObjective/ds of a positive, one side. */
 INLINE T LOCAL(positive_side)(T c, T e, T inv_tau, const T *of, int64_t ld) {
     T s = of[HEX_P_PA * ld] + of[HEX_P_PB * ld] * e;
-    if (of[HEX_P_PO * ld] != 0) s += of[HEX_P_PO * ld] / (T)(1 + exp((double)of[HEX_P_OWN * ld] - (double)(c * inv_tau)));
+    if (of[HEX_P_PO * ld] != 0) {
+        double gap = ((double)c - (double)of[HEX_P_OWN_TOP * ld]) * (double)inv_tau - (double)of[HEX_P_OWN * ld];
+        s += of[HEX_P_PO * ld] / (T)(1 + exp(gap));
+    }
     return s;
 }
 
@@ -209,11 +216,11 @@ static void LOCAL(coefficients_separate)(const hex_tile *tile, const hex_sides *
     const T *values = tile->values, *row = sides->row, *col = sides->col;
     const hex_code *codes = tile->codes, *col_codes = tile->col_codes;
     const int64_t ld = sides->ld, rows = tile->rows, cols = (tile->cols + P - 1) / P * P, stride = tile->stride;
-    const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), bound = LOCAL(splat)((T)sides->bound);
     for (int64_t j = 0; j < cols; j += W)
         for (int64_t i = 0; i < rows; i++) {
             int64_t at = j / P * stride + i * P + j % P;
-            V c = LOCAL(load)(values + at);
+            V c = LOCAL(bounded)(LOCAL(load)(values + at), bound);
             VI above = (VI)(c > LOCAL(splat)(row[HEX_P_EPS * ld + i]));
             V s = LOCAL(side_coefficients)(c, above, NULL, inv_tau, (T)sides->beta, row, ld, i, true, codes ? codes + at : NULL);
             if (col) {

@@ -2,6 +2,9 @@
  * too, of its columns; maxima and own. Both sides run through the same inline functions; a "row" parameter is one number for
  * the whole vector, a "column" parameter is a vector of its own. */
 
+/* Cosines beyond +-bound as the bound; NaN stays NaN. */
+INLINE V LOCAL(bounded)(V c, V bound) { return LOCAL(larger_of)(-bound, LOCAL(smaller_of)(bound, c)); }
+
 /* Parameter `which` of the anchors of a vector: of row i, or of the columns from i on. */
 INLINE V LOCAL(param)(const T *params, int64_t ld, int which, int64_t i, const bool is_row) {
     return is_row ? LOCAL(splat)(params[which * ld + i]) : LOCAL(load)(params + which * ld + i);
@@ -63,27 +66,31 @@ INLINE void LOCAL(store_negatives)(const V *sums, T *acc, int64_t ld_acc) {
 }
 
 /* Adds one vector's terms of one side to its accumulators T[HEX_SUMS][ld_acc]. shared: exp(s - shift), when all
- * shifts are the same. */
+ * shifts are the same; shifts are cosines otherwise. */
 INLINE void LOCAL(side_sums)(V c, const V *shared, V inv_tau, T beta, const T *params, int64_t ld, int64_t i,
                              const bool is_row, const hex_code *codes, T *acc, int64_t ld_acc) {
-    LOCAL(classes) k = LOCAL(classify)((VI)(c > LOCAL(param)(params, ld, HEX_P_EPS, i, is_row)), codes);
-    V e_global = shared ? *shared
-                        : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_G, i, is_row));
+#define PARAM(which) LOCAL(param)(params, ld, which, i, is_row)
+    LOCAL(classes) k = LOCAL(classify)((VI)(c > PARAM(HEX_P_EPS)), codes);
+    V e_global = shared ? *shared : LOCAL(exp_nonpositive)((c - PARAM(HEX_P_SHIFT_G)) * inv_tau);
     LOCAL(add_to)(acc + HEX_S_GLOBAL * ld_acc, LOCAL(keep)(e_global, k.global));
     if (LOCAL(any)(k.hard)) {
-        V x = c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_H, i, is_row);
+        V x = shared ? c * inv_tau - PARAM(HEX_P_SHIFT_H) : (c - PARAM(HEX_P_SHIFT_H)) * inv_tau;
         V e = shared ? *shared : LOCAL(exp_nonpositive)(x), sums[LOCAL(HARD_SUMS)] = {{0}};
-        LOCAL(add_hard)(c, e, LOCAL(hardness)(x, e, beta), k.hard, sums);
+        V weight = LOCAL(hardness)(x, e, beta);
+        if (!shared && beta > (T)HEX_STEEP) e = LOCAL(expm1_nonpositive)(x);
+        LOCAL(add_hard)(c, e, weight, k.hard, sums);
         LOCAL(store_hard)(sums, acc, ld_acc);
     }
     if (!codes) return;
     LOCAL(add_to)(acc + HEX_S_OTHER_C * ld_acc, LOCAL(keep)(c, k.other));
     if (LOCAL(any)(k.positive)) {
-        V e = shared ? *shared
-                     : LOCAL(exp_nonpositive)(c * inv_tau - LOCAL(param)(params, ld, HEX_P_SHIFT_P, i, is_row));
+        V less = c;
+        if (!shared) less -= PARAM(HEX_P_SHIFT_P);
+        V e = shared ? *shared : LOCAL(exp_nonpositive)(less * inv_tau);
         LOCAL(add_to)(acc + HEX_S_POS * ld_acc, LOCAL(keep)(e, k.positive));
-        LOCAL(add_to)(acc + HEX_S_POS_C * ld_acc, LOCAL(keep)(c, k.positive));
+        LOCAL(add_to)(acc + HEX_S_POS_C * ld_acc, LOCAL(keep)(less, k.positive));
     }
+#undef PARAM
 }
 
 /* One panel of a tile in the shared passes below: they give every row of it the arithmetic of global negatives, or where most are
@@ -234,13 +241,14 @@ static void KERNEL(maxima)(const hex_tile *tile, const hex_sides *sides, void *r
     const T *values = tile->values;
     T *row = row_, *col = col_;
     const int64_t ld = sides->ld;
+    const V bound = LOCAL(splat)((T)sides->bound);
     for (int64_t i = 0; i < tile->rows; i++) {
         V best[HEX_MAXIMA];
         for (int q = 0; q < HEX_MAXIMA; q++) best[q] = LOCAL(splat)(row[q * ld + i]);
         const V row_eps = LOCAL(param)(sides->row, ld, HEX_P_EPS, i, true);
         for (int64_t j = 0; j < tile->cols; j += W) {
             int64_t at = j / P * tile->stride + i * P + j % P;
-            V c = LOCAL(load)(values + at);
+            V c = LOCAL(bounded)(LOCAL(load)(values + at), bound);
             LOCAL(side_maxima)(c, row_eps, tile->codes ? tile->codes + at : NULL, best);
             if (!col) continue;
             V other[HEX_MAXIMA];
@@ -257,9 +265,10 @@ static void KERNEL(maxima)(const hex_tile *tile, const hex_sides *sides, void *r
     }
 }
 
-INLINE void LOCAL(own_side)(double s, double log_neg, double *sums, int64_t ld) {
-    double gap = s - log_neg;   /* log(e^s + e^n) = max + log1p(e^-|gap|) */
-    sums[0] += (gap > 0 ? s : log_neg) + log1p(exp(-fabs(gap)));
+/* neg: as sides->row_neg, of this anchor. */
+INLINE void LOCAL(own_side)(double c, double inv_tau, const double *neg, double *sums, int64_t ld) {
+    double gap = (c - neg[ld]) * inv_tau - neg[0];   /* s less the logarithm of the negatives */
+    sums[0] += (gap > 0 ? 0 : -gap) + log1p(exp(-fabs(gap)));
     sums[ld] += 1 / (1 + exp(gap));
 }
 
@@ -269,9 +278,11 @@ static void KERNEL(own)(const hex_tile *tile, const hex_sides *sides, double *ro
     for (int64_t j = 0; j < tile->cols; j++)
         for (int64_t i = 0; i < tile->rows; i++) {
             int64_t at = j / P * tile->stride + i * P + j % P;
-            double s = (double)values[at] * sides->inv_tau;
-            if (tile->codes[at] > 0) LOCAL(own_side)(s, sides->row_log_neg[i], row + i, sides->ld);
-            if (col && tile->col_codes[at] > 0) LOCAL(own_side)(s, sides->col_log_neg[j], col + j, sides->ld);
+            double c = (double)values[at], bound = sides->shared_shift ? INFINITY : sides->bound;
+            c = c > bound ? bound : c < -bound ? -bound : c;
+            if (tile->codes[at] > 0) LOCAL(own_side)(c, sides->inv_tau, sides->row_neg + i, row + i, sides->ld);
+            if (col && tile->col_codes[at] > 0)
+                LOCAL(own_side)(c, sides->inv_tau, sides->col_neg + j, col + j, sides->ld);
         }
 }
 
@@ -282,4 +293,9 @@ static void KERNEL(power)(const void *y, int64_t count, void *out) {
 static void KERNEL(exponential)(const void *x, int64_t count, void *out) {
     for (int64_t i = 0; i < count; i += W)
         LOCAL(store)((T *)out + i, LOCAL(exp_nonpositive)(LOCAL(load)((const T *)x + i)));
+}
+
+static void KERNEL(less_one)(const void *x, int64_t count, void *out) {
+    for (int64_t i = 0; i < count; i += W)
+        LOCAL(store)((T *)out + i, LOCAL(expm1_nonpositive)(LOCAL(load)((const T *)x + i)));
 }

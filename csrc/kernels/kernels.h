@@ -45,21 +45,28 @@ typedef struct {
     int64_t capacity;  /* hex_list_capacity of the largest k; a multiple of the panel */
 } hex_selection;
 
-/* Per-anchor parameters of contrast, T[HEX_PARAMS][ld]. Shifts are subtracted from s before exp. With e = e^(s - shift) of
- * the class, dObjective/ds is  GG e  of a global negative,  e^(beta (s - shift_H)) (H1 e - H2)  of a hierarchical one,
- * PA + PB e + PO e^s / (e^s + e^OWN)  of a positive. */
+/* Per-anchor parameters of contrast, T[HEX_PARAMS][ld]. With x a logit less that of its class's shift, and e = e^x,
+ * dObjective/ds is  GG e  of a global negative,  e^(beta x) (H1 e - H2)  of a hierarchical one,
+ * PA + PB e + PO n / (e^s + n)  of a positive, where n = e^(OWN_TOP / tau + OWN).
+ * Where one shift is shared it is a logit, and x = s - shift. Otherwise it is the class's largest cosine, and
+ * x = (c - shift) / tau: the difference of two cosines has no rounding that 1 / tau would magnify.
+ * Steep weights (HEX_STEEP) have  e^(beta x) H1 (e + beta (expm1(x) - H2))  instead, since e and its mean differ by 1 / beta. */
 enum { HEX_P_EPS, HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P, HEX_P_GG, HEX_P_H1, HEX_P_H2, HEX_P_PA, HEX_P_PB,
-       HEX_P_PO, HEX_P_OWN, HEX_PARAMS };
+       HEX_P_PO, HEX_P_OWN, HEX_P_OWN_TOP, HEX_PARAMS };
+
+/* Above this beta weights are steep: what counts has x within (log n) / beta of 0, where expm1(x) is precise and e^x - 1 is not.
+ * Shifts are then never shared. */
+#define HEX_STEEP 64.0
 
 /* Per-anchor sums of contrast, double[HEX_SUMS][ld]. */
 enum {
-    HEX_S_GLOBAL,    /* sum over G of e^(s - shift_G) */
-    HEX_S_HARD_A,    /* sum over H of e^((1+beta)(s - shift_H)) */
-    HEX_S_HARD_B,    /* sum over H of e^(beta (s - shift_H)) */
+    HEX_S_GLOBAL,    /* sum over G of e^x */
+    HEX_S_HARD_A,    /* sum over H of e^((1+beta) x); steep: of e^(beta x) expm1(x) */
+    HEX_S_HARD_B,    /* sum over H of e^(beta x) */
     HEX_S_HARD_N,    /* |H| */
     HEX_S_HARD_C,    /* sum over H of c */
-    HEX_S_POS,       /* sum over P of e^(s - shift_P) */
-    HEX_S_POS_C,     /* sum over P of c */
+    HEX_S_POS,       /* sum over P of e^x */
+    HEX_S_POS_C,     /* sum over P of c, less shift_P each where shifts are not shared */
     HEX_S_OTHER_C,   /* sum of c over everything that is no negative, self and padding included */
     HEX_SUMS
 };
@@ -78,9 +85,10 @@ typedef struct {
     bool all_global;           /* with shared_shift: no threshold is below infinity, so that nothing is hierarchical */
     bool shared_shift;         /* the three shifts of all anchors are one number, power / HEX_LOG2_E */
     double power;              /* a whole number: no rounding where it is subtracted from scaled cosines */
+    double bound;              /* without a shared shift cosines beyond +-bound are the bound: 1, or infinity */
     const void *row, *col;     /* T[HEX_PARAMS][ld] */
     int64_t ld;
-    const double *row_log_neg, *col_log_neg; /* own only */
+    const double *row_neg, *col_neg; /* own only: double[2][ld], as OWN and OWN_TOP of an anchor's negatives */
     void *scratch;             /* T[hex_scratch_elements] */
     void *exponentials;        /* sums: T, laid out as the tile and perhaps its values, filled with e^(s - shift), negative where
                                 * hierarchical; coefficients: the tile's values are those. NULL: neither. Needs a shared shift
@@ -92,6 +100,10 @@ typedef struct {
     const char *at, *end;
 } hex_ahead;
 
+/* A length that no double holds is kept as minus its HEX_SHORTENED-th part, a finite number. */
+#define HEX_SHORTENED 0x1p64
+static inline double hex_length(double norm) { return norm < 0 ? -norm * HEX_SHORTENED : norm; }
+
 typedef struct {
     const char *tier, *type;
     int64_t size;              /* bytes of T */
@@ -99,7 +111,8 @@ typedef struct {
     int64_t limit;             /* e^-limit is still a normal number, with room to spare */
 
     /* Rows to packed blocks. src: (rows, D) of dtype; k_major: T[Dp/P][block][P]; r_major: T[block/P][Dp][P] or
-     * NULL; norms: true lengths, before normalisation; a row that is not finite has such a norm and is packed as zeros.
+     * NULL; norms: true lengths, before normalisation, as hex_length reads them; a row that is not finite has such a norm and is packed
+     * as zeros.
      * buffer: T[P][Dp + P]. Rows past `rows` are zeroed. */
     void (*pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block, bool normalize,
                  void *k_major, void *r_major, double *norms, void *buffer);
@@ -124,8 +137,8 @@ typedef struct {
     void (*moments)(const hex_tile *tile, double *row, double *col, int64_t ld);
     void (*maxima)(const hex_tile *tile, const hex_sides *sides, void *row, void *col);
     void (*sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
-    /* Per anchor, with n = sides->log_neg: out[0] += sum over P of log(e^s + e^n), out[ld] += sum over P of
-     * e^n / (e^s + e^n). */
+    /* Per anchor, with n as in its parameters: out[0] += sum over P of log((e^s + n) / e^s), out[ld] += sum over P of
+     * n / (e^s + n). */
     void (*own)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
     /* S = dObjective/ds of both sides into out (as the tile; padding zeroed up to whole panels in both directions). */
     void (*coefficients)(const hex_tile *tile, const hex_sides *sides, void *out);
@@ -144,8 +157,9 @@ typedef struct {
     void (*fill)(void *out, int64_t count, double value);
     /* Mixes bytes (unaligned) into state[HEX_DIGEST_LANES]; the same bytes in other portions may give another state. */
     void (*digest)(const void *bytes, int64_t count, uint64_t *state);
-    /* For tests; counts are multiples of P. e^x, x <= 0 or NaN; 2^y, y <= 0 and no less than a normal number's. */
+    /* For tests; counts are multiples of P. e^x and e^x - 1, x <= 0 or NaN; 2^y, y <= 0 and no less than a normal number's. */
     void (*exponential)(const void *x, int64_t count, void *out);
+    void (*less_one)(const void *x, int64_t count, void *out);
     void (*power)(const void *y, int64_t count, void *out);
 } hex_kernels;
 

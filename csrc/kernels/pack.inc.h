@@ -2,14 +2,13 @@
 
 #if HEX_T_IS_FLOAT
 static inline float LOCAL(from_half)(uint16_t h) {
-    /* 2^112 rescales the exponent, subnormals included; infinity and NaN need theirs set. */
-    uint32_t bits = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    x *= 0x1p112f;
-    memcpy(&bits, &x, 4);
+    /* Subnormals from their mantissa: as float subnormals they would be lost where those are flushed to zero. Infinity and NaN
+     * need their exponent set. */
+    uint32_t bits = ((uint32_t)(h & 0x7fff) << 13) + (112u << 23), sign = (uint32_t)(h & 0x8000) << 16, small;
+    float x = (float)(int32_t)(h & 0x3ff) * 0x1p-24f;
+    memcpy(&small, &x, 4);
     bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0;
-    bits |= sign;
+    bits = sign | (h & 0x7c00 ? bits : small);
     memcpy(&x, &bits, 4);
     return x;
 }
@@ -87,8 +86,8 @@ INLINE double LOCAL(wide_total)(const LOCAL(wide) *x) {
     return total;
 }
 
-/* Length of an aligned row, zeros from count up to whole panels, in double: no float overflows or vanishes. For T = double,
- * large or tiny rows are rescaled first. */
+/* Length of an aligned row, zeros from count up to whole panels, in double, as hex_length reads it: no float overflows or
+ * vanishes. For T = double, large or tiny rows are rescaled first. */
 static double LOCAL(length)(const T *x, int64_t count) {
     LOCAL(wide) squares[LOCAL(PARTS)] = {{0}};
     for (int64_t d = 0; d < count; d += P)
@@ -105,7 +104,8 @@ static double LOCAL(length)(const T *x, int64_t count) {
         if (largest > 0 && largest <= 1.7976931348623157e308) {
             sum = 0;
             for (int64_t d = 0; d < count; d++) sum += (x[d] / largest) * (x[d] / largest);
-            return largest * sqrt(sum);
+            const double norm = largest * sqrt(sum);
+            return norm <= DBL_MAX ? norm : -(largest / HEX_SHORTENED * sqrt(sum));
         }
     }
 #endif
@@ -133,9 +133,20 @@ static void LOCAL(read_columns)(const hex_matrix *src, hex_dtype dtype, int64_t 
     }
 }
 
-/* What a row of this length is multiplied by. */
+static inline bool LOCAL(is_finite)(double norm) { return norm <= DBL_MAX; }   /* hex_length's negative ones, too; not NaN */
+
+/* What a row of this length, which is not negative, is multiplied by. */
 static inline double LOCAL(factor_of)(double norm, bool normalize) {
     return normalize ? 1 / (norm < 1e-12 ? 1e-12 : norm) : 1;
+}
+
+/* Is the inverse of a length a normal number? */
+static inline bool LOCAL(has_inverse)(double norm) { return norm >= 0 && norm <= 1 / DBL_MIN; }
+
+/* Shortens a row whose length has no inverse; returns the length that is left. */
+static inline double LOCAL(shortened)(T *x, int64_t count, double norm) {
+    for (int64_t d = 0; d < count; d++) x[d] = (T)((double)x[d] / HEX_SHORTENED);
+    return norm < 0 ? -norm : norm / HEX_SHORTENED;
 }
 
 /* Rows first + [0, count) into P rows of a buffer, zeros up to whole panels; their lengths, and what they are to be multiplied
@@ -152,14 +163,20 @@ static void LOCAL(read_rows)(const hex_matrix *src, hex_dtype dtype, int64_t fir
         if (r < count) norms[r] = LOCAL(length)(out, src->cols);
     }
     for (int64_t r = 0; r < P; r++) {
-        factor[r] = r < count ? LOCAL(factor_of)(norms[r], normalize) : 1;
-        if (r >= count || norms[r] <= 1.7976931348623157e308) continue;
-        memset(buffer + r * stride, 0, sizeof(T) * (size_t)padded);
         factor[r] = 1;
+        if (r >= count) continue;
+        if (!LOCAL(is_finite)(norms[r])) {
+            memset(buffer + r * stride, 0, sizeof(T) * (size_t)padded);
+            continue;
+        }
+        double norm = norms[r];
+        if (normalize && !LOCAL(has_inverse)(norm)) norm = LOCAL(shortened)(buffer + r * stride, src->cols, norm);
+        factor[r] = LOCAL(factor_of)(norm, normalize);
     }
 }
 
-/* P rows that can be packed from where they are: of T, in whole panels, aligned and finite. Their lengths and factors; or NULL. */
+/* P rows that can be packed from where they are: of T, in whole panels, aligned, finite and not too long. Their lengths and
+ * factors; or NULL. */
 static const T *LOCAL(whole_rows)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t left, bool normalize,
                                   double *norms, double *factor) {
     const T *rows = (const T *)src->data + first * src->row_stride;
@@ -169,7 +186,7 @@ static const T *LOCAL(whole_rows)(const hex_matrix *src, hex_dtype dtype, int64_
     for (int64_t r = 0; r < P; r++) {
         norms[r] = LOCAL(length)(rows + r * src->row_stride, src->cols);
         factor[r] = LOCAL(factor_of)(norms[r], normalize);
-        if (!(norms[r] <= 1.7976931348623157e308)) return NULL;
+        if (!LOCAL(has_inverse)(norms[r])) return NULL;
     }
     return rows;
 }
@@ -239,6 +256,14 @@ static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t
         for (int64_t d = 0; d < cols; d++) g[r * stride + d] += (T)extra[(i0 + r) * cols + d];
 }
 
+/* A number in two factors that T holds as normal numbers, for products that may be ordinary where the number is not. */
+INLINE void LOCAL(in_two)(double factor, T *one, T *two) {
+    const double least = HEX_T_IS_FLOAT ? (double)FLT_MIN : DBL_MIN, size = fabs(factor), part = HEX_T_IS_FLOAT ? 0x1p100 : 0x1p900;
+    *one = 1, *two = (T)factor;
+    if (size > 1 / least) *one = (T)part, *two = (T)(factor / part);
+    if (size < least && size > 0) *one = (T)(1 / part), *two = (T)(factor * part);
+}
+
 /* out = (g - (g . x) x) factor for a row x of a k-major block, out aligned or not; `along` false: no projection. */
 INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool along, double factor, const T *g, T *out) {
     V dot[NV] = {{0}};
@@ -247,11 +272,13 @@ INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool al
         for (int v = 0; v < NV; v++) dot[v] += LOCAL(load)(g + d + v * W) * LOCAL(load)(unit + d * block + v * W);
 #pragma GCC unroll 8
     for (int v = 1; v < NV; v++) dot[0] += dot[v];
-    const V projection = LOCAL(splat)((T)LOCAL(total)(dot[0])), times = LOCAL(splat)((T)factor);
+    T one, two;
+    LOCAL(in_two)(factor, &one, &two);
+    const V projection = LOCAL(splat)((T)LOCAL(total)(dot[0])), first = LOCAL(splat)(one), times = LOCAL(splat)(two);
     for (int64_t d = 0; d < padded; d += P)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; v++) {
-            const V x = LOCAL(load)(unit + d * block + v * W), y = (LOCAL(load)(g + d + v * W) - projection * x) * times;
+            const V x = LOCAL(load)(unit + d * block + v * W), y = (LOCAL(load)(g + d + v * W) - projection * x) * times * first;
             memcpy(out + d + v * W, &y, sizeof y);
         }
 }
@@ -266,9 +293,10 @@ static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, 
         LOCAL(gather)(gk, gr, extra, i0, count, block, cols, buffer);
         for (int64_t r = 0; r < count; r++) {
             const double norm = norms[i0 + r];
-            const bool tiny = norm < 1e-12;   /* the divisor is a constant then, so nothing is projected out */
-            double factor = norm <= 1.7976931348623157e308 ? scale : NAN;
-            if (normalize) factor = factor / (tiny ? 1e-12 : norm);
+            const bool longer = norm < 0, tiny = norm >= 0 && norm < 1e-12;   /* tiny: the divisor is a constant, not projected out */
+            double factor = LOCAL(is_finite)(norm) ? scale : NAN;
+            if (normalize) factor = factor / (tiny ? 1e-12 : longer ? -norm : norm);
+            if (normalize && longer) factor /= HEX_SHORTENED;
             T *g = (T *)buffer + r * stride, *to = direct ? (T *)out + (first + i0 + r) * cols : g;
             LOCAL(project)((const T *)k_major + (i0 + r) * P, block, padded, normalize && !tiny, factor, g, to);
             if (direct) continue;

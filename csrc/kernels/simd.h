@@ -199,9 +199,9 @@ INLINE void LOCAL(transpose_panel)(const T *in, T *out, int64_t stride, const bo
         }
 }
 
-/* exp for x <= 0 (and a little above): 1 + r + r^2 q(r) on |r| <= ln2/2, times 2^n. NaN stays NaN; below the smallest
- * normal number the result is 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range. */
-INLINE V LOCAL(exp_nonpositive)(V x) {
+/* exp for x <= 0 (and a little above), or exp - 1: 1 + r + r^2 q(r) on |r| <= ln2/2, times 2^n. NaN stays NaN; below the
+ * smallest normal number exp is 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range; of exp - 1 under 2 ulp. */
+INLINE V LOCAL(exponential_of)(V x, const bool less_one) {
 #if HEX_T_IS_FLOAT
     const V magic = LOCAL(splat)(0x1.8p23f), inv_ln2 = LOCAL(splat)(0x1.715476p+0f);
     const V ln2_hi = LOCAL(splat)(0x1.62e4p-1f), ln2_lo = LOCAL(splat)(0x1.7f7d1cp-20f);
@@ -227,12 +227,16 @@ INLINE V LOCAL(exp_nonpositive)(V x) {
     V poly = LOCAL(splat)(q[degree]);
 #pragma GCC unroll 16
     for (int d = degree - 2; d >= 0; d -= 2) poly = poly * square + (q[d + 1] * r + q[d]);
-    poly = poly * square + r + 1;
     /* unsigned: lanes that are masked afterwards may wrap */
-    VU scale = ((VU)shifted << mantissa) + ((TU)bias << mantissa);
-    V e = poly * (V)scale;
-    return (V)((VI)e & ~(x < tiny));   /* the comparison is false for NaN */
+    const V scale = (V)(((VU)shifted << mantissa) + ((TU)bias << mantissa));
+    const VI vanishes = (VI)(x < tiny);   /* false for NaN */
+    if (less_one) return LOCAL(pick)(vanishes, LOCAL(splat)(-1), (poly * square + r) * scale + (scale - 1));
+    poly = poly * square + r + 1;
+    return (V)((VI)(poly * scale) & ~vanishes);
 }
+
+INLINE V LOCAL(exp_nonpositive)(V x) { return LOCAL(exponential_of)(x, false); }
+INLINE V LOCAL(expm1_nonpositive)(V x) { return LOCAL(exponential_of)(x, true); }
 
 /* 2^y for y <= 0 (and a little above) whose result is a normal number: 1 + f t(f) on |f| <= 1/2, with n added to its exponent.
  * Less work than exp: no reduction by parts, no mask. Error: under 1.4 ulp (float), 1.5 ulp (double). */

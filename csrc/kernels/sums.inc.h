@@ -321,12 +321,12 @@ static void LOCAL(sums_shared)(const hex_tile *tile, const hex_sides *sides, LOC
 
 static void LOCAL(sums_separate)(const hex_tile *tile, const hex_sides *sides, LOCAL(room) *room) {
     const T *values = tile->values;
-    const V inv_tau = LOCAL(splat)((T)sides->inv_tau);
+    const V inv_tau = LOCAL(splat)((T)sides->inv_tau), bound = LOCAL(splat)((T)sides->bound);
     LOCAL(use_vectors)(room, HEX_SUMS);
     for (int64_t j = 0; j < tile->cols; j += W)
         for (int64_t i = 0; i < tile->rows; i++) {
             int64_t at = j / P * tile->stride + i * P + j % P;
-            V c = LOCAL(load)(values + at);
+            V c = LOCAL(bounded)(LOCAL(load)(values + at), bound);
             LOCAL(side_sums)(c, NULL, inv_tau, (T)sides->beta, sides->row, sides->ld, i, true,
                              tile->codes ? tile->codes + at : NULL, room->row + i * W, room->ld_row);
             if (sides->col)

@@ -39,5 +39,6 @@ const hex_kernels KERNEL(hex_kernels) = {
     .fill = KERNEL(fill),
     .digest = KERNEL(digest),
     .exponential = KERNEL(exponential),
+    .less_one = KERNEL(less_one),
     .power = KERNEL(power),
 };

@@ -1,85 +1,133 @@
 /* anchor.c: the loss of one anchor, and its derivative by every logit. */
 #include "reference.h"
 
+#include <float.h>
 #include <math.h>
 
-static double log_add(double x, double y) {
-    double top = fmax(x, y);
-    return isinf(top) ? top : top + log(exp(x - top) + exp(y - top));
+static const hex_log NOTHING = {0, -INFINITY};
+
+/* log(x / y), not of two zeros. */
+static long double log_ratio(const hex_settings *o, hex_log x, hex_log y) {
+    if (y.log == -INFINITY) return INFINITY;
+    return ((long double)x.top - y.top) / o->temperature + (x.log - y.log);
 }
+
+static hex_log log_add(const hex_settings *o, hex_log x, hex_log y) {
+    if (x.log == -INFINITY) return y;
+    if (y.log == -INFINITY) return x;
+    long double gap = log_ratio(o, x, y);
+    return gap > 0 ? (hex_log){x.top, x.log + log1pl(expl(-gap))} : (hex_log){y.top, y.log + log1pl(expl(gap))};
+}
+
+static hex_log times(long double factor, hex_log x) { return (hex_log){x.top, x.log + logl(factor)}; }
 
 hex_set hex_anchor_set(const hex_ready *r, const hex_settings *o, int64_t i, int64_t j) {
     int code = hex_ready_relation(r, i, j);
     if (code == 0) return NEITHER;
     if (code > 0) return POSITIVE;
     if (o->threshold_count == 0) return GLOBAL;
-    return r->cosines[j] > o->threshold[o->threshold_count == 1 ? 0 : i] ? HARD : GLOBAL;
+    double threshold = o->threshold[o->threshold_count == 1 ? 0 : i];
+    if (r->unit && threshold < -1) return HARD;   /* and none is above 1, to which cosines are cut */
+    return r->cosines[j] > threshold ? HARD : GLOBAL;
 }
 
-/* log of the sum over one set of e^{power s}. */
-static double log_sum(const hex_ready *r, const hex_settings *o, int64_t i, hex_set which, double power) {
-    double top = -INFINITY, sum = 0;
+static double largest(const hex_ready *r, const hex_settings *o, int64_t i, hex_set which) {
+    double top = -INFINITY;
     for (int64_t j = 0; j < r->n; j++)
-        if (hex_anchor_set(r, o, i, j) == which) top = fmax(top, power * r->cosines[j] / o->temperature);
-    for (int64_t j = 0; j < r->n; j++)
-        if (hex_anchor_set(r, o, i, j) == which) sum += exp(power * r->cosines[j] / o->temperature - top);
-    return sum > 0 ? top + log(sum) : -INFINITY;
+        if (hex_anchor_set(r, o, i, j) == which) top = fmax(top, r->cosines[j]);
+    return top;
 }
 
-static double log_local(const hex_settings *o, hex_anchor *t) {
-    double floor = log(t->hards) - 1 / o->temperature;
-    t->log_raw = log(t->hards) + t->log_a - t->log_b;
-    t->log_debit = log(o->tau_plus) + log(t->hards) + t->log_pos - log(t->positives);
-    t->floored = true;
-    if (!(t->log_raw > t->log_debit)) return floor;
-    double local = t->log_raw + log(-expm1(t->log_debit - t->log_raw)) - log1p(-o->tau_plus);
-    t->floored = !(local > floor);
-    return t->floored ? floor : local;
+static long double above(const hex_settings *o, double c, double top) { return ((long double)c - top) / o->temperature; }
+
+/* The sum over one set of e^s. */
+static hex_log sum_of(const hex_ready *r, const hex_settings *o, int64_t i, hex_set which) {
+    double top = largest(r, o, i, which);
+    long double sum = 0;
+    for (int64_t j = 0; j < r->n; j++)
+        if (hex_anchor_set(r, o, i, j) == which) sum += expl(above(o, r->cosines[j], top));
+    return top == -INFINITY ? NOTHING : (hex_log){top, logl(sum)};
 }
 
-/* mean over the positives of log(e^s + negatives) */
-static double mean_own(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t) {
-    double sum = 0;
-    for (int64_t j = 0; j < r->n; j++)
-        if (hex_anchor_set(r, o, i, j) == POSITIVE) sum += log_add(r->cosines[j] / o->temperature, t->log_neg);
-    if (r->given->paired.data) sum += log_add(hex_ready_paired_cosine(r, i) / o->temperature, t->log_neg);
+/* The local term, and what it is made of. */
+static void local_of(const hex_ready *r, const hex_settings *o, int64_t i, hex_anchor *t) {
+    t->top = largest(r, o, i, HARD);
+    for (int64_t j = 0; j < r->n; j++) {
+        if (hex_anchor_set(r, o, i, j) != HARD) continue;
+        long double x = above(o, r->cosines[j], t->top), weight = expl(o->beta * x);
+        t->weights += o->beta == 0 ? 1 : weight;
+        t->excess += (o->beta == 0 ? 1 : weight) * expm1l(x);
+    }
+    t->excess /= t->weights;
+    long double mean = 1 + t->excess;
+    if (o->beta == 0) {   /* it may be as small as 1 / |H|, of which that would leave few digits */
+        mean = 0;
+        for (int64_t j = 0; j < r->n; j++)
+            if (hex_anchor_set(r, o, i, j) == HARD) mean += expl(above(o, r->cosines[j], t->top)) / t->hards;
+    }
+    t->raw = times(t->hards, (hex_log){t->top, logl(mean)});
+    t->debit = o->tau_plus > 0 ? times(o->tau_plus * t->hards / t->positives, t->pos) : NOTHING;
+    const hex_log floor = {-1, logl(t->hards)};
+    /* without the debit a mean of cosines no less than -1 is at the floor at least, though rounding might say otherwise */
+    const bool may = o->tau_plus > 0 || !r->unit;
+    long double gap = t->debit.log == -INFINITY ? -INFINITY : log_ratio(o, t->debit, t->raw);
+    t->floored = !(gap < 0);
+    if (!t->floored) t->local = (hex_log){t->raw.top, t->raw.log + logl(-expm1l(gap)) - log1pl(-o->tau_plus)};
+    t->floored = t->floored || (may && log_ratio(o, t->local, floor) < 0);
+    if (t->floored) t->local = floor;
+}
+
+/* mean over the positives of log((e^s + negatives) / e^s), or of negatives / (e^s + negatives) */
+static long double mean_own(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t, bool share) {
+    long double sum = 0;
+    for (int64_t j = 0; j <= r->n; j++) {
+        if (j < r->n ? hex_anchor_set(r, o, i, j) != POSITIVE : !r->given->paired.data) continue;
+        hex_log one = {j < r->n ? r->cosines[j] : hex_ready_paired_cosine(r, i), 0};
+        long double gap = t->neg.log == -INFINITY ? -INFINITY : log_ratio(o, t->neg, one);
+        sum += share ? 1 / (1 + expl(-gap)) : gap > 0 ? gap + log1pl(expl(-gap)) : log1pl(expl(gap));
+    }
     return sum / t->positives;
 }
 
+static void sum_positives(const hex_ready *r, const hex_settings *o, int64_t i, hex_anchor *t) {
+    long double sum = 0;
+    t->pos = sum_of(r, o, i, POSITIVE);
+    if (r->given->paired.data) {
+        t->positives++;
+        t->pos = log_add(o, t->pos, (hex_log){hex_ready_paired_cosine(r, i), 0});
+    }
+    for (int64_t j = 0; j < r->n; j++)
+        if (hex_anchor_set(r, o, i, j) == POSITIVE) sum += above(o, r->cosines[j], t->pos.top);
+    if (r->given->paired.data) sum += above(o, hex_ready_paired_cosine(r, i), t->pos.top);
+    t->mean_pos = (hex_log){t->pos.top, sum / t->positives};
+}
+
 hex_anchor hex_anchor_forward(const hex_ready *r, const hex_settings *o, int64_t i) {
-    hex_anchor t = {.log_local = -INFINITY, .broken = r->broken[i] || !(o->temperature > 0)};
-    double sum_pos = 0;
+    hex_anchor t = {.local = NOTHING,
+                    .broken = r->broken[i] || !(o->temperature >= DBL_MIN && o->temperature <= DBL_MAX)};
     for (int64_t j = 0; j < r->n; j++) {
         hex_set which = hex_anchor_set(r, o, i, j);
         t.globals += which == GLOBAL;
         t.hards += which == HARD;
-        if (which != POSITIVE) continue;
-        t.positives++;
-        sum_pos += r->cosines[j] / o->temperature;
+        t.positives += which == POSITIVE;
     }
-    t.log_pos = log_sum(r, o, i, POSITIVE, 1);
-    if (r->given->paired.data) {
-        double s = hex_ready_paired_cosine(r, i) / o->temperature;
-        t.positives++;
-        sum_pos += s;
-        t.log_pos = log_add(t.log_pos, s);
-    }
-    t.mean_pos = sum_pos / t.positives;
-    t.log_global = log_sum(r, o, i, GLOBAL, 1);
+    sum_positives(r, o, i, &t);
+    t.global = sum_of(r, o, i, GLOBAL);
     if (o->formulation == HEX_RELEASED) {
         t.counts = t.positives > 0 && t.globals > 0;
-        t.loss = t.log_global - t.mean_pos + (double)(r->n - 2) * exp(-1 / o->temperature);
+        t.loss = (double)(log_ratio(o, t.global, t.mean_pos) + (long double)(r->n - 2) * expl(-1 / (long double)o->temperature));
     } else {
-        t.log_a = log_sum(r, o, i, HARD, 1 + o->beta);
-        t.log_b = log_sum(r, o, i, HARD, o->beta);
-        bool local = t.hards > 0 && t.positives > 0 && o->local_weight > 0;
-        if (local) t.log_local = log_local(o, &t);
-        t.log_neg = local ? log_add(log(o->local_weight) + t.log_local, t.log_global) : t.log_global;
-        double log_z = t.log_neg;
-        if (o->denominator == HEX_DENOMINATOR_ALL) log_z = log_add(t.log_pos, t.log_neg);
-        if (o->denominator == HEX_DENOMINATOR_OWN) log_z = mean_own(r, o, i, &t);
+        bool local = t.hards > 0 && t.positives > 0 && o->local_weight > 0, sum = o->positives == HEX_POSITIVES_SUM;
+        if (local) local_of(r, o, i, &t);
+        t.neg = local ? log_add(o, times(o->local_weight, t.local), t.global) : t.global;
+        hex_log z = o->denominator == HEX_DENOMINATOR_ALL ? log_add(o, t.pos, t.neg) : t.neg;
         t.counts = t.positives > 0 && (local || t.globals > 0 || o->denominator != HEX_DENOMINATOR_NEGATIVES);
-        t.loss = log_z - (o->positives == HEX_POSITIVES_SUM ? t.log_pos : t.mean_pos);
+        if (o->denominator == HEX_DENOMINATOR_OWN)
+            t.loss = (double)mean_own(r, o, i, &t, false);
+        else if (o->denominator == HEX_DENOMINATOR_ALL && sum && t.neg.log != -INFINITY && log_ratio(o, t.neg, t.pos) < 0)
+            t.loss = (double)log1pl(expl(log_ratio(o, t.neg, t.pos)));   /* small, where log Z - log pos has no digits left */
+        else
+            t.loss = (double)log_ratio(o, z, sum ? t.pos : t.mean_pos);
     }
     if (!t.counts) t.loss = 0;
     if (t.broken) t.loss = NAN;
@@ -87,57 +135,52 @@ hex_anchor hex_anchor_forward(const hex_ready *r, const hex_settings *o, int64_t
     return t;
 }
 
-/* sum over the positives of negatives / (e^s + negatives) */
-static double negative_shares(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t) {
-    double sum = 0;
-    for (int64_t j = 0; j < r->n; j++)
-        if (hex_anchor_set(r, o, i, j) == POSITIVE)
-            sum += exp(t->log_neg - log_add(r->cosines[j] / o->temperature, t->log_neg));
-    if (r->given->paired.data)
-        sum += exp(t->log_neg - log_add(hex_ready_paired_cosine(r, i) / o->temperature, t->log_neg));
-    return sum;
-}
-
 hex_slopes hex_anchor_slopes(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t) {
     hex_slopes d = {0};
-    double tau = o->temperature;
+    const long double tau = o->temperature;
     if (o->formulation == HEX_RELEASED) {
         d.mean_pos = -1;
-        d.log_global = 1;
-        d.temperature = (double)(r->n - 2) * exp(-1 / tau) / (tau * tau);
+        d.global = 1;
+        d.temperature = (long double)(r->n - 2) * expl(-1 / tau) / tau / tau;
         return d;
     }
-    if (o->positives == HEX_POSITIVES_SUM) d.log_pos = -1;
+    bool none = t->neg.log == -INFINITY;
+    if (o->positives == HEX_POSITIVES_SUM) d.pos = -1;
     else d.mean_pos = -1;
     if (o->denominator == HEX_DENOMINATOR_ALL) {
-        double log_z = log_add(t->log_pos, t->log_neg);
-        d.log_pos += exp(t->log_pos - log_z);
-        d.log_neg = exp(t->log_neg - log_z);
+        long double gap = none ? -INFINITY : log_ratio(o, t->neg, t->pos);
+        d.neg = 1 / (1 + expl(-gap));
+        d.pos = o->positives == HEX_POSITIVES_SUM ? -d.neg : 1 / (1 + expl(gap));
     } else if (o->denominator == HEX_DENOMINATOR_OWN) {
-        d.own = 1 / t->positives;
-        d.log_neg = negative_shares(r, o, i, t) / t->positives;
+        d.mean_pos = 0;
+        d.own = -1 / (long double)t->positives;
+        d.neg = mean_own(r, o, i, t, true);
     } else {
-        d.log_neg = 1;
+        d.neg = 1;
     }
-    if (t->globals > 0) d.log_global = d.log_neg * exp(t->log_global - t->log_neg);
-    if (isinf(t->log_local)) return d;
-    double local = d.log_neg * exp(log(o->local_weight) + t->log_local - t->log_neg);
+    if (t->globals > 0) d.global = d.neg * expl(log_ratio(o, t->global, t->neg));
+    if (t->local.log == -INFINITY) return d;
+    long double local = d.neg * expl(log_ratio(o, times(o->local_weight, t->local), t->neg));
     if (t->floored) {
-        d.temperature = local / (tau * tau);
+        d.temperature = local / tau / tau;
     } else { /* d log(raw - debit) = (raw d log raw - debit d log debit) / (raw - debit) */
-        double gap = t->log_debit - t->log_raw;
-        d.log_raw = local / -expm1(gap);
-        d.log_pos -= d.log_raw * exp(gap);
+        long double gap = t->debit.log == -INFINITY ? -INFINITY : log_ratio(o, t->debit, t->raw);
+        d.raw = local / -expm1l(gap);
+        d.pos -= d.raw * expl(gap);
     }
     return d;
 }
 
-double hex_anchor_coefficient(const hex_settings *o, const hex_anchor *t, const hex_slopes *d, hex_set which,
-                              double s) {
-    if (which == GLOBAL) return d->log_global * exp(s - t->log_global);
-    if (which == HARD && d->log_raw != 0)
-        return d->log_raw * ((1 + o->beta) * exp((1 + o->beta) * s - t->log_a) - o->beta * exp(o->beta * s - t->log_b));
+double hex_anchor_coefficient(const hex_settings *o, const hex_anchor *t, const hex_slopes *d, hex_set which, double c) {
+    const hex_log one = {c, 0};   /* e^s */
+    if (which == GLOBAL) return (double)(d->global * expl(log_ratio(o, one, t->global)));
+    if (which == HARD && d->raw != 0) {   /* d log(A / B), A / B being 1 + excess */
+        long double x = above(o, c, t->top), weight = (o->beta == 0 ? 1 : expl(o->beta * x)) / t->weights;
+        long double mean = expl(t->raw.log) / t->hards;
+        return (double)(d->raw * weight * (expl(x) + o->beta * (expm1l(x) - t->excess)) / mean);
+    }
     if (which != POSITIVE) return 0;
-    double own = d->own != 0 ? d->own * exp(s - log_add(s, t->log_neg)) : 0;
-    return d->mean_pos / t->positives + d->log_pos * exp(s - t->log_pos) + own;
+    long double slope = d->mean_pos / t->positives + d->pos * expl(log_ratio(o, one, t->pos));
+    if (d->own != 0 && t->neg.log != -INFINITY) slope += d->own / (1 + expl(log_ratio(o, one, t->neg)));
+    return (double)slope;
 }

@@ -55,10 +55,10 @@ void hex_reference_measure(const hex_problem *problem, double quantile, bool neg
 
 /* ---- contrast ---- */
 
-/* dObjective/d of the ready rows, and of the temperature. */
+/* dObjective/d of the ready rows, times the temperature; and of the temperature. */
 typedef struct {
     double *anchors, *keys, *paired;
-    double temperature;
+    long double temperature;
 } sides;
 
 /* weight: dObjective/dL_i. r->cosines holds the anchor's. */
@@ -66,37 +66,38 @@ static void backward(const hex_ready *r, const hex_settings *o, int64_t i, const
                      sides *out) {
     hex_slopes d = {0};
     double *side = out->anchors + i * r->d;
+    long double product = 0;   /* sum of slope times cosine */
     if (!t->counts) return;
     if (!t->broken) d = hex_anchor_slopes(r, o, i, t);
     for (int64_t j = 0; j < r->n; j++) {
-        double s = r->cosines[j] / o->temperature, slope = NAN;
-        if (!t->broken) slope = weight * hex_anchor_coefficient(o, t, &d, hex_anchor_set(r, o, i, j), s);
+        double slope = NAN;
+        if (!t->broken) slope = weight * hex_anchor_coefficient(o, t, &d, hex_anchor_set(r, o, i, j), r->cosines[j]);
         for (int64_t c = 0; c < r->d; c++) {
-            side[c] += slope / o->temperature * r->keys[j * r->d + c];
-            out->keys[j * r->d + c] += slope / o->temperature * r->anchors[i * r->d + c];
+            side[c] += slope * r->keys[j * r->d + c];
+            out->keys[j * r->d + c] += slope * r->anchors[i * r->d + c];
         }
-        out->temperature -= slope * s / o->temperature;
+        product -= (long double)slope * r->cosines[j];
     }
     if (r->given->paired.data) {
-        double s = hex_ready_paired_cosine(r, i) / o->temperature, slope = NAN;
-        if (!t->broken) slope = weight * hex_anchor_coefficient(o, t, &d, POSITIVE, s);
+        double cosine = hex_ready_paired_cosine(r, i), slope = NAN;
+        if (!t->broken) slope = weight * hex_anchor_coefficient(o, t, &d, POSITIVE, cosine);
         for (int64_t c = 0; c < r->d; c++) {
-            side[c] += slope / o->temperature * r->paired[i * r->d + c];
-            out->paired[i * r->d + c] += slope / o->temperature * r->anchors[i * r->d + c];
+            side[c] += slope * r->paired[i * r->d + c];
+            out->paired[i * r->d + c] += slope * r->anchors[i * r->d + c];
         }
-        out->temperature -= slope * s / o->temperature;
+        product -= (long double)slope * cosine;
     }
-    out->temperature += weight * d.temperature;
+    out->temperature += product / o->temperature / o->temperature + weight * d.temperature;
 }
 
 /* From ready rows x to the given ones: x = row / max(norm, 1e-12). Adds into out. Below 1e-12 the divisor is
- * a constant, and there is nothing to project out. */
-static void through_rows(const double *gradient, const double *x, const double *norms, int64_t rows, int64_t d,
-                         bool normalize, double *out) {
+ * a constant, and there is nothing to project out. gradient: times the temperature. */
+static void through_rows(const double *gradient, const double *x, const long double *norms, int64_t rows, int64_t d,
+                         bool normalize, double temperature, double *out) {
     for (int64_t i = 0; i < rows; i++) {
-        double radial = normalize && !(norms[i] < 1e-12) ? hex_ready_dot(gradient + i * d, x + i * d, d) : 0;
-        double length = normalize ? fmax(norms[i], 1e-12) : 1;
-        for (int64_t j = 0; j < d; j++) out[i * d + j] += (gradient[i * d + j] - radial * x[i * d + j]) / length;
+        long double radial = normalize && !(norms[i] < 1e-12L) ? hex_ready_dot(gradient + i * d, x + i * d, d) : 0;
+        long double length = (normalize ? fmaxl(norms[i], 1e-12L) : 1) * temperature;
+        for (int64_t j = 0; j < d; j++) out[i * d + j] += (double)((gradient[i * d + j] - radial * x[i * d + j]) / length);
     }
 }
 
@@ -149,17 +150,17 @@ static void contrast_batch(hex_ready *r, const hex_settings *o, const double *gr
     }
 }
 
-static void gradients_of(const hex_ready *r, const sides *in, const hex_gradients *out) {
+static void gradients_of(const hex_ready *r, const sides *in, double tau, const hex_gradients *out) {
     const hex_problem *p = r->given;
     double *key_side = p->keys.data ? out->keys : out->anchors;
     fill(out->anchors, r->m * r->d, 0);
     fill(out->keys, r->n * r->d, 0);
     fill(out->paired, r->m * r->d, 0);
-    if (out->anchors) through_rows(in->anchors, r->anchors, r->anchor_norms, r->m, r->d, p->normalize, out->anchors);
+    if (out->anchors) through_rows(in->anchors, r->anchors, r->anchor_norms, r->m, r->d, p->normalize, tau, out->anchors);
     if (key_side) through_rows(in->keys, r->keys, r->key_norms, r->n, r->d,
-                               p->keys.data ? p->normalize_keys : p->normalize, key_side);
-    if (out->paired) through_rows(in->paired, r->paired, r->paired_norms, r->m, r->d, p->normalize, out->paired);
-    if (out->temperature) *out->temperature = in->temperature;
+                               p->keys.data ? p->normalize_keys : p->normalize, tau, key_side);
+    if (out->paired) through_rows(in->paired, r->paired, r->paired_norms, r->m, r->d, p->normalize, tau, out->paired);
+    if (out->temperature) *out->temperature = (double)in->temperature;
 }
 
 /* Without memory: everything that was asked for. */
@@ -187,7 +188,7 @@ void hex_reference_contrast(const hex_problem *problem, const hex_settings *sett
     if (out.anchors && out.keys && out.paired) {
         contrast_batch(&r, settings, grad, losses, gradients ? &out : NULL);
         if (batch_stats) batch_statistics(&r, settings, batch_stats);
-        if (gradients) gradients_of(&r, &out, gradients);
+        if (gradients) gradients_of(&r, &out, settings->temperature, gradients);
     } else {
         all_nan(problem, settings, losses, batch_stats, gradients);
     }

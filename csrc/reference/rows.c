@@ -1,6 +1,7 @@
 /* rows.c: rows made ready, and who is compared with whom. */
 #include "reference.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -9,24 +10,39 @@ static double element(const hex_matrix *x, int64_t i, int64_t j) {
 }
 
 double hex_ready_dot(const double *x, const double *y, int64_t d) {
-    double sum = 0;
-    for (int64_t j = 0; j < d; j++) sum += x[j] * y[j];
-    return sum;
+    long double sum = 0;
+    for (int64_t j = 0; j < d; j++) sum += (long double)x[j] * y[j];
+    return (double)sum;
 }
 
-/* One row into out; its length is returned. Whether it can be computed with: the row, and its length, are finite. */
-static double ready_row(const hex_matrix *x, int64_t i, bool normalize, double *out, bool *finite) {
+/* One row into out; its length, which no double may hold, is returned. finite: the row is. */
+static long double ready_row(const hex_matrix *x, int64_t i, bool normalize, double *out, bool *finite) {
+    long double squares = 0;
     *finite = true;
     for (int64_t j = 0; j < x->cols; j++) {
         out[j] = element(x, i, j);
+        squares += (long double)out[j] * out[j];
         if (!isfinite(out[j])) *finite = false;
     }
-    double norm = sqrt(hex_ready_dot(out, out, x->cols));
-    if (!normalize) return norm;
-    if (!isfinite(norm)) *finite = false;
-    for (int64_t j = 0; j < x->cols; j++) out[j] /= fmax(norm, 1e-12);
+    long double norm = sqrtl(squares);
+    for (int64_t j = 0; normalize && j < x->cols; j++) out[j] = (double)(out[j] / fmaxl(norm, 1e-12L));
     return norm;
 }
+
+static long double *lengths(int64_t count) { return malloc(sizeof(long double) * (size_t)count); }
+
+/* The longest of the rows as they are ready. */
+static long double longest(const long double *norms, int64_t rows, bool normalize) {
+    long double most = normalize ? 1 : 0;
+    for (int64_t i = 0; !normalize && i < rows; i++) most = fmaxl(most, norms[i]);
+    return most;
+}
+
+/* Rows of length 1, but for what rounding to double has made of them. */
+static bool is_unit(long double one, long double other) { return one * other <= 1 + 16 * 0x1p-52L; }
+
+/* Can the product of two rows of these lengths, or a part of its sum, leave double? */
+static bool may_overflow(long double one, long double other) { return one * other > 0.9L * DBL_MAX; }
 
 static double *doubles(int64_t count) { return malloc(sizeof(double) * (size_t)count); }
 
@@ -41,7 +57,7 @@ bool hex_ready_make(hex_ready *r, const hex_problem *p) {
     *r = (hex_ready){.given = p, .m = p->anchors.rows, .n = keys->rows, .d = p->anchors.cols};
     r->self_offset = p->keys.data ? p->self_offset : 0;
     r->anchors = doubles(r->m * r->d), r->keys = doubles(r->n * r->d), r->paired = doubles(r->m * r->d);
-    r->anchor_norms = doubles(r->m), r->key_norms = doubles(r->n), r->paired_norms = doubles(r->m);
+    r->anchor_norms = lengths(r->m), r->key_norms = lengths(r->n), r->paired_norms = lengths(r->m);
     r->broken = malloc(sizeof(bool) * (size_t)r->m), r->cosines = doubles(r->n);
     if (!r->anchors || !r->keys || !r->paired || !r->anchor_norms || !r->key_norms || !r->paired_norms || !r->broken ||
         !r->cosines) {
@@ -49,20 +65,26 @@ bool hex_ready_make(hex_ready *r, const hex_problem *p) {
         return false;
     }
     bool finite, keys_finite = true;
+    const bool normalize_keys = p->keys.data ? p->normalize_keys : p->normalize;
     for (int64_t j = 0; j < r->n; j++) {
-        r->key_norms[j] = ready_row(keys, j, p->keys.data ? p->normalize_keys : p->normalize, r->keys + j * r->d, &finite);
+        r->key_norms[j] = ready_row(keys, j, normalize_keys, r->keys + j * r->d, &finite);
         keys_finite &= finite;
     }
+    const long double key = longest(r->key_norms, r->n, normalize_keys);
     r->finite = true;
     for (int64_t i = 0; i < r->m; i++) {
         r->anchor_norms[i] = ready_row(&p->anchors, i, p->normalize, r->anchors + i * r->d, &finite);
-        r->broken[i] = !keys_finite || !finite;
+        const long double length = p->normalize ? 1 : r->anchor_norms[i];
+        r->broken[i] = !keys_finite || !finite || may_overflow(length, key);
         if (p->paired.data) {
             r->paired_norms[i] = ready_row(&p->paired, i, p->normalize, r->paired + i * r->d, &finite);
-            r->broken[i] |= !finite;
+            r->broken[i] |= !finite || may_overflow(length, p->normalize ? 1 : r->paired_norms[i]);
         }
         r->finite &= !r->broken[i];
     }
+    long double anchor = longest(r->anchor_norms, r->m, p->normalize);
+    r->unit = is_unit(anchor, key);
+    r->unit_paired = p->paired.data && is_unit(anchor, longest(r->paired_norms, r->m, p->normalize));
     return true;
 }
 
@@ -78,11 +100,13 @@ int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j) {
     return -1;
 }
 
-void hex_ready_cosines(const hex_ready *r, int64_t i) {
-    for (int64_t j = 0; j < r->n; j++)
-        r->cosines[j] = r->broken[i] ? NAN : hex_ready_dot(r->anchors + i * r->d, r->keys + j * r->d, r->d);
+static double cosine(const hex_ready *r, int64_t i, const double *other, bool unit) {
+    double c = r->broken[i] ? NAN : hex_ready_dot(r->anchors + i * r->d, other, r->d);
+    return unit && c > 1 ? 1 : unit && c < -1 ? -1 : c;
 }
 
-double hex_ready_paired_cosine(const hex_ready *r, int64_t i) {
-    return r->broken[i] ? NAN : hex_ready_dot(r->anchors + i * r->d, r->paired + i * r->d, r->d);
+void hex_ready_cosines(const hex_ready *r, int64_t i) {
+    for (int64_t j = 0; j < r->n; j++) r->cosines[j] = cosine(r, i, r->keys + j * r->d, r->unit);
 }
+
+double hex_ready_paired_cosine(const hex_ready *r, int64_t i) { return cosine(r, i, r->paired + i * r->d, r->unit_paired); }

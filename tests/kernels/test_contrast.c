@@ -7,7 +7,7 @@ typedef struct {
     void *values, *row, *col, *scratch;
     hex_code *codes, *col_codes;
     uint8_t *special;
-    double *row_log_neg, *col_log_neg;
+    double *row_neg, *col_neg;
     hex_tile tile;
     hex_sides sides;
 } problem;
@@ -15,18 +15,24 @@ typedef struct {
 typedef struct {
     int codes;               /* 0: all negatives; 1: the same classes for both sides; 2: an asymmetric relation */
     bool both, shared;
-    double inv_tau, beta;
+    double inv_tau, beta, bound;
     bool one_threshold;      /* as where exponentials are kept */
     int mixed;               /* 1: hierarchical negatives are in some of the later rows only; 2: in all but those */
 } setting;
 
 typedef enum { GLOBAL, HARD, POSITIVE, OTHER } class;
 
+/* As the kernels see it. */
+static double cosine_of(const hex_kernels *k, const problem *q, int64_t at) {
+    double c = get(k, q->values, at), bound = q->sides.shared_shift ? INFINITY : rounded(k, q->sides.bound);
+    return c > bound ? bound : c < -bound ? -bound : c;
+}
+
 static class class_of(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row) {
     const hex_code *codes = is_row ? q->tile.codes : q->tile.col_codes;
     int code = codes ? codes[at] : -1;
     double eps = get(k, is_row ? q->row : q->col, HEX_P_EPS * q->ld + anchor);
-    return code > 0 ? POSITIVE : code == 0 ? OTHER : get(k, q->values, at) > eps ? HARD : GLOBAL;
+    return code > 0 ? POSITIVE : code == 0 ? OTHER : cosine_of(k, q, at) > eps ? HARD : GLOBAL;
 }
 
 static double parameter(const hex_kernels *k, const problem *q, int which, int64_t anchor, bool is_row) {
@@ -43,7 +49,7 @@ static int64_t position(const hex_kernels *k, const problem *q, int64_t i, int64
         for (int64_t j = 0; j < (q)->cols; j++)                                         \
             for (int side = 0; side < ((q)->sides.col ? 2 : 1); side++)
 
-/* Shifts as the core sets them: one number, or each class's own largest logit. */
+/* Shifts as the core sets them: one logit, or each class's own largest cosine. */
 static void fill_shifts(const hex_kernels *k, problem *q, const setting *s) {
     const int which[] = {HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P};
     for (int64_t i = 0; i < 3 * q->ld; i++) {
@@ -56,8 +62,8 @@ static void fill_shifts(const hex_kernels *k, problem *q, const setting *s) {
         class kind = class_of(k, q, at, anchor, side == 0);
         if (kind == OTHER) continue;
         void *params = side ? q->col : q->row;
-        double logit = get(k, q->values, at) * q->sides.inv_tau;
-        if (logit > get(k, params, which[kind] * q->ld + anchor)) put(k, params, which[kind] * q->ld + anchor, logit);
+        double c = cosine_of(k, q, at);
+        if (c > get(k, params, which[kind] * q->ld + anchor)) put(k, params, which[kind] * q->ld + anchor, c);
     }
     for (int64_t i = 0; i < 3 * q->ld; i++) {
         if (get(k, q->row, HEX_P_SHIFT_G * q->ld + i) == -INFINITY) put(k, q->row, HEX_P_SHIFT_G * q->ld + i, 0);
@@ -68,13 +74,13 @@ static void fill_shifts(const hex_kernels *k, problem *q, const setting *s) {
 static void fill_weights(const hex_kernels *k, problem *q) {
     for (int64_t i = 0; i < q->ld; i++)
         for (int which = HEX_P_GG; which < HEX_PARAMS; which++) {
-            bool own = which == HEX_P_OWN;
-            put(k, q->row, which * q->ld + i, own ? q->sides.inv_tau * uniform(-1, 1.2) : uniform(-1, 1));
-            put(k, q->col, which * q->ld + i, own ? q->sides.inv_tau * uniform(-1, 1.2) : uniform(-1, 1));
+            const double size = which == HEX_P_OWN ? 5 : 1;
+            put(k, q->row, which * q->ld + i, size * uniform(-1, 1));
+            put(k, q->col, which * q->ld + i, size * uniform(-1, 1));
         }
-    for (int64_t i = 0; i < q->ld; i++) {
-        q->row_log_neg[i] = q->sides.inv_tau * uniform(-1, 1.2);
-        q->col_log_neg[i] = q->sides.inv_tau * uniform(-1, 1.2);
+    for (int64_t i = 0; i < 2 * q->ld; i++) {
+        q->row_neg[i] = (i < q->ld ? 5 : 1) * uniform(-1, 1);
+        q->col_neg[i] = (i < q->ld ? 5 : 1) * uniform(-1, 1);
     }
 }
 
@@ -85,14 +91,14 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
                  .col = room(k, HEX_PARAMS * ld, 0), .scratch = room(k, hex_scratch_elements(rows, cols), 3),
                  .codes = calloc((size_t)count, 1), .col_codes = calloc((size_t)count, 1),
                  .special = calloc((size_t)(count / p), 1),
-                 .row_log_neg = doubles(ld, 0), .col_log_neg = doubles(ld, 0)};
+                 .row_neg = doubles(2 * ld, 0), .col_neg = doubles(2 * ld, 0)};
     if (!q.codes || !q.col_codes || !q.special) abort();
     draw_codes(k, rows, cols, stride, s->codes == 2, q.codes, q.col_codes, q.special);
     q.tile = (hex_tile){q.values, stride, rows, cols, q.codes, s->codes == 2 ? q.col_codes : q.codes, q.special};
     if (!s->codes) q.tile.codes = q.tile.col_codes = NULL, q.tile.special = NULL;
     q.sides = (hex_sides){.inv_tau = rounded(k, s->inv_tau), .beta = s->beta, .shared_shift = s->shared,
-                          .power = s->shared ? ceil(s->inv_tau * HEX_LOG2_E) : 0, .row = q.row, .col = s->both ? q.col : NULL,
-                          .ld = ld, .row_log_neg = q.row_log_neg, .col_log_neg = s->both ? q.col_log_neg : NULL,
+                          .power = s->shared ? ceil(s->inv_tau * HEX_LOG2_E) : 0, .bound = s->bound, .row = q.row, .col = s->both ? q.col : NULL,
+                          .ld = ld, .row_neg = q.row_neg, .col_neg = s->both ? q.col_neg : NULL,
                           .scratch = q.scratch};
     /* thresholds everywhere; high, where most vectors are global; or low, where most are hierarchical */
     const int kind = below(3);
@@ -123,30 +129,40 @@ static problem make_problem(const hex_kernels *k, const setting *s) {
 static void free_problem(problem *q) {
     free(q->values), free(q->row), free(q->col), free(q->scratch), free(q->codes), free(q->col_codes);
     free(q->special);
-    free(q->row_log_neg), free(q->col_log_neg);
+    free(q->row_neg), free(q->col_neg);
 }
 
-/* 3 classes, 2 sides, 4 betas, 3 kinds of mixtures, 3 temperatures */
-enum { SETTINGS = 216 };
+/* 3 classes, 2 sides, 5 betas, 3 kinds of mixtures, 4 temperatures */
+enum { SETTINGS = 360 };
 
-/* Temperatures for which one shift serves, and those whose e^s no number of T can hold. */
+/* Temperatures for which one shift serves, those whose e^s no number of T can hold, and the smallest. */
 static int settings_of(const hex_kernels *k, setting *out) {
-    const double betas[] = {0, 1, 0.5, 2.5}, cold = k->size == 4 ? 120 : 900;
+    const double betas[] = {0, 1, 0.5, 2.5, 1000}, cold = k->size == 4 ? 120 : 900, coldest = 1 / smallest(k);
     int count = 0;
-    for (int n = 0; n < SETTINGS / 3; n++) {
-        const int codes = n % 3, both = n / 3 % 2, mixed = n / 24;
-        const double beta = betas[n / 6 % 4], mild = 60 / (2 + 2 * beta);   /* (2 + 2 beta) inv_tau stays below the table's limit */
-        out[count++] = (setting){codes, both, true, mild < 10 ? mild : 10, beta, false, mixed};
-        out[count++] = (setting){codes, both, false, 10, beta, false, mixed};
-        out[count++] = (setting){codes, both, false, cold, beta, false, mixed};
+    for (int n = 0; n < SETTINGS / 4; n++) {
+        const int codes = n % 3, both = n / 3 % 2, mixed = n / 30;
+        const double beta = betas[n / 6 % 5], mild = 60 / (2 + 2 * beta);   /* (2 + 2 beta) inv_tau stays below the table's limit */
+        const double bound = n % 2 ? 0.875 : INFINITY;   /* a float, too */
+        if (beta <= HEX_STEEP) out[count++] = (setting){codes, both, true, mild < 10 ? mild : 10, beta, INFINITY, false, mixed};
+        out[count++] = (setting){codes, both, false, 10, beta, bound, false, mixed};
+        out[count++] = (setting){codes, both, false, cold, beta, bound, false, mixed};
+        out[count++] = (setting){codes, both, false, coldest, beta, bound, false, mixed};
     }
     return count;
 }
 
-/* How far an exponential of T may be off, as a share of it: the exponent is a difference of two numbers up to
- * (1 + beta) inv_tau, each rounded, and e's own error is a unit or two. */
+/* How far an exponential of T may be off, as a share of it: of a shared shift the exponent is a difference of two numbers up to
+ * (1 + beta) inv_tau, each rounded; else it is itself rounded twice, and where it is below -100 (float) or -800 (double) nothing
+ * is left of e. e's own error is a unit or two. */
 static double exponential_error(const hex_kernels *k, const problem *q) {
-    return (6 * (1 + q->sides.beta) * q->sides.inv_tau + 8) * epsilon(k);
+    const double size = q->sides.shared_shift ? (1 + q->sides.beta) * q->sides.inv_tau : k->size == 4 ? 100 : 800;
+    return (6 * size + 8) * epsilon(k);
+}
+
+/* x of an element of a class. */
+static double exponent(const hex_kernels *k, const problem *q, int64_t at, class kind, int64_t anchor, bool is_row) {
+    double shift = get(k, is_row ? q->row : q->col, (HEX_P_SHIFT_G + (int)kind) * q->ld + anchor), c = cosine_of(k, q, at);
+    return q->sides.shared_shift ? c * q->sides.inv_tau - shift : (c - shift) * q->sides.inv_tau;
 }
 
 void test_maxima(const hex_kernels *k) {
@@ -163,7 +179,7 @@ void test_maxima(const hex_kernels *k) {
             class kind = class_of(k, &q, at, anchor, side == 0);
             if (kind == OTHER) continue;
             int64_t slot = index[kind] * q.ld + anchor;
-            put(k, top[side], slot, fmax(get(k, top[side], slot), get(k, q.values, at)));
+            put(k, top[side], slot, fmax(get(k, top[side], slot), cosine_of(k, &q, at)));
         }
         for (int64_t i = 0; i < HEX_MAXIMA * q.ld; i++)
             for (int side = 0; side < (s[n].both ? 2 : 1); side++) {
@@ -178,20 +194,20 @@ void test_maxima(const hex_kernels *k) {
 /* Adds one element's terms to the sums of its anchor; sizes get their absolute values. */
 static void add_terms(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row, double *sums,
                       double *sizes) {
-    const double c = get(k, q->values, at), s = c * q->sides.inv_tau, beta = q->sides.beta;
+    const double c = cosine_of(k, q, at), beta = q->sides.beta;
     class kind = class_of(k, q, at, anchor, is_row);
     double term[HEX_SUMS] = {0};
-    double shift = kind == OTHER ? 0 : parameter(k, q, HEX_P_SHIFT_G + (int)kind, anchor, is_row);
-    if (kind == GLOBAL) term[HEX_S_GLOBAL] = exp(s - shift);
+    double x = kind == OTHER ? 0 : exponent(k, q, at, kind, anchor, is_row);
+    if (kind == GLOBAL) term[HEX_S_GLOBAL] = exp(x);
     if (kind == HARD) {
-        term[HEX_S_HARD_A] = exp((1 + beta) * (s - shift));
-        term[HEX_S_HARD_B] = exp(beta * (s - shift));
+        term[HEX_S_HARD_B] = beta == 0 ? 1 : exp(beta * x);
+        term[HEX_S_HARD_A] = term[HEX_S_HARD_B] * (beta > HEX_STEEP ? expm1(x) : exp(x));
         term[HEX_S_HARD_N] = 1;
         term[HEX_S_HARD_C] = c;
     }
     if (kind == POSITIVE) {
-        term[HEX_S_POS] = exp(s - shift);
-        term[HEX_S_POS_C] = c;
+        term[HEX_S_POS] = exp(x);
+        term[HEX_S_POS_C] = q->sides.shared_shift ? c : c - parameter(k, q, HEX_P_SHIFT_P, anchor, is_row);
     }
     if (kind == POSITIVE || kind == OTHER) term[HEX_S_OTHER_C] = c;
     for (int t = 0; t < HEX_SUMS; t++) {
@@ -236,15 +252,15 @@ void test_own(const hex_kernels *k) {
         EACH_ELEMENT_AND_SIDE(&q) {
             int64_t at = position(k, &q, i, j), anchor = side ? j : i;
             if (class_of(k, &q, at, anchor, side == 0) != POSITIVE) continue;
-            double logit = get(k, q.values, at) * q.sides.inv_tau;
-            double other = (side ? q.col_log_neg : q.row_log_neg)[anchor];
-            double top = fmax(logit, other);
-            sums[side][anchor] += top + log(exp(logit - top) + exp(other - top));
-            sums[side][q.ld + anchor] += exp(other - top) / (exp(logit - top) + exp(other - top));
+            const double *neg = side ? q.col_neg : q.row_neg;
+            double gap = (cosine_of(k, &q, at) - neg[q.ld + anchor]) * q.sides.inv_tau - neg[anchor];
+            sums[side][anchor] += gap > 0 ? log1p(exp(-gap)) : log(exp(gap) + 1) - gap;
+            sums[side][q.ld + anchor] += gap > 0 ? exp(-gap) / (1 + exp(-gap)) : 1 / (exp(gap) + 1);
         }
         for (int64_t i = 0; i < 2 * q.ld; i++)
-            for (int side = 0; side < 2; side++)   /* all in double: up to 80 terms up to 1.2 inv_tau */
-                CHECK(fabs(found[side][i] - sums[side][i]) <= 1e-13 * q.sides.inv_tau, "side %d: %g, not %g", side,
+            for (int side = 0; side < 2; side++)   /* all in double: up to 80 terms up to 2 inv_tau + 5 */
+                CHECK(found[side][i] == sums[side][i] /* infinity */ ||
+                          fabs(found[side][i] - sums[side][i]) <= 1e-13 * (q.sides.inv_tau + 5), "side %d: %g, not %g", side,
                       found[side][i], sums[side][i]);
         for (int side = 0; side < 2; side++) free(found[side]), free(sums[side]);
         free_problem(&q);
@@ -255,18 +271,19 @@ void test_own(const hex_kernels *k) {
 static double coefficient(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row,
                           double *size) {
 #define PARAM(which) parameter(k, q, which, anchor, is_row)
-    const double s = get(k, q->values, at) * q->sides.inv_tau, beta = q->sides.beta;
+    const double c = cosine_of(k, q, at), beta = q->sides.beta;
     class kind = class_of(k, q, at, anchor, is_row);
-    double part[3] = {0};
-    if (kind == GLOBAL) part[0] = PARAM(HEX_P_GG) * exp(s - PARAM(HEX_P_SHIFT_G));
+    double x = kind == OTHER ? 0 : exponent(k, q, at, kind, anchor, is_row), part[3] = {0};
+    if (kind == GLOBAL) part[0] = PARAM(HEX_P_GG) * exp(x);
     if (kind == HARD) {
-        part[0] = PARAM(HEX_P_H1) * exp((1 + beta) * (s - PARAM(HEX_P_SHIFT_H)));
-        part[1] = -PARAM(HEX_P_H2) * exp(beta * (s - PARAM(HEX_P_SHIFT_H)));
+        double weight = beta == 0 ? 1 : exp(beta * x), steep = PARAM(HEX_P_H1) * weight;
+        part[0] = beta > HEX_STEEP ? steep * (exp(x) + beta * expm1(x)) : PARAM(HEX_P_H1) * weight * exp(x);
+        part[1] = beta > HEX_STEEP ? -steep * beta * PARAM(HEX_P_H2) : -PARAM(HEX_P_H2) * weight;
     }
     if (kind == POSITIVE) {
         part[0] = PARAM(HEX_P_PA);
-        part[1] = PARAM(HEX_P_PB) * exp(s - PARAM(HEX_P_SHIFT_P));
-        part[2] = PARAM(HEX_P_PO) / (1 + exp(PARAM(HEX_P_OWN) - s));
+        part[1] = PARAM(HEX_P_PB) * exp(x);
+        part[2] = PARAM(HEX_P_PO) / (1 + exp((c - PARAM(HEX_P_OWN_TOP)) * q->sides.inv_tau - PARAM(HEX_P_OWN)));
     }
     *size += fabs(part[0]) + fabs(part[1]) + fabs(part[2]);
     return part[0] + part[1] + part[2];
@@ -292,8 +309,8 @@ void test_coefficients(const hex_kernels *k) {
                 }
                 sum += exact * get(k, q.values, at);
                 sum_size += size;
-                /* padding: exactly zero; elsewhere each of up to four exponentials may have vanished */
-                double error = exponential_error(k, &q) * size + (size > 0 ? 4 * smallest(k) : 0);
+                /* padding: exactly zero; elsewhere each of up to four exponentials, times beta, may have vanished */
+                double error = exponential_error(k, &q) * size + (size > 0 ? 4 * (1 + s[n].beta) * smallest(k) : 0);
                 CHECK(fabs(found - exact) <= error, "(%lld, %lld): %g, not %g (tau 1/%g, beta %g)",
                       (long long)i, (long long)j, found, exact, s[n].inv_tau, s[n].beta);
             }

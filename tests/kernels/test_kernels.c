@@ -135,6 +135,20 @@ void test_exponential(const hex_kernels *k) {
     free(x), free(e);
 }
 
+void test_less_one(const hex_kernels *k) {
+    const double lowest = k->size == 4 ? -87.336 : -708.39;
+    const int64_t count = EXPONENTS / k->panel * k->panel;
+    void *x = draw_exponents(k, count, lowest), *e = room(k, count, 0);
+    const double special[] = {0, -0.0, NAN, -INFINITY, lowest - 0.01, -1e30, -1e-30, lowest};
+    for (int i = 0; i < 8; i++) put(k, x, i, special[i]);
+    k->less_one(x, count, e);
+    CHECK(get(k, e, 0) == 0 && get(k, e, 1) == 0, "e^0 - 1 is %g", get(k, e, 0));
+    CHECK(isnan(get(k, e, 2)), "e^NaN - 1 is %g", get(k, e, 2));
+    for (int i = 3; i < 6; i++) CHECK(get(k, e, i) == -1, "e^%g - 1 is %g", special[i], get(k, e, i));
+    check_ulps(k, "-1 + e", expm1l, x, e, 6, count, 2);   /* as simd.h says */
+    free(x), free(e);
+}
+
 void test_power(const hex_kernels *k) {
     const double lowest = k->size == 4 ? -125 : -1021, bound = k->size == 4 ? 1.4 : 1.5;   /* as simd.h says */
     const int64_t count = EXPONENTS / k->panel * k->panel;
@@ -224,7 +238,7 @@ static const struct {
     const char *name;
     test *run;
 } tests[] = {
-    {"product", test_product}, {"mirror", test_mirror}, {"exponential", test_exponential}, {"power", test_power}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
+    {"product", test_product}, {"mirror", test_mirror}, {"exponential", test_exponential}, {"less_one", test_less_one}, {"power", test_power}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
