@@ -1,9 +1,10 @@
 """The losses in plain PyTorch: readable, differentiable, on any device and in any float dtype.
 
 This is what runs for tensors that are not on the CPU, and what the compiled core is tested against. Every sum of
-exponentials is kept as its logarithm, taken relative to the maximum of its own set, so no temperature overflows or
-underflows; a set that may be empty is masked before the operation that could not bear it, so that neither values nor
-gradients meet `inf - inf`. Nothing waits for the device. Arguments are taken as valid.
+exponentials is kept as its logarithm, taken relative to the maximum of its own set, and every logarithm relative to the
+logit of a cosine (`_Log`): logits may be so large that they keep no digits of their differences, of which the losses are
+made. A set that may be empty is masked before the operation that could not bear it, so that neither values nor gradients
+meet `inf - inf`. Nothing waits for the device. Arguments are taken as valid.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from hexssl.validation import full_precision
 
 CHUNK_BYTES = 64 * 2**20
+STEEP = 64.0  # as HEX_STEEP in csrc/kernels/kernels.h
 
 
 class _Problem(NamedTuple):
@@ -33,7 +35,23 @@ class _Problem(NamedTuple):
     relation: Tensor | None     # (M, N)
     self_offset: int            # -1: no key is an anchor
     broken: Tensor              # (M,) bool: something the anchor's loss depends on is not finite
+    bound: Tensor               # 0-d: 1 where rows are of length 1 but for rounding, and cosines are cut to +-1; else inf
+    paired_bound: Tensor
     wide: torch.dtype           # for statistics: float64 where the device has it
+
+
+class _Log(NamedTuple):
+    """log of a positive number, of which ``top / tau`` is left out. (m,) each; -inf: the number is 0."""
+
+    top: Tensor                 # a cosine, without gradient
+    rest: Tensor
+
+    def less(self, other: _Log, inverse: Tensor) -> Tensor:
+        """log of the quotient. Where both are 0 it is meaningless."""
+        return (self.top - other.top) * inverse + (self.rest - other.rest)
+
+    def plus(self, number: float | Tensor) -> _Log:
+        return _Log(self.top, self.rest + number)
 
 
 class Form(NamedTuple):
@@ -71,9 +89,11 @@ def hex_loss(
     self_offset : int, optional
         Key ``i + self_offset`` is anchor ``i`` itself: neither positive nor negative.
     threshold : float, 0-d or (M,) tensor, optional
-        Negatives with a cosine above it are hierarchical. None: there are none.
+        Negatives with a cosine above it are hierarchical; of rows of length 1 none where it is >= 1, all where it is < -1. None:
+        there are none.
     temperature : float or 0-d tensor
-        Positive; a tensor may require grad, and one that is not positive gives a NaN loss.
+        Positive; a tensor may require grad, and one that is not positive, below the smallest normal number of the dtype to
+        compute in, or infinite gives a NaN loss.
     beta, tau_plus, local_weight : float
         Concentration (>= 0), class prior ([0, 1)) and weight (>= 0) of the hierarchical negatives.
     formulation : {"weighted", "released"}
@@ -109,12 +129,11 @@ def hex_loss(
     with full_precision(anchors.device):
         problem = _problem(anchors, keys, paired, groups, key_groups, relation, self_offset, normalize,
                            normalize_keys)
-        tau = _scalar(temperature, problem.anchors)
+        inverse = inverse_of(temperature, problem.anchors, problem.wide)
         epsilon = _thresholds(threshold, problem)
         form = Form(beta, tau_plus, local_weight, formulation, positives, denominator)
-        tau = tau * torch.where(tau > 0, 1.0, nan).to(tau.dtype)
         losses, valid, sums = _by_chunks(
-            lambda first, last: _contrast_rows(problem, form, tau, epsilon, first, last), problem, chunk_rows)
+            lambda first, last: _contrast_rows(problem, form, inverse, epsilon, first, last), problem, chunk_rows)
         stats = _batch_stats(problem, threshold, valid, sums.sum(0))
         if reduction == "none":
             return losses, stats
@@ -175,39 +194,83 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         groups = torch.arange(m, device=anchors.device)
         groups, key_groups = (groups % max(m // 2, 1), None) if keys is None else (
             groups, torch.arange(n, device=anchors.device))
-    rows, finite = ready(anchors, dtype, wide, normalize)
-    key_rows, key_finite = (rows, finite) if keys is None else ready(
+    rows, finite, lengths = ready(anchors, dtype, wide, normalize)
+    key_rows, key_finite, key_lengths = (rows, finite, lengths) if keys is None else ready(
         keys, dtype, wide, normalize if normalize_keys is None else normalize_keys)
-    broken = ~finite | ~key_finite.all()
+    bound = paired_bound = _bound(lengths, key_lengths, anchors.dtype)
+    broken = ~finite | ~key_finite.all() | _may_overflow(lengths, key_lengths.max(), dtype)
     if paired is not None:
-        paired, paired_finite = ready(paired, dtype, wide, normalize)
-        broken = broken | ~paired_finite
+        paired, paired_finite, paired_lengths = ready(paired, dtype, wide, normalize)
+        broken = broken | ~paired_finite | _may_overflow(lengths, paired_lengths, dtype)
+        paired_bound = _bound(lengths, paired_lengths, anchors.dtype)
     if self_offset is None:
         self_offset = 0 if keys is None else -1
     # A broken anchor's cosines become NaN, and with them the gradients of all that it touches.
     rows = rows * torch.where(broken, nan, 1.0).to(dtype)[:, None]
     return _Problem(rows, key_rows, paired, groups, groups if keys is None else key_groups, relation, self_offset,
-                    broken, wide)
+                    broken, bound, paired_bound, wide)
 
 
-def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Rows to compute with, and which are finite: (rows, D), (rows,) bool. Lengths are taken in the wide dtype, where
-    squares of float32 cannot overflow; a float64 row whose length overflows counts as not finite."""
-    if not normalize:
-        return rows.to(dtype), rows.detach().isfinite().all(1)
-    rows = rows.to(wide)
-    return unit_rows(rows, dim=1, eps=1e-12).to(dtype), rows.detach().norm(dim=1).isfinite()
+def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows to compute with, which are finite, and how long they are then: (rows, D), (rows,) bool, (rows,). Lengths are
+    taken in the wide dtype, of large rows after a power of two that keeps their squares from overflowing."""
+    finite, rows = rows.detach().isfinite().all(1), rows.to(wide)
+    large, scale = (2.0**500, 2.0**-520) if wide == torch.float64 else (2.0**60, 2.0**-70)
+    shortened = rows.detach().abs().amax(1, keepdim=True) > large
+    if normalize:
+        rows = unit_rows(torch.where(shortened, rows * scale, rows), dim=1, eps=1e-12)
+        return rows.to(dtype), finite, torch.ones_like(finite, dtype=wide)
+    lengths = torch.where(shortened, rows.detach() * scale, rows.detach()).norm(dim=1)
+    return rows.to(dtype), finite, torch.where(shortened[:, 0], lengths / scale, lengths)
 
 
-def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """0-d, of the dtype and device of `like`; a fill where a copy from the host would wait."""
-    return value.to(like.dtype) if isinstance(value, Tensor) else like.new_full((), value)
+def _bound(lengths: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `_Problem`. Rows that somebody made of length 1 are off by some units in the last place, as in csrc/core/measure.c."""
+    slack = (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
+    longest, other = (torch.where(each.isfinite(), each, 0).max() for each in (lengths, others))
+    return torch.where(longest * other <= 1 + slack, 1.0, inf).to(lengths.dtype)
+
+
+def _may_overflow(lengths: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether the product of two rows, or a part of its sum, may leave the number format. (M,)"""
+    return lengths * others > 0.9 * torch.finfo(dtype).max
+
+
+def inverse_of(temperature: float | Tensor, like: Tensor, wide: torch.dtype) -> Tensor:
+    """1 / temperature, 0-d, of the dtype and device of `like`; NaN for what is no temperature, or has no inverse there."""
+    dtype = like.dtype
+    if not isinstance(temperature, Tensor):
+        return like.new_full((), 1 / temperature if torch.finfo(dtype).tiny <= temperature < inf else nan)
+    tau = temperature.to(wide)
+    accepted = (tau >= torch.finfo(dtype).tiny) & (tau < inf)
+    return (1 / (tau * torch.where(accepted, 1.0, nan).to(tau.dtype))).to(dtype)
 
 
 def _thresholds(threshold: float | Tensor | None, problem: _Problem) -> Tensor:
-    """(M, 1)."""
-    epsilon = _scalar(inf if threshold is None else threshold, problem.anchors).detach()
-    return epsilon.reshape(-1, 1).expand(problem.anchors.shape[0], 1)
+    """(M, 1), as `exceeded` has them."""
+    if isinstance(threshold, Tensor):
+        epsilon = threshold.detach().to(problem.wide)
+    else:
+        epsilon = problem.bound.new_full((), inf if threshold is None else threshold)
+    narrow = exceeded(epsilon, problem.bound, problem.anchors.dtype)
+    return narrow.reshape(-1, 1).expand(problem.anchors.shape[0], 1)
+
+
+def exceeded(epsilon: Tensor, bound: Tensor, dtype: torch.dtype) -> Tensor:
+    """What cosines that lie above the thresholds exceed, in their dtype; thresholds in a dtype as wide or wider."""
+    unit = bound == 1
+    epsilon = torch.where(unit & (epsilon >= 1), inf, torch.where(unit & (epsilon < -1), -inf, epsilon))
+    narrow = epsilon.to(dtype)
+    if epsilon.dtype == dtype:
+        return narrow
+    below = torch.nextafter(narrow, torch.full_like(narrow, -inf))
+    return torch.where(narrow.to(epsilon.dtype) > epsilon, below, narrow)
+
+
+def cut(c: Tensor, bound: Tensor) -> Tensor:
+    """What rounding has put beyond +-bound put back, without a word to the gradient."""
+    found = c.detach()
+    return c + (torch.minimum(torch.maximum(found, -bound), bound).to(c.dtype) - found)
 
 
 def _by_chunks(rows: Callable[[int, int], tuple[Tensor, ...]], problem: _Problem,
@@ -244,120 +307,140 @@ def _members(problem: _Problem, first: int, last: int) -> tuple[Tensor, Tensor]:
     return same & other, ~same & other
 
 
-def _log_sum_exp(x: Tensor, members: Tensor) -> Tensor:
-    """log of the sum of e^x over the members of each row; 0 where there are none."""
-    filled = torch.where(members, x, -inf)
-    return torch.logsumexp(torch.where(members.any(1, keepdim=True), filled, 0), 1) * members.any(1)
+def _log_sum_exp(c: Tensor, members: Tensor, inverse: Tensor) -> _Log:
+    """log of the sum of e^s over the members of each row."""
+    top = torch.where(members, c.detach(), -inf).amax(1)
+    top = torch.where(members.any(1), top, 0)
+    x = torch.where(members, (c - top[:, None]) * inverse, 0)
+    total = torch.where(members, x.exp(), 0).sum(1)
+    return _Log(top, torch.where(members.any(1), torch.where(members.any(1), total, 1).log(), -inf))
+
+
+def _log_add(a: _Log, b: _Log, inverse: Tensor) -> _Log:
+    """log of the sum. Gradients go through the two terms alike, whichever it is relative to."""
+    neither, first = (a.rest == -inf) & (b.rest == -inf), (a.rest == -inf) | (b.rest == -inf)
+    gap = torch.where(first, 0, b.top - a.top) * inverse + (
+        torch.where(first, 0, b.rest) - torch.where(first, 0, a.rest))  # log(b / a)
+    larger = torch.where(first, a.rest == -inf, gap.detach() > 0)  # b is
+    small = torch.where(gap.detach() > 0, -gap, gap)
+    more = torch.where(first, 0, torch.log1p(small.exp()))
+    return _Log(torch.where(larger, b.top, a.top), torch.where(
+        neither, -inf, torch.where(larger, b.rest, a.rest) + more))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x); torch's own is cut short."""
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _sum(x: Tensor, members: Tensor) -> Tensor:
     return torch.where(members, x, 0).sum(1)
 
 
-def _contrast_rows(problem: _Problem, form: Form, tau: Tensor, epsilon: Tensor, first: int,
+def _contrast_rows(problem: _Problem, form: Form, inverse: Tensor, epsilon: Tensor, first: int,
                    last: int) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (m,), which of them count (m,), and the sums behind the batch statistics (1, 6)."""
     positive, negative = _members(problem, first, last)
-    c = problem.anchors[first:last] @ problem.keys.T
-    c_pair = None
-    if problem.paired is not None:
-        c_pair = (problem.anchors[first:last] * problem.paired[first:last]).sum(1)
-    losses, valid, hard = row_losses(form, c, c_pair, positive, negative, tau, epsilon[first:last],
-                                     problem.broken[first:last])
-    return losses, valid, _sums(problem, c.detach(), c_pair, positive, negative, hard)
-
-
-def row_losses(form: Form, c: Tensor, c_pair: Tensor | None, positive: Tensor, negative: Tensor, tau: Tensor,
-               epsilon: Tensor, broken: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (m,), which of them count (m,), and which negatives are hierarchical (m, N).
-
-    c : (m, N) cosines, NaN in the rows that are broken; c_pair : (m,) those of the paired positives, or None
-    positive, negative : (m, N) bool
-    tau : 0-d, NaN for what is no temperature; epsilon : (m, 1)
-    broken : (m,) bool, anchors whose loss is NaN
-    """
-    s = c / tau
-    s_pair = None if c_pair is None else c_pair / tau
-    hard = negative & (c.detach() > epsilon)
+    c = cut(problem.anchors[first:last] @ problem.keys.T, problem.bound)
+    hard = negative & (c.detach() > epsilon[first:last])
     easy = negative & ~hard
-    log_pos, count = _positives(s, positive, s_pair)
-    log_easy, any_easy = _log_sum_exp(s, easy), easy.any(1)
-    mean_pos = (_sum(s, positive) + (0 if s_pair is None else s_pair)) / count.clamp(min=1)
-    if form.formulation == "released":
-        constant = (c.shape[1] - 2) * torch.exp(-1 / tau)
-        losses, valid = log_easy - mean_pos + constant, (count > 0) & any_easy
-    else:
-        any_local = hard.any(1) & (form.local_weight > 0)
-        log_local = _log_local(s, hard, log_pos - count.clamp(min=1).log(), tau, form)
-        terms, present = torch.stack([log_easy, log_local], 1), torch.stack([any_easy, any_local], 1)
-        losses, valid = _weighted(form, s, positive, s_pair, count, log_pos, mean_pos, terms, present)
-    broken = broken | tau.isnan() | (epsilon[:, 0].isnan() & negative.any(1))
+    if problem.paired is not None:  # one more key, a positive
+        pair = (problem.anchors[first:last] * problem.paired[first:last]).sum(1, keepdim=True)
+        c = torch.cat([c, cut(pair, problem.paired_bound)], 1)
+        none = torch.zeros_like(positive[:, :1])
+        positive, negative, hard, easy = (torch.cat(sets, 1) for sets in (
+            (positive, ~none), (negative, none), (hard, none), (easy, none)))
+    losses, valid = row_losses(form, c, positive, easy, hard, inverse, problem.bound, problem.keys.shape[0])
+    broken = problem.broken[first:last] | inverse.isnan() | (epsilon[first:last, 0].isnan() & negative.any(1))
     losses = torch.where(valid, losses, 0) * torch.where(broken, nan, 1.0).to(losses.dtype)
-    return losses, valid | broken, hard
+    return losses, valid | broken, _sums(problem, c.detach(), positive, negative, hard)
 
 
-def _positives(s: Tensor, positive: Tensor, s_pair: Tensor | None) -> tuple[Tensor, Tensor]:
-    """log of the sum of e^s over the positives, and their number; the paired one included."""
-    log_pos, count = _log_sum_exp(s, positive), positive.sum(1).to(s.dtype)
-    if s_pair is None:
-        return log_pos, count
-    both = torch.stack([log_pos, s_pair], 1)
-    return _log_sum_exp(both, torch.stack([count > 0, torch.ones_like(count, dtype=torch.bool)], 1)), count + 1
+def row_losses(form: Form, c: Tensor, positive: Tensor, easy: Tensor, hard: Tensor, inverse: Tensor, bound: Tensor,
+               keys: int) -> tuple[Tensor, Tensor]:
+    """Losses of the rows of `c`, meaningless where there is none, and which have one: (m,) each.
+
+    c : (m, n) cosines, the paired positive's among them
+    positive, easy, hard : (m, n) bool, disjoint: positives, global and hierarchical negatives
+    inverse, bound : 0-d, as `inverse_of` and `_Problem` have them
+    keys : the keys that the released form counts
+    """
+    count = positive.sum(1).to(c.dtype)
+    pos, easies = _log_sum_exp(c, positive, inverse), _log_sum_exp(c, easy, inverse)
+    mean = _Log(pos.top, _sum((c - pos.top[:, None]) * inverse, positive) / count.clamp(min=1))
+    if form.formulation == "released":
+        valid = (count > 0) & easy.any(1)
+        return _where_present(easies, valid).less(mean, inverse) + (keys - 2) * torch.exp(-inverse), valid
+    negatives = easies
+    if form.local_weight > 0:
+        local = _local(c, hard, pos, count, inverse, form, bound)
+        negatives = _log_add(easies, _Log(local.top, torch.where(hard.any(1), local.rest, -inf)), inverse)
+    return _weighted(form, c, positive, count, pos, mean, negatives, inverse)
 
 
-def _log_local(s: Tensor, hard: Tensor, log_mean_pos: Tensor, tau: Tensor, form: Form) -> Tensor:
-    """log of (local weight x local term) per anchor; meaningless where there is no hierarchical negative. (m,)"""
-    if form.local_weight == 0:
-        return torch.zeros_like(log_mean_pos)
-    mean = _log_sum_exp((1 + form.beta) * s, hard) - _log_sum_exp(form.beta * s, hard)
-    floor = -1 / tau
+def _where_present(x: _Log, present: Tensor) -> _Log:
+    """Masked before it meets a number that is not finite."""
+    return _Log(x.top, torch.where(present, x.rest, 0))
+
+
+def _hard_mean(c: Tensor, hard: Tensor, inverse: Tensor, beta: float) -> _Log:
+    """log of the weighted mean of e^s over the hierarchical negatives. With a large beta all that counts lies within
+    1 / beta of the largest, where e^x has no digits left of its difference to 1."""
+    top = torch.where(hard.any(1), torch.where(hard, c.detach(), -inf).amax(1), 0)
+    x = torch.where(hard, (c - top[:, None]) * inverse, 0)
+    weight = torch.where(hard, (beta * x).exp(), 0) if beta > 0 else hard.to(c.dtype)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+    if beta > STEEP:
+        return _Log(top, torch.log1p((weight * torch.expm1(x)).sum(1)))
+    return _Log(top, torch.where(hard.any(1), (weight * x.exp()).sum(1), 1).log())
+
+
+def _local(c: Tensor, hard: Tensor, pos: _Log, count: Tensor, inverse: Tensor, form: Form, bound: Tensor) -> _Log:
+    """log of (local weight x local term) per anchor; meaningless where there is no hierarchical negative."""
+    mean, floor = _hard_mean(c, hard, inverse, form.beta), _Log(-torch.ones_like(count), torch.zeros_like(count))
     if form.tau_plus > 0:
         # log(e^mean - e^debit), where that is positive
-        debit = log(form.tau_plus) + log_mean_pos - mean
+        debit = _where_present(pos, count > 0).plus(log(form.tau_plus) - count.clamp(min=1).log()).less(mean, inverse)
         above = debit < 0
-        mean = mean + torch.log(-torch.expm1(torch.where(above, debit, -1))) - log1p(-form.tau_plus)
-        mean = torch.where(above, mean, -inf)
-    return torch.where(mean > floor, mean, floor) + hard.sum(1).clamp(min=1).to(s.dtype).log() + log(form.local_weight)
+        mean = mean.plus(torch.log(-torch.expm1(torch.where(above, debit, -1))) - log1p(-form.tau_plus))
+        floored = ~above | (mean.less(floor, inverse) < 0)
+    else:  # at the floor at least, whatever rounding says, where no cosine is below -1
+        floored = (mean.less(floor, inverse) < 0) & (bound != 1)
+    local = _Log(torch.where(floored, floor.top, mean.top), torch.where(floored, floor.rest, mean.rest))
+    return local.plus(hard.sum(1).clamp(min=1).to(c.dtype).log() + log(form.local_weight))
 
 
-def _weighted(form: Form, s: Tensor, positive: Tensor, s_pair: Tensor | None, count: Tensor, log_pos: Tensor,
-              mean_pos: Tensor, terms: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the weighted form and which count. terms, present (m, 2): logarithms of the global and local sums."""
-    valid = count > 0
-    if form.denominator == "all":
-        terms = torch.cat([terms, log_pos[:, None]], 1)
-        present = torch.cat([present, valid[:, None]], 1)
-    log_z = _log_sum_exp(terms, present)
-    if form.denominator == "own":
-        log_negatives = torch.where(present.any(1), log_z, -inf)
-        log_z = _sum(torch.logaddexp(torch.where(positive, s, 0), log_negatives[:, None]), positive)
-        if s_pair is not None:
-            log_z = log_z + torch.logaddexp(s_pair, log_negatives)
-        log_z = log_z / count.clamp(min=1)
+def _weighted(form: Form, c: Tensor, positive: Tensor, count: Tensor, pos: _Log, mean: _Log, negatives: _Log,
+              inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of the weighted form and which count."""
+    valid, present = count > 0, negatives.rest > -inf
+    pos, some = _where_present(pos, valid), _where_present(negatives, present)
+    of = pos if form.positives == "sum" else mean
     if form.denominator == "negatives":
-        valid = valid & present.any(1)
-    return log_z - (log_pos if form.positives == "sum" else mean_pos), valid
+        return some.less(of, inverse), valid & present
+    if form.denominator == "own":
+        gap = torch.where(positive, (some.top[:, None] - c) * inverse + some.rest[:, None], 0)
+        return _sum(_softplus(gap), positive & present[:, None]) / count.clamp(min=1), valid
+    more = torch.where(present, _softplus(some.less(pos, inverse)), 0)  # log(1 + Neg / pos)
+    return (more if form.positives == "sum" else more + pos.less(mean, inverse)), valid
 
 
-def _sums(problem: _Problem, c: Tensor, c_pair: Tensor | None, positive: Tensor, negative: Tensor,
-          hard: Tensor) -> Tensor:
+def _sums(problem: _Problem, c: Tensor, positive: Tensor, negative: Tensor, hard: Tensor) -> Tensor:
     """Numbers and sums of the cosines of positives, negatives and hierarchical negatives, (1, 6)."""
     wide = problem.wide
     sets = (positive, negative, hard)
     counts = torch.stack([members.sum().to(wide) for members in sets])
     sums = torch.stack([torch.where(members, c, 0).sum(dtype=wide) for members in sets])
-    if c_pair is not None:
-        counts[0] += c_pair.numel()
-        sums[0] += c_pair.detach().sum(dtype=wide)
     return torch.cat([counts, sums])[None]
 
 
 def _batch_stats(problem: _Problem, threshold: float | Tensor | None, valid: Tensor, sums: Tensor) -> Tensor:
     """In the order of csrc/hex.h. Means over an empty set are 0 / 0 = NaN. valid (M,), sums (6,)."""
+    bound = torch.maximum(problem.bound, problem.paired_bound) if problem.paired is not None else problem.bound
     if not isinstance(threshold, Tensor):
         threshold = sums.new_full((), inf if threshold is None else threshold)
     sums = torch.where(problem.broken.any(), nan, sums)
-    counts, means = sums[:3], sums[3:] / sums[:3]
+    counts, means = sums[:3], cut(sums[3:] / sums[:3], bound)
     return torch.stack([
         threshold.detach().to(problem.wide).mean(), counts[2] / counts[1], means[0], means[1], means[2],
         (~valid).sum().to(problem.wide)])
@@ -365,7 +448,7 @@ def _batch_stats(problem: _Problem, threshold: float | Tensor | None, valid: Ten
 
 def _measure_rows(problem: _Problem, quantile: float, negatives_only: bool, first: int, last: int) -> Tensor:
     """(m, 6), in the order of csrc/hex.h."""
-    c = problem.anchors[first:last] @ problem.keys.T
+    c = cut(problem.anchors[first:last] @ problem.keys.T, problem.bound)
     members = _members(problem, first, last)[1] if negatives_only else torch.ones_like(c, dtype=torch.bool)
     number = members.sum(1)
     count, none = number.to(problem.wide), number == 0

@@ -102,15 +102,23 @@ def temperature(value: Any, device: torch.device | None = None) -> float | Tenso
     return value if value.dim() == 0 else value.reshape(())
 
 
+_TINY = {dtype: torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny for dtype in FLOATING}
+
+
 def arithmetic(temperature: Any, beta: float, dtype: torch.dtype) -> None:
-    """Numbers that pass by themselves, but not in the arithmetic of these embeddings: half precision is computed in float32."""
+    """Numbers that pass by themselves, but not in the arithmetic of these embeddings: half precision is computed in
+    float32."""
+    small = not isinstance(temperature, Tensor) and temperature < _TINY[dtype]
+    if not small and beta <= 1:
+        return
     computed = dtype if dtype == torch.float64 else torch.float32
     limits = torch.finfo(computed)
-    if not isinstance(temperature, Tensor) and temperature < limits.tiny:
-        _wrong_value("temperature", temperature, f"a finite number >= {limits.tiny}, the smallest normal number of {computed}, "
-                                                 f"in which {dtype} is computed")
+    if small:
+        _wrong_value("temperature", temperature, f"a finite number >= {limits.tiny}, the smallest normal number of "
+                                                 f"{computed}, in which {dtype} is computed")
     if beta > limits.max:
-        _wrong_value("beta", beta, f"a number in [0, {limits.max}], the largest of {computed}, in which {dtype} is computed")
+        _wrong_value("beta", beta, f"a number in [0, {limits.max}], the largest of {computed}, in which {dtype} is "
+                                   "computed")
 
 
 def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:

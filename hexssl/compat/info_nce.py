@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from hexssl import validation
 from hexssl.compat._drop_in import DropIn, formulation_of, named
 from hexssl.functional import Settings, hex_loss, make_settings
-from hexssl.reference import Form, ready, row_losses
+from hexssl.reference import Form, cut, exceeded, inverse_of, ready, row_losses
 from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, AdaptiveThreshold, Threshold
 
 __all__ = ["InfoNCE", "info_nce"]
@@ -82,34 +82,38 @@ class InfoNCE(DropIn):
         validation.partner("negative_keys", negative_keys.flatten(0, 1), query)
         settings = make_settings(self.temperature, self.beta, self.tau_plus, self.local_weight, *self._form(),
                                  self.normalize, self.reduction, query.device)
+        validation.arithmetic(settings.temperature, settings.beta, query.dtype)
         with validation.full_precision(query.device):
             positives, negatives = _own_cosines(query, positive_key, negative_keys)
-            temperature = settings.temperature
-            if isinstance(temperature, Tensor):  # its value is not read: NaN where it is none
-                temperature = torch.where(temperature > 0, temperature, torch.nan).to(positives.dtype)
+            inverse = inverse_of(settings.temperature, positives, _wide(query))
             if self.threshold is not None:
-                return self._own_contrast(positives, negatives, settings, temperature)
-            seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=torch.float64)  # HEXStats
+                return self._own_contrast(positives, negatives, settings, inverse)
+            seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=_wide(query))  # HEXStats
             seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
             self._seen = (seen,)
-            logits = torch.cat((positives[:, None], negatives), 1) / temperature
+            cosines = torch.cat((positives[:, None], negatives), 1)
+            logits = (cosines - cosines.detach().amax(1, keepdim=True)) * inverse  # exact, however large the inverse is
             return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
 
-    def _own_contrast(self, positives: Tensor, negatives: Tensor, settings: Settings,
-                      temperature: float | Tensor) -> Tensor:
+    def _own_contrast(self, positives: Tensor, negatives: Tensor, settings: Settings, inverse: Tensor) -> Tensor:
         """HEX of the cosines (N,) and (N, M): the threshold comes from all queries, the losses are a problem each."""
         decided = self._decide(negatives.detach())
-        broken = ~(positives.isfinite() & negatives.isfinite().all(1))
-        negatives = negatives * torch.where(broken, torch.nan, 1.0).to(negatives.dtype)[:, None]
         if decided is None:  # warm-up is InfoNCE
             settings = settings._replace(formulation="weighted")
-        epsilon = positives.new_full((), torch.inf) if decided is None else torch.as_tensor(
-            decided, dtype=positives.dtype, device=positives.device).detach()
-        epsilon = epsilon.expand(len(positives))
-        tau = temperature if isinstance(temperature, Tensor) else positives.new_full((), temperature)
-        nobody = torch.zeros_like(negatives, dtype=torch.bool)
-        losses, valid, hard = row_losses(Form(*settings[1:7]), negatives, positives, nobody, ~nobody, tau,
-                                         epsilon[:, None], broken)
+        wide, bound = _wide(positives), positives.new_ones(())
+        epsilon = torch.as_tensor(torch.inf if decided is None else decided, dtype=wide, device=positives.device)
+        epsilon = epsilon.detach().expand(len(positives))
+        broken = ~(positives.isfinite() & negatives.isfinite().all(1)) | inverse.isnan() | epsilon.isnan()
+        negatives = negatives * torch.where(broken, torch.nan, 1.0).to(negatives.dtype)[:, None]
+        hard = negatives.detach() > exceeded(epsilon, bound, positives.dtype)[:, None]
+        cosines = torch.cat((positives[:, None], negatives), 1)
+        first = torch.zeros_like(cosines, dtype=torch.bool)
+        first[:, 0] = True
+        above = torch.cat((torch.zeros_like(hard[:, :1]), hard), 1)
+        losses, valid = row_losses(Form(*settings[1:7]), cosines, first, ~first & ~above, above, inverse, bound,
+                                   negatives.shape[1])
+        losses = torch.where(valid, losses, 0) * torch.where(broken, torch.nan, 1.0).to(losses.dtype)
+        valid = valid | broken
         self._seen = (_own_statistics(epsilon, positives.detach(), negatives.detach(), hard, valid),)
         if self.reduction == "none":
             return losses
@@ -135,11 +139,12 @@ def _own_cosines(query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> 
     """Of each query with its positive, (N,), and its negatives, (N, M); float32 of half precision."""
     dtype = query.dtype if query.dtype == torch.float64 else torch.float32
     wide = _wide(query)
-    (query, _), (positive_key, _) = (ready(x, dtype, wide, True) for x in (query, positive_key))
+    query, positive_key = (ready(x, dtype, wide, True)[0] for x in (query, positive_key))
     negative_keys = negative_keys.to(dtype)
     # Dividing the products by the lengths spares a normalised copy of the negatives.
     products = torch.einsum("nd,nmd->nm", query, negative_keys)
-    return (query * positive_key).sum(1), products / _lengths(negative_keys).clamp(min=1e-12)
+    one = query.new_ones(())
+    return cut((query * positive_key).sum(1), one), cut(products / _lengths(negative_keys).clamp(min=1e-12), one)
 
 
 def _lengths(rows: Tensor) -> Tensor:
