@@ -243,7 +243,10 @@ def inverse_of(temperature: float | Tensor, like: Tensor, wide: torch.dtype) -> 
         return like.new_full((), 1 / temperature if torch.finfo(dtype).tiny <= temperature < inf else nan)
     tau = temperature.to(wide)
     accepted = (tau >= torch.finfo(dtype).tiny) & (tau < inf)
-    return (1 / (tau * torch.where(accepted, 1.0, nan).to(tau.dtype))).to(dtype)
+    tau = tau * torch.where(accepted, 1.0, nan).to(tau.dtype)
+    root = 1 / tau.sqrt()  # the derivative by steps that are finite: a gradient of 0 times 1 / tau^2 might be NaN
+    squared = root * root
+    return (squared + (1 / tau - squared).detach()).to(dtype)
 
 
 def _thresholds(threshold: float | Tensor | None, problem: _Problem) -> Tensor:

@@ -256,16 +256,18 @@ static void LOCAL(gather)(const T *gk, const T *gr, const double *extra, int64_t
         for (int64_t d = 0; d < cols; d++) g[r * stride + d] += (T)extra[(i0 + r) * cols + d];
 }
 
-/* A number in two factors that T holds as normal numbers, for products that may be ordinary where the number is not. */
-INLINE void LOCAL(in_two)(double factor, T *one, T *two) {
-    const double least = HEX_T_IS_FLOAT ? (double)FLT_MIN : DBL_MIN, size = fabs(factor), part = HEX_T_IS_FLOAT ? 0x1p100 : 0x1p900;
-    *one = 1, *two = (T)factor;
-    if (size > 1 / least) *one = (T)part, *two = (T)(factor / part);
-    if (size < least && size > 0) *one = (T)(1 / part), *two = (T)(factor * part);
+/* A quotient in two factors that T holds as normal numbers, for products that may be ordinary where the quotient is not. */
+INLINE void LOCAL(in_two)(double dividend, double divisor, T *one, T *two) {
+    const double least = HEX_T_IS_FLOAT ? (double)FLT_MIN : DBL_MIN, part = HEX_T_IS_FLOAT ? 0x1p100 : 0x1p900;
+    const double size = fabs(dividend / divisor);
+    *one = 1, *two = (T)(dividend / divisor);
+    if (size > 1 / least) *one = (T)part, *two = (T)(dividend / part / divisor);
+    if (size < least) *one = (T)(1 / part), *two = (T)(dividend * part / divisor);
 }
 
-/* out = (g - (g . x) x) factor for a row x of a k-major block, out aligned or not; `along` false: no projection. */
-INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool along, double factor, const T *g, T *out) {
+/* out = (g - (g . x) x) scale / divisor for a row x of a k-major block, out aligned or not; `along` false: no projection. */
+INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool along, double scale, double divisor,
+                           const T *g, T *out) {
     V dot[NV] = {{0}};
     for (int64_t d = 0; along && d < padded; d += P)
 #pragma GCC unroll 8
@@ -273,7 +275,7 @@ INLINE void LOCAL(project)(const T *unit, int64_t block, int64_t padded, bool al
 #pragma GCC unroll 8
     for (int v = 1; v < NV; v++) dot[0] += dot[v];
     T one, two;
-    LOCAL(in_two)(factor, &one, &two);
+    LOCAL(in_two)(scale, divisor, &one, &two);
     const V projection = LOCAL(splat)((T)LOCAL(total)(dot[0])), first = LOCAL(splat)(one), times = LOCAL(splat)(two);
     for (int64_t d = 0; d < padded; d += P)
 #pragma GCC unroll 8
@@ -294,11 +296,10 @@ static void KERNEL(unpack)(const void *gk, const void *gr, const double *extra, 
         for (int64_t r = 0; r < count; r++) {
             const double norm = norms[i0 + r];
             const bool longer = norm < 0, tiny = norm >= 0 && norm < 1e-12;   /* tiny: the divisor is a constant, not projected out */
-            double factor = LOCAL(is_finite)(norm) ? scale : NAN;
-            if (normalize) factor = factor / (tiny ? 1e-12 : longer ? -norm : norm);
-            if (normalize && longer) factor /= HEX_SHORTENED;
+            const double times = LOCAL(is_finite)(norm) ? (normalize && longer ? scale / HEX_SHORTENED : scale) : NAN;
+            const double divisor = !normalize ? 1 : tiny ? 1e-12 : fabs(norm);
             T *g = (T *)buffer + r * stride, *to = direct ? (T *)out + (first + i0 + r) * cols : g;
-            LOCAL(project)((const T *)k_major + (i0 + r) * P, block, padded, normalize && !tiny, factor, g, to);
+            LOCAL(project)((const T *)k_major + (i0 + r) * P, block, padded, normalize && !tiny, times, divisor, g, to);
             if (direct) continue;
             /* The gradient at a row of zeros is 1e12 times larger than any float16 holds; elsewhere infinity is
              * the signal that gradient scalers wait for. */
