@@ -281,11 +281,12 @@ def _arithmetic(temperature: float, beta: float, dtype: np.dtype[Any]) -> None:
     """Half precision is computed in float32."""
     limits = np.finfo(np.float64 if dtype.itemsize == 8 else np.float32)
     if temperature < limits.tiny:
-        _refuse(ValueError, "temperature", temperature, f"a finite number >= {float(limits.tiny)}, the smallest normal number of "
-                                                        f"{limits.dtype}, in which {dtype} is computed")
+        _refuse(ValueError, "temperature", temperature,
+                f"a finite number >= {float(limits.tiny)}, the smallest normal number of {limits.dtype}, in which "
+                f"{dtype} is computed")
     if beta > limits.max:
-        _refuse(ValueError, "beta", beta, f"a number in [0, {float(limits.max)}], the largest of {limits.dtype}, in which "
-                                          f"{dtype} is computed")
+        _refuse(ValueError, "beta", beta,
+                f"a number in [0, {float(limits.max)}], the largest of {limits.dtype}, in which {dtype} is computed")
 
 
 def _threshold(value: Any, rows: int) -> Any:
@@ -332,8 +333,9 @@ def hex_loss(
     self_offset : int in [0, N - M] or None
         Key ``i + self_offset`` is anchor i itself. None: 0 where the keys are the anchors, else none is.
     threshold : "adaptive", number, () or (M,) array of floats, or None
-        On the cosine; negatives strictly above it are hierarchical: none where it is >= 1, all where it is < -1. "adaptive": the mean over the anchors of the 0.99
-        quantile of their cosines. None: no hierarchical negatives, which with formulation="weighted" is InfoNCE.
+        On the cosine; negatives strictly above it are hierarchical: none where it is >= 1, all where it is < -1.
+        "adaptive": the mean over the anchors of the 0.99 quantile of their cosines. None: no hierarchical negatives,
+        which with formulation="weighted" is InfoNCE.
     temperature : float > 0
         Finite, and no less than the smallest normal number of the dtype of computation (1.2e-38; 2.3e-308 for float64).
     beta : float >= 0

@@ -1,10 +1,10 @@
 """The losses in plain PyTorch: readable, differentiable, on any device and in any float dtype.
 
 This is what runs for tensors that are not on the CPU, and what the compiled core is tested against. Every sum of
-exponentials is kept as its logarithm, taken relative to the maximum of its own set, and every logarithm relative to the
-logit of a cosine (`_Log`): logits may be so large that they keep no digits of their differences, of which the losses are
-made. A set that may be empty is masked before the operation that could not bear it, so that neither values nor gradients
-meet `inf - inf`. Nothing waits for the device. Arguments are taken as valid.
+exponentials is kept as its logarithm, taken relative to the maximum of its own set, and every logarithm relative to
+the logit of a cosine (`_Log`): logits may be so large that they keep no digits of their differences, of which the
+losses are made. A set that may be empty is masked before the operation that could not bear it, so that neither values
+nor gradients meet `inf - inf`. Nothing waits for the device. Arguments are taken as valid.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class _Problem(NamedTuple):
     relation: Tensor | None     # (M, N)
     self_offset: int            # -1: no key is an anchor
     broken: Tensor              # (M,) bool: something the anchor's loss depends on is not finite
-    bound: Tensor               # 0-d: 1 where rows are of length 1 but for rounding, and cosines are cut to +-1; else inf
+    bound: Tensor               # 0-d: 1 where rows are of length 1 but for rounding: cosines are cut to +-1; or inf
     paired_bound: Tensor
+    given_bound: Tensor         # but for rounding to the dtype given, of half precision much: thresholds, statistics
+    given_paired_bound: Tensor
     wide: torch.dtype           # for statistics: float64 where the device has it
 
 
@@ -89,11 +91,11 @@ def hex_loss(
     self_offset : int, optional
         Key ``i + self_offset`` is anchor ``i`` itself: neither positive nor negative.
     threshold : float, 0-d or (M,) tensor, optional
-        Negatives with a cosine above it are hierarchical; of rows of length 1 none where it is >= 1, all where it is < -1. None:
-        there are none.
+        Negatives with a cosine above it are hierarchical; of rows of length 1 none where it is >= 1, all where it is
+        < -1. None: there are none.
     temperature : float or 0-d tensor
-        Positive; a tensor may require grad, and one that is not positive, below the smallest normal number of the dtype to
-        compute in, or infinite gives a NaN loss.
+        Positive; a tensor may require grad, and one that is not positive, below the smallest normal number of the dtype
+        to compute in, or infinite gives a NaN loss.
     beta, tau_plus, local_weight : float
         Concentration (>= 0), class prior ([0, 1)) and weight (>= 0) of the hierarchical negatives.
     formulation : {"weighted", "released"}
@@ -197,18 +199,20 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
     rows, finite, lengths = ready(anchors, dtype, wide, normalize)
     key_rows, key_finite, key_lengths = (rows, finite, lengths) if keys is None else ready(
         keys, dtype, wide, normalize if normalize_keys is None else normalize_keys)
-    bound = paired_bound = _bound(lengths, key_lengths, anchors.dtype)
+    bound = paired_bound = _bound(lengths, key_lengths, dtype)
+    given_bound = given_paired_bound = _bound(lengths, key_lengths, anchors.dtype)
     broken = ~finite | ~key_finite.all() | _may_overflow(lengths, key_lengths.max(), dtype)
     if paired is not None:
         paired, paired_finite, paired_lengths = ready(paired, dtype, wide, normalize)
         broken = broken | ~paired_finite | _may_overflow(lengths, paired_lengths, dtype)
-        paired_bound = _bound(lengths, paired_lengths, anchors.dtype)
+        paired_bound = _bound(lengths, paired_lengths, dtype)
+        given_paired_bound = _bound(lengths, paired_lengths, anchors.dtype)
     if self_offset is None:
         self_offset = 0 if keys is None else -1
     # A broken anchor's cosines become NaN, and with them the gradients of all that it touches.
     rows = rows * torch.where(broken, nan, 1.0).to(dtype)[:, None]
     return _Problem(rows, key_rows, paired, groups, groups if keys is None else key_groups, relation, self_offset,
-                    broken, bound, paired_bound, wide)
+                    broken, bound, paired_bound, given_bound, given_paired_bound, wide)
 
 
 def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +229,7 @@ def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) 
 
 
 def _bound(lengths: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
-    """See `_Problem`. Rows that somebody made of length 1 are off by some units in the last place, as in csrc/core/measure.c."""
+    """See `_Problem`. Rows made of length 1 are off by units in the last place, as csrc/core/measure.c has it."""
     slack = (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
     longest, other = (torch.where(each.isfinite(), each, 0).max() for each in (lengths, others))
     return torch.where(longest * other <= 1 + slack, 1.0, inf).to(lengths.dtype)
@@ -255,7 +259,7 @@ def _thresholds(threshold: float | Tensor | None, problem: _Problem) -> Tensor:
         epsilon = threshold.detach().to(problem.wide)
     else:
         epsilon = problem.bound.new_full((), inf if threshold is None else threshold)
-    narrow = exceeded(epsilon, problem.bound, problem.anchors.dtype)
+    narrow = exceeded(epsilon, problem.given_bound, problem.anchors.dtype)
     return narrow.reshape(-1, 1).expand(problem.anchors.shape[0], 1)
 
 
@@ -353,7 +357,7 @@ def _contrast_rows(problem: _Problem, form: Form, inverse: Tensor, epsilon: Tens
         none = torch.zeros_like(positive[:, :1])
         positive, negative, hard, easy = (torch.cat(sets, 1) for sets in (
             (positive, ~none), (negative, none), (hard, none), (easy, none)))
-    losses, valid = row_losses(form, c, positive, easy, hard, inverse, problem.bound, problem.keys.shape[0])
+    losses, valid = row_losses(form, c, positive, easy, hard, inverse, problem.given_bound, problem.keys.shape[0])
     broken = problem.broken[first:last] | inverse.isnan() | (epsilon[first:last, 0].isnan() & negative.any(1))
     losses = torch.where(valid, losses, 0) * torch.where(broken, nan, 1.0).to(losses.dtype)
     return losses, valid | broken, _sums(problem, c.detach(), positive, negative, hard)
@@ -439,7 +443,7 @@ def _sums(problem: _Problem, c: Tensor, positive: Tensor, negative: Tensor, hard
 
 def _batch_stats(problem: _Problem, threshold: float | Tensor | None, valid: Tensor, sums: Tensor) -> Tensor:
     """In the order of csrc/hex.h. Means over an empty set are 0 / 0 = NaN. valid (M,), sums (6,)."""
-    bound = torch.maximum(problem.bound, problem.paired_bound) if problem.paired is not None else problem.bound
+    bound = torch.maximum(problem.given_bound, problem.given_paired_bound)
     if not isinstance(threshold, Tensor):
         threshold = sums.new_full((), inf if threshold is None else threshold)
     sums = torch.where(problem.broken.any(), nan, sums)
@@ -451,7 +455,7 @@ def _batch_stats(problem: _Problem, threshold: float | Tensor | None, valid: Ten
 
 def _measure_rows(problem: _Problem, quantile: float, negatives_only: bool, first: int, last: int) -> Tensor:
     """(m, 6), in the order of csrc/hex.h."""
-    c = cut(problem.anchors[first:last] @ problem.keys.T, problem.bound)
+    c = cut(problem.anchors[first:last] @ problem.keys.T, problem.given_bound)
     members = _members(problem, first, last)[1] if negatives_only else torch.ones_like(c, dtype=torch.bool)
     number = members.sum(1)
     count, none = number.to(problem.wide), number == 0

@@ -48,6 +48,7 @@ class Form:
     formulation: str
     positives: str
     denominator: str
+    tie: bool = False  # a local term is where max(X, floor) has no derivative
 
 
 def _local(h: list[Decimal], p: list[Decimal], form: Form) -> Decimal:
@@ -60,7 +61,9 @@ def _local(h: list[Decimal], p: list[Decimal], form: Form) -> Decimal:
     debit = form.tau_plus.ln() + size + _log_sum(p) - Decimal(len(p)).ln()
     if debit >= raw:
         return floor
-    return max(floor, raw + (1 - (debit - raw).exp()).ln() - (1 - form.tau_plus).ln())
+    local = raw + (1 - (debit - raw).exp()).ln() - (1 - form.tau_plus).ln()
+    form.tie = form.tie or abs(local - floor) < Decimal("1e-20")
+    return max(floor, local)
 
 
 def anchor_loss(p: list[Decimal], g: list[Decimal], h: list[Decimal], rows: int, form: Form) -> Decimal | None:
@@ -90,8 +93,9 @@ class Exact:
                  **form: Any) -> None:
         digits = 160 + 2 * max(0, -Decimal(temperature).adjusted())
         with localcontext(Context(prec=digits, Emin=-999999999999999999, Emax=999999999999999999)):
-            self.form = Form(Decimal(temperature), *(Decimal(form[name]) for name in ("beta", "tau_plus", "local_weight")),
-                             form["formulation"], form["positives"], form["denominator"])
+            numbers = [Decimal(form[name]) for name in ("beta", "tau_plus", "local_weight")]
+            self.form = Form(Decimal(temperature), *numbers, form["formulation"], form["positives"],
+                             form["denominator"])
             self._fill(anchors, keys, paired, codes, thresholds, reduction)
 
     def _fill(self, anchors: Any, keys: Any, paired: Any, codes: Any, thresholds: Any, reduction: str) -> None:
@@ -106,7 +110,8 @@ class Exact:
         slopes = []
         for i, (a, _) in enumerate(ready):
             cosines = [_dot(a, k) for k, _ in others]
-            sets = [self._set(codes[i][j], c, None if thresholds is None else thresholds[i]) for j, c in enumerate(cosines)]
+            limit = None if thresholds is None else thresholds[i]
+            sets = [self._set(code, c, limit) for code, c in zip(codes[i], cosines, strict=True)]
             if pairs is not None:
                 cosines.append(_dot(a, pairs[i][0]))
                 sets.append("p")

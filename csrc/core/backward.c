@@ -29,7 +29,7 @@ static void choose_shift(const hex_run *run, backward *b) {
     b->gradient.shared = hex_one_shift(run, b->s->beta, b->gradient.inv_tau, lowest, &b->gradient.power);
     b->gradient.all_global = lowest == INFINITY;
     b->gradient.late = hex_weights_late(run, &b->gradient);
-    b->gradient.bound = hex_cosine_bound(run, &run->key);
+    b->gradient.bound = hex_cosine_bound(run, &run->key, false);
 }
 
 static void fill_params(const hex_run *run, backward *b) {

@@ -305,8 +305,9 @@ static inline double hex_packed_length(const hex_rows *rows, int64_t i) {
     return rows->normalize ? 1 : hex_length(rows->norms[i]);
 }
 
-/* 1 where the rows are of length 1 but for rounding, so that what lies beyond +-1 stands for it; else infinity. */
-double hex_cosine_bound(const hex_run *run, const hex_rows *other);
+/* 1 where the rows are of length 1 but for rounding, so that what lies beyond +-1 stands for it; else infinity. given: rounding to
+ * the dtype that they were given in, which of half precision is much; else that of the arithmetic alone. */
+double hex_cosine_bound(const hex_run *run, const hex_rows *other, bool given);
 /* Within +-bound; NaN stays. */
 static inline double hex_bounded(double c, double bound) { return c > bound ? bound : c < -bound ? -bound : c; }
 /* Can a product with a row of this length leave the number format? It, or a part of its sum, may then be anything. */
@@ -373,7 +374,7 @@ typedef struct {
     const double *sums;        /* [HEX_SUMS][ap] */
     const double *moment;      /* [HEX_MOMENTS][ap] of the negatives, where hex_few_negatives; else NULL */
     const double *paired;      /* [mp] cosine of the paired positive, where there is one */
-    double bound, paired_bound; /* hex_cosine_bound of keys, of the paired */
+    double bound, paired_bound; /* hex_cosine_bound of keys, of the paired, as given */
     const double *row_state;
 } hex_seen;
 

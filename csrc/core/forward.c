@@ -14,7 +14,8 @@ typedef struct {
     bool exponentials;          /* left in the tiles by the last pass over them, for the gradients */
     bool own_needed;
     double power, shift, least; /* of all, where shared: hex_sides.power, hex_row's lift and least */
-    double bound, paired_bound; /* hex_cosine_bound */
+    double bound;               /* hex_sides.bound */
+    bool cosines;               /* hex_row.cosines */
     char *params;               /* T[HEX_PARAMS][ap] */
     char *maxima;               /* T[HEX_MAXIMA][ap]; not shared only */
     double *sums;               /* [HEX_SUMS][ap] */
@@ -127,8 +128,8 @@ static void choose_shift(const hex_run *run, contrast *c) {
     c->shared = hex_one_shift(run, c->s->beta, c->inv_tau, lowest, &c->power);
     c->shift = c->power / HEX_LOG2_E;
     c->least = exp(-c->inv_tau - c->shift);
-    c->bound = hex_cosine_bound(run, &run->key);
-    c->paired_bound = run->problem->paired.data ? hex_cosine_bound(run, &run->paired) : c->bound;
+    c->bound = hex_cosine_bound(run, &run->key, false);
+    c->cosines = hex_cosine_bound(run, &run->key, true) == 1;
 }
 
 /* Of anchor `number`, as the kernels compare with it. */
@@ -168,7 +169,7 @@ static double top_of(const hex_run *run, const contrast *c, int which, int64_t i
 
 /* The anchor at i of padded arrays, whose number without padding is `number`. */
 static hex_row row_of(const hex_run *run, const contrast *c, int64_t i, int64_t number) {
-    hex_row row = {.inv_tau = c->inv_tau, .shared = c->shared, .cosines = c->bound == 1, .lift = c->shift, .least = c->least, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
+    hex_row row = {.inv_tau = c->inv_tau, .shared = c->shared, .cosines = c->cosines, .lift = c->shift, .least = c->least, .keys = (double)(number < run->g.m ? run->g.n : run->g.m),
                    .positives = run->classes.positives[number], .negatives = run->classes.negatives[number],
                    .own_log = c->own[i], .own_share = c->own[run->g.ap + i]};
     row.top_g = top_of(run, c, HEX_P_SHIFT_G, i);
@@ -397,7 +398,8 @@ static hex_status lead(hex_team *team, void *context) {
         contrast_passes(&(scope){&run, NULL, 0}, &c);
     reduce(&run, &c, call->losses);
     if (call->batch_stats) {
-        const hex_seen seen = {s, c.sums, c.moment, c.paired, c.bound, c.paired_bound, c.row_state};
+        const hex_seen seen = {s, c.sums, c.moment, c.paired, hex_cosine_bound(&run, &run.key, true),
+                               run.problem->paired.data ? hex_cosine_bound(&run, &run.paired, true) : 0, c.row_state};
         hex_batch_statistics(&run, &seen, column, call->batch_stats);
     }
     if (out) {

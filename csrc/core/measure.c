@@ -202,11 +202,12 @@ static void run_passes(hex_run *run, measure *me, double quantile) {
     if (me->quantile && me->by_block) hex_each_block(run, g->mb, measure_block, me);
 }
 
-double hex_cosine_bound(const hex_run *run, const hex_rows *other) {
+double hex_cosine_bound(const hex_run *run, const hex_rows *other, bool given) {
     /* float and double rows that others made of length 1: sums of up to 8192 squares were measured to be off by up to 6 and 10
      * units in the last place; half precision is rounded once after that, by up to half a unit each. */
     static const double slack[] = {[HEX_F32] = 16 * 0x1p-23, [HEX_F64] = 16 * 0x1p-52, [HEX_F16] = 2 * 0x1p-10, [HEX_BF16] = 2 * 0x1p-7};
-    return run->a.longest * other->longest <= 1 + slack[run->problem->dtype] ? 1 : INFINITY;
+    const hex_dtype dtype = given ? run->problem->dtype : run->k->size == 4 ? HEX_F32 : HEX_F64;
+    return run->a.longest * other->longest <= 1 + slack[dtype] ? 1 : INFINITY;
 }
 
 bool hex_may_overflow(const hex_run *run, double length, double other) {
@@ -216,14 +217,14 @@ bool hex_may_overflow(const hex_run *run, double length, double other) {
 
 void hex_paired_cosines(const hex_run *run, int64_t block, bool shared, double *cosines) {
     const int64_t rows = hex_block_rows(run->g.m, run->g.block_m, block);
-    const double bound = hex_cosine_bound(run, &run->paired);
+    const double bound = hex_cosine_bound(run, &run->paired, false);
     run->k->row_dots(hex_block(run, run->a.k_major, run->g.block_m, block), hex_block(run, run->paired.k_major, run->g.block_m, block),
                      rows, run->g.block_m, run->g.d, cosines);
     for (int64_t i = 0; i < rows; i++) cosines[i] = hex_bounded(shared ? cosines[i] : hex_rounded(run, cosines[i]), bound);
 }
 
 double hex_threshold_of(const hex_run *run, double eps) {
-    const bool cosines = hex_cosine_bound(run, &run->key) == 1;
+    const bool cosines = hex_cosine_bound(run, &run->key, true) == 1;
     if (cosines && (eps >= 1 || eps < -1)) return eps > 0 ? INFINITY : -INFINITY;
     if (run->k->size == 8) return eps;
     const float near = (float)eps;   /* not above it: what exceeds the one in T exceeds the other */
@@ -232,7 +233,7 @@ double hex_threshold_of(const hex_run *run, double eps) {
 
 /* NaN where an embedding is not finite, or a product may not be; the mean over the rows that have members. */
 static double finish(const hex_run *run, const measure *me) {
-    const double bound = hex_cosine_bound(run, &run->key);
+    const double bound = hex_cosine_bound(run, &run->key, true);
     double sum = 0;
     int64_t counted = 0;
     for (int64_t i = 0; i < run->g.m; i++) {
