@@ -1,6 +1,6 @@
-"""What a workspace budget buys: forward and backward of the same batch under one budget after the other, round by round in
-one process, so that what disturbs the machine disturbs all of them. Writes budgets.csv: a step's median time, its ratio
-to that without any budget (with the quartiles of the ratios within rounds), and what is kept.
+"""What a workspace budget buys: forward and backward of the same batch under one budget after the other, round by round
+in one process, so that what disturbs the machine disturbs all of them. Writes budgets.csv: a step's median time, its
+ratio to that under the first budget (with the quartiles of the ratios within rounds), and what is kept.
 
     python benchmarks/budgets.py [--rows 8192 16384 32768] [--columns 128] [--budgets 0 256 1024 4096] [--losses hex]
         [--rounds 9] [--threads 2]
@@ -29,7 +29,8 @@ BUDGETS = (0, 128, 256, 512, 1024, 4096)  # MiB, set by hand and so used in full
 def kept(case: Case, adaptive: bool, budget: int | None) -> float:
     """MiB, under a budget in MiB or the default one, that a pass leaves to the next."""
     workspace.set_budget(None if budget is None else budget << 20)
-    return workspace.plan(case.rows, case.columns, dtype=getattr(torch, case.dtype), adaptive=adaptive).kept_bytes / 2**20
+    plan = workspace.plan(case.rows, case.columns, dtype=getattr(torch, case.dtype), adaptive=adaptive)
+    return plan.kept_bytes / 2**20
 
 
 def run(case: Case, loss: str, given: list[int], rounds: int) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ void hex_set_interrupted(hex_interrupted interrupted);
  * M x N array where the tiles have more than 16 MiB. 0 keeps nothing. What is kept or reusable and rests untouched for
  * HEX_REST_SECONDS is given back by the next call of whatever kind; where an allocation fails, all that rests is, and fewer
  * tiles are kept, down to none, before the call fails. */
-#define HEX_DEFAULT_BUDGET ((int64_t)4 << 30)
+#define HEX_DEFAULT_BUDGET ((int64_t)4 << 30)   /* all tiles of 46,000 rows: benchmarks/budgets.py */
 enum { HEX_REST_SECONDS = 60 };
 void hex_set_workspace_budget(int64_t bytes);   /* negative: the default again */
 void hex_set_default_budget(int64_t bytes);     /* >= 0 */

@@ -30,6 +30,7 @@ def report() -> str:
             return "not in this build"
         return "usable" if supported else "not supported by this CPU"
 
+    decided = "HEXSSL_WORKSPACE_MB" if os.environ.get("HEXSSL_WORKSPACE_MB") else limits.default_budget().words
     lines = {
         "hexssl": hexssl.__version__,
         "torch": f"{torch.__version__}, stable ABI {'.'.join(map(str, found['torch_abi']))}",
@@ -38,8 +39,7 @@ def report() -> str:
         "tiers": ", ".join(f"{tier['name']} ({state(tier['compiled'], tier['supported'])})" for tier in found["tiers"]),
         "untried": "; ".join(f"{name}: {words}" for name, words in NEVER_ON_SILICON.items()),
         "threads": f"{found['threads']} (torch.set_num_threads)",
-        "workspace": f"{_C.workspace_budget() / 2**20:g} MiB: "
-                     + ("HEXSSL_WORKSPACE_MB" if os.environ.get("HEXSSL_WORKSPACE_MB") else limits.default_budget().words),
+        "workspace": f"{_C.workspace_budget() / 2**20:g} MiB: {decided}",
     }
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
 

@@ -22,7 +22,7 @@ class Limit(NamedTuple):
 
 
 def _mounted_at(process: Path) -> Iterator[tuple[Path, str, str]]:
-    """Where control groups that limit memory are mounted: the folder, which group that is, and `cgroup2` or `cgroup`."""
+    """Where control groups that limit memory are mounted: the folder, which group it is, and `cgroup2` or `cgroup`."""
     for line in (process / "mountinfo").read_text(errors="surrogateescape").splitlines():
         mount, _, system = line.partition(" - ")
         kind, _, options = system.split(" ", 2)
@@ -33,13 +33,13 @@ def _mounted_at(process: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _groups(process: Path) -> Iterator[tuple[Path, Path, str]]:
-    """The group that this process is in, the topmost one that can be seen from here, and the name of the file that limits
-    each, by version."""
-    groups = {}
+    """The group that this process is in, the topmost one that can be seen from here, and the name of the file that
+    limits each, by version."""
+    groups: dict[str, Path] = {}
     for line in (process / "cgroup").read_text(errors="surrogateescape").splitlines():
-        _, controllers, group = line.split(":", 2)
+        _, controllers, path = line.split(":", 2)
         if controllers == "" or "memory" in controllers.split(","):
-            groups["cgroup" if controllers else "cgroup2"] = Path(group)
+            groups["cgroup" if controllers else "cgroup2"] = Path(path)
     for top, root, kind in _mounted_at(process):
         if kind not in groups:
             continue
@@ -50,8 +50,8 @@ def _groups(process: Path) -> Iterator[tuple[Path, Path, str]]:
 
 
 def of_control_groups(process: Path = Path("/proc/self")) -> Iterator[Limit]:
-    """Limits of the control groups, of versions 1 and 2, that hold a process: its own and all around it. ``max`` is none, as
-    is one that cannot be read, or where there are no control groups."""
+    """Limits of the control groups, of versions 1 and 2, that hold a process: its own and all around it. ``max`` is
+    none, as is one that cannot be read, or where there are no control groups."""
     try:
         found = list(_groups(process))
     except OSError:
@@ -71,13 +71,13 @@ def of_control_groups(process: Path = Path("/proc/self")) -> Iterator[Limit]:
 def _ranks() -> int:
     given = os.environ.get(RANKS, "") or "1"
     if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f"{RANKS}: got {given!r}; accepted: an int >= 1, the processes that share this machine")
+        raise ValueError(f"{RANKS}: got {given!r}; accepted: an int >= 1, the number of processes on this machine")
     return int(given)
 
 
 def default_budget(process: Path = Path("/proc/self")) -> Limit:
-    """The least of what is kept by default at most and a quarter each of the machine's memory, of what control groups let this
-    process have, and of its address space (``ulimit -v``), divided among the ranks on this machine.
+    """The least of what is kept by default at most and a quarter each of the machine's memory, of what control groups
+    let this process have, and of its address space (``ulimit -v``), divided among the ranks on this machine.
 
     Raises
     ------
@@ -94,4 +94,6 @@ def default_budget(process: Path = Path("/proc/self")) -> Limit:
     if least.size // 4 < chosen.size:
         chosen = Limit(least.size // 4, f"a quarter of {least.words}")
     ranks = _ranks()
-    return chosen if ranks == 1 else Limit(chosen.size // ranks, f"{chosen.words}, for each of {RANKS}={ranks} processes")
+    if ranks == 1:
+        return chosen
+    return Limit(chosen.size // ranks, f"{chosen.words}, for each of {RANKS}={ranks} processes")

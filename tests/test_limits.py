@@ -1,4 +1,5 @@
-"""The default budget: what limits a process's memory, on trees of files like those of /proc and /sys, and on real ones."""
+"""The default budget: what limits a process's memory, on trees of files like those of /proc and /sys, and on real
+ones."""
 
 from __future__ import annotations
 
@@ -117,8 +118,8 @@ def test_wrong_number_of_ranks(ranks, monkeypatch):
 
 
 def report(**environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "hexssl"], env={**os.environ, **environment}, capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+    return subprocess.run([sys.executable, "-m", "hexssl"], env={**os.environ, **environment}, capture_output=True,
+                          text=True, cwd=Path(__file__).parents[1])
 
 
 def test_report_says_what_decided():

@@ -193,17 +193,17 @@ def run_short(code):
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("call", [
-    "hex_loss(x, threshold=None, groups=torch.arange(16384) % 9)", "hex_loss(x, keys=keys, reduction='none')",
-    "hex_loss(x, keys=keys)", "arrays.hex_loss(x.detach().numpy(), keys.numpy(), threshold=None)",
+@pytest.mark.parametrize(("call", "megabytes"), [
+    ("hex_loss(x, threshold=None, groups=torch.arange(16384) % 9)", 4), ("hex_loss(x, keys=keys, reduction='none')", 4),
+    ("hex_loss(x, keys=keys)", 4), ("arrays.hex_loss(x.detach().numpy(), keys.numpy(), threshold=None)", 9),
 ])
-def test_no_memory_is_an_error_that_says_how_much(call):
-    """Of 16,384 x 64 in float32: packed rows alone have 8 MiB."""
+def test_no_memory_is_an_error_that_says_how_much(call, megabytes):
+    """Of 16,384 x 64 in float32: packed rows alone have 8 MiB, and gradients as NumPy arrays, which come first, 6."""
     done = run_short(f"""
 workspace.set_budget(1 << 40)
 hex_loss(torch.randn(64, 64, requires_grad=True)).backward()
 x, keys = torch.randn(16384, 64, requires_grad=True), torch.randn(8192, 64)
-spare(4)
+spare({megabytes})
 try:
     {call}
 except (RuntimeError, MemoryError) as error:
@@ -241,8 +241,8 @@ print(torch.equal(ample[1], short[1]), torch.equal(ample[2], short[2]), short[0]
 @pytest.mark.parametrize("threshold", ["'adaptive'", "None"])
 def test_a_large_batch_with_256_mebibytes_to_spare(threshold):
     """32,768 x 64 in float32 under ``ulimit -v``: what the process has once all is imported and the batch is there, the
-    gradient (8 MiB), and 256 MiB. The budget was looked up before there was a limit, so that nothing but failing allocations
-    tells of it; all tiles would be 2 GiB."""
+    gradient (8 MiB), and 256 MiB. The budget was looked up before there was a limit, so that nothing but failing
+    allocations tells of it; all tiles would be 2 GiB."""
     done = run_short(f"""
 x = torch.randn(32768, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 spare(8 + 256)
