@@ -122,7 +122,8 @@ void hex_team_tell(hex_team *team, atomic_int *value, int number);
 uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g, hex_team *team);
 /* Of the gradients of these embeddings: who is compared with whom and what row_loss.c made of it enter, too. */
 uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const hex_geometry *g,
-                                  const hex_settings *settings, const double *row_state);
+                                  const hex_settings *settings, const double *row_state,
+                                  hex_team *team);
 
 /* profile.c: off, a phase costs the test of a flag.
  *

@@ -36,9 +36,10 @@ static void print_blocks(int64_t begin, int64_t end, void *context) {
 
 enum { BLOCKS = 64, BLOCK_ROWS = 64 };
 
-static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matrix *x, hex_dtype dtype, hex_team *team) {
+/* bytes: of an element. */
+static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matrix *x, int64_t bytes, hex_team *team) {
     uint64_t out[BLOCKS];
-    int64_t block = (x->rows + BLOCKS - 1) / BLOCKS, bytes = dtype == HEX_F64 ? 8 : dtype == HEX_F32 ? 4 : 2;
+    int64_t block = (x->rows + BLOCKS - 1) / BLOCKS;
     block = block < BLOCK_ROWS ? BLOCK_ROWS : block;
     int64_t blocks = (x->rows + block - 1) / block;
     print_job job = {k, x, bytes, block, out};
@@ -51,10 +52,11 @@ uint64_t hex_fingerprint(const hex_problem *p, const hex_geometry *g, hex_team *
     const uint64_t parts[] = {(uint64_t)p->dtype, (uint64_t)p->normalize, (uint64_t)p->normalize_keys,
                               (uint64_t)g->m, (uint64_t)g->n, (uint64_t)g->d,
                               (uint64_t)g->symmetric, (uint64_t)g->block_m, (uint64_t)g->block_n};
+    const int64_t bytes = p->dtype == HEX_F64 ? 8 : p->dtype == HEX_F32 ? 4 : 2;
     uint64_t print = 1;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) print = mix(print, parts[i]);
-    print = print_matrix(print, g->k, &p->anchors, p->dtype, team);
-    if (!g->symmetric) print = print_matrix(print, g->k, &p->keys, p->dtype, team);
+    print = print_matrix(print, g->k, &p->anchors, bytes, team);
+    if (!g->symmetric) print = print_matrix(print, g->k, &p->keys, bytes, team);
     return print ? print : 1;
 }
 
@@ -67,12 +69,14 @@ static uint64_t print_bytes(uint64_t seed, const hex_kernels *k, const void *byt
 }
 
 uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *p, const hex_geometry *g, const hex_settings *s,
-                                  const double *row_state) {
+                                  const double *row_state, hex_team *team) {
     const double numbers[] = {s->temperature, s->beta, (double)p->period, (double)p->self_offset};
     uint64_t print = print_bytes(embeddings, g->k, numbers, sizeof numbers);
     print = print_bytes(print, g->k, row_state, hex_anchors(p) * HEX_ROW_STATE * (int64_t)sizeof *row_state);
     print = print_bytes(print, g->k, p->groups, g->m * (int64_t)sizeof *p->groups);
     print = print_bytes(print, g->k, p->key_groups, g->n * (int64_t)sizeof *p->key_groups);
-    print = print_bytes(print, g->k, p->relation, g->m * g->n);
+    /* M x N bytes, for all threads */
+    const hex_matrix relation = {p->relation, g->m, g->n, g->n, 1};
+    print = p->relation ? print_matrix(print, g->k, &relation, 1, team) : mix(print, 0);
     return print ? print : 1;
 }

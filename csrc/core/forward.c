@@ -406,7 +406,7 @@ static hex_status lead(hex_team *team, void *context) {
         run.gradients_ready = hex_sums_gradients(run.room);
         hex_gradients_of(&run, s, c.row_state, call->grad, out, run.extra + own);
     } else if (hex_sums_gradients(run.room)) {
-        run.token = hex_gradient_fingerprint(run.token, call->problem, &run.g, s, c.row_state);
+        run.token = hex_gradient_fingerprint(run.token, call->problem, &run.g, s, c.row_state, team);
     }
     *call->token = hex_run_close(&run, keep);
     return HEX_OK;

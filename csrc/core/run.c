@@ -295,7 +295,7 @@ void hex_run_find(hex_run *run, hex_team *team, const hex_problem *problem, int6
     const uint64_t embeddings = run->token;
     if (token && (uint64_t)token == embeddings) find_kept(run, false);
     if (token && (uint64_t)token != embeddings && settings && settings->reduction != HEX_REDUCTION_NONE) {
-        run->token = hex_gradient_fingerprint(embeddings, problem, &run->g, settings, row_state);
+        run->token = hex_gradient_fingerprint(embeddings, problem, &run->g, settings, row_state, team);
         if ((uint64_t)token == run->token) find_kept(run, true);
         run->gradients_ready = run->kept != NULL;
         if (!run->kept) run->token = embeddings;   /* of gradients: for another backward */
