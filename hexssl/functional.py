@@ -113,8 +113,11 @@ def _constant(value: float) -> Tensor:
 
 
 def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
-                 self_offset: Any, views: int = 2) -> Problem:
-    """Validate, and fill in the default groups: `views` stacked views where the keys are the anchors."""
+                 self_offset: Any, views: int = 2, pairs: bool = True) -> Problem:
+    """Validate, and fill in the default groups: `views` stacked views where the keys are the anchors.
+
+    pairs : whether it matters which key is an anchor's positive
+    """
     if keys is not None or paired is not None:
         anchors, keys, paired = validation.autocast(anchors, keys, paired)
     validation.partners(anchors, keys, paired)
@@ -125,7 +128,8 @@ def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: 
     elif keys is None:
         period = anchors.shape[0] // views
     else:
-        _refuse_keys_of_all_ranks(anchors, keys)
+        if pairs:
+            _refuse_keys_of_all_ranks(anchors, keys)
         period = max(anchors.shape[0], keys.shape[0])
     return Problem(anchors, keys, paired, groups, key_groups, relation, period, offset)
 
@@ -498,6 +502,6 @@ def similarity_stats(
     validation.mistaken(labels, relation)
     quantile = validation.statistic(quantile, rows)
     validation.flag("normalize", normalize)
-    problem = make_problem(anchors, keys, None, groups, key_groups, relation, self_offset)
+    problem = make_problem(anchors, keys, None, groups, key_groups, relation, self_offset, pairs=rows == "negatives")
     stats, _, _ = measure(problem, quantile, rows, True, normalize, normalize, False)
     return RowStats(*stats.unbind(1))
