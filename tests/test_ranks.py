@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peers import EXACT, assert_close, rows, unit
+from peers import EXACT, assert_close, rows, unit, value_and_gradients
 from ranks import in_step, on_ranks
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch wa
 
 def everything() -> dict[str, Any]:
     """All that two ranks do: starting them takes longer than that."""
-    return {part.__name__: part() for part in (different, alone, refused_push, trained, running, paired)}
+    return {part.__name__: part() for part in (different, compiled, alone, refused_push, trained, running, paired)}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,22 @@ def different() -> dict[str, Any]:
     return found
 
 
+def compiled() -> dict[str, Any]:
+    def loss(z: Tensor, indexes: Tensor) -> Tensor:
+        return solo.simclr_loss_func(z, indexes, threshold="adaptive")
+
+    indexes = torch.arange(4).repeat(2) + 4 * rank()
+    expected = value_and_gradients(lambda z: loss(z, indexes), [rows(rank(), 8, 3)])
+    graph = torch.compile(loss, backend="eager", fullgraph=True)
+    found: dict[str, Any] = {"expected": expected,
+                             "got": value_and_gradients(lambda z: graph(z, indexes), [rows(rank(), 8, 3)])}
+    try:
+        graph(rows(1, 8 - 2 * rank(), 3), torch.arange(4 - rank()).repeat(2))
+    except RuntimeError as error:
+        found["refused"] = str(error)
+    return {**found, "in step": in_step()}
+
+
 @pytest.fixture(scope="module")
 def differing(two) -> list[dict[str, Any]]:
     return [results["different"] for results in two]
@@ -128,6 +144,14 @@ def test_the_error_shows_the_shapes(differing):
     assert "no dense tensor on rank 1" in differing[0]["a list on one"]
     assert differing[0]["queue labels"].startswith("labels: got None on rank 0; shape (5,), torch.int64 on rank 1")
     assert differing[0]["nnclr neighbours"].startswith("nn: got shape (5, 3)")
+
+
+def test_one_graph_compares_the_ranks_too(two):
+    for found in (results["compiled"] for results in two):
+        for got, expected in zip(found["got"], found["expected"], strict=True):
+            assert torch.equal(got, expected)
+        assert found["refused"].startswith("z, indexes: got different shapes or dtypes on the ranks")
+        assert found["in step"]
 
 
 def test_drawn_rows_are_gathered_or_refused(differing):
@@ -431,6 +455,7 @@ def paired() -> dict[str, Any]:
         "nnclr": solo.nnclr_loss_func(a, k),
         "mocov3": solo.mocov3_loss_func(a, k, 0.1) / 0.2,
         "own": info_nce(a, k),
+        "every cosine": similarity_stats(a, keys).max,  # whose positive a key is does not matter
         "own and others": info_nce(a, torch.cat((k, k.flip(1), k + 1))),  # 3 M keys are not those of two ranks
     }
 
@@ -460,6 +485,7 @@ def test_an_anchor_of_every_rank_finds_its_own_key(pairs, r):
     behind = torch.cat(((unit(ANCHORS[r]) * k).sum(1, keepdim=True), unit(ANCHORS[r]) @ harder.T), 1) / 0.1
     moco = cross_entropy(behind, torch.zeros(M, dtype=torch.int64))
     others = torch.cat((k, unit(KEYS[r].flip(1)), unit(KEYS[r] + 1)))
+    assert_close(pairs[r]["every cosine"], (unit(ANCHORS[r]) @ everyone.T).amax(1), EXACT)
     for name, value in {
         "groups": expected(everyone, r * M), "module": expected(everyone, r * M), "harder": expected(harder, r * M),
         "nnclr": expected(everyone, r * M), "mocov3": expected(everyone, r * M), "own": expected(k, 0),

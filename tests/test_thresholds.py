@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hexssl import HEXLoss, hex_loss, info_nce, thresholds
+from hexssl.compat.info_nce import InfoNCE
 from hexssl.thresholds import (
     AdaptiveThreshold,
     CosineSchedule,
@@ -413,6 +414,9 @@ def test_another_device_is_refused_by_name(make):
     name = type(threshold).__name__
     with pytest.raises(ValueError, match=rf"threshold: got {name} with '\w[\w.]*' on cpu; accepted: .*\.to\('meta'\)"):
         hex_loss(z.to("meta"), threshold=threshold)
+    with pytest.raises(ValueError, match=f"threshold: got {name} with .* on cpu"):
+        InfoNCE(negative_mode="paired", threshold=threshold)(*z.to("meta").view(2, 10, 6), torch.empty(
+            10, 3, 6, dtype=torch.float64, device="meta"))
     assert HEXLoss(threshold=threshold.to("meta"))(*z.to("meta").view(2, 10, 6)).is_meta
     with pytest.raises(ValueError, match=rf"threshold: got {name} with .* on meta; .* cpu, as after .to_empty"):
         HEXLoss(threshold=threshold)(z[:10], z[10:])

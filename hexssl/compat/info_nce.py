@@ -125,6 +125,7 @@ class InfoNCE(DropIn):
         threshold = AdaptiveThreshold() if self.threshold == "adaptive" else self.threshold
         if not isinstance(threshold, Threshold):
             return validation.threshold(threshold, len(cosines), cosines.device)
+        threshold.check_device(cosines.device)
         wanted = threshold.measures()
         if wanted is None:
             return threshold(None, None)
