@@ -106,10 +106,11 @@ def _cached_constant(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-def _constant(value: float) -> Tensor:
+def _constant(value: float, anchors: Tensor, watched: bool) -> Tensor:
+    """A 0-d tensor: one of the anchors' kind that is recorded with them, or the one of earlier calls."""
     if torch.compiler.is_compiling():
         return torch.tensor(value, dtype=torch.float64, device="cpu")
-    return _cached_constant(value)
+    return anchors.new_full((), value, dtype=torch.float64) if watched else _cached_constant(value)
 
 
 def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
@@ -193,19 +194,19 @@ def _who(problem: Problem) -> dict[str, Any]:
 def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
             normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row statistics (M, 6), the mean quantile, and a token for what is kept for the contrast that follows."""
-    with torch.no_grad():
-        if not problem.anchors.is_cpu:
+    if not problem.anchors.is_cpu:
+        with torch.no_grad():
             stats, mean = reference.similarity_stats(
                 problem.anchors, **_who(problem), quantile=0.0 if quantile is None else quantile,
                 rows=rows, normalize=normalize, normalize_keys=normalize_keys)
-            return stats, mean, operators.NO_TOKEN
-        want = operators.WANT_MOMENTS if moments else 0
-        if quantile is not None:
-            want |= operators.WANT_QUANTILE
-        return operators.measure(
-            problem.anchors, problem.keys, problem.groups, problem.key_groups,
-            problem.relation, problem.period, problem.self_offset, normalize, normalize_keys,
-            0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
+        return stats, mean, operators.NO_TOKEN
+    want = operators.WANT_MOMENTS if moments else 0
+    if quantile is not None:
+        want |= operators.WANT_QUANTILE
+    return operators.measure(
+        problem.anchors, problem.keys, problem.groups, problem.key_groups,
+        problem.relation, problem.period, problem.self_offset, normalize, normalize_keys,
+        0.0 if quantile is None else quantile, validation.ROWS[rows], want, keep)
 
 
 def _decide(problem: Problem, settings: Settings, threshold: Any,
@@ -282,23 +283,26 @@ def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Me
         loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
                                         threshold=decided, **settings._asdict())
         return loss * scale, seen if statistics else seen[:0]
+    watched = operators.watched(problem.anchors)
     temperature = settings.temperature
-    temperature = validation.single(temperature) if isinstance(temperature, Tensor) else _constant(temperature)
+    temperature = (validation.single(temperature) if isinstance(temperature, Tensor)
+                   else _constant(temperature, problem.anchors, watched))
     adaptive = operators.NOT_ADAPTIVE
     if isinstance(decided, Tensor):
-        decided = decided.to(torch.float64, copy=True).contiguous()  # who owns it may change it before backward
+        # a copy: who owns it may change it before backward
+        decided = decided.detach().to(torch.float64, copy=True).contiguous()
     elif isinstance(decided, Measurement):
         assert decided.quantile is not None
         adaptive, decided = (True, decided.quantile, validation.ROWS[decided.rows]), None
     elif decided is not None:
-        decided = _constant(decided)
+        decided = _constant(decided, problem.anchors, watched)
     return operators.contrast(
         problem.anchors, problem.keys, problem.paired, problem.groups,
         problem.key_groups, problem.relation, decided, temperature, token,
         (problem.period, problem.self_offset, settings.normalize, settings.normalize_keys, problem.both_ways,
          settings.beta, settings.tau_plus, settings.local_weight, validation.FORMULATIONS[settings.formulation],
          validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
-         validation.REDUCTIONS[settings.reduction]), adaptive, scale, statistics)
+         validation.REDUCTIONS[settings.reduction]), adaptive, scale, statistics, watched)
 
 
 class InfoNCEOptions(TypedDict, total=False):
@@ -373,6 +377,7 @@ def hex_loss(
         On the cosine; negatives strictly above it are hierarchical: none where it is >= 1, all where it is < -1.
         "adaptive" is ``AdaptiveThreshold()``. None: no hierarchical negatives, which with formulation="weighted" is
         InfoNCE. Under ``torch.distributed`` it is this rank's own, unless an object with ``sync=True`` says otherwise.
+        No gradient flows through it.
     temperature : float > 0, or tensor of one element, of any shape, that may require grad
         Finite, and no less than the smallest normal number of the dtype of computation (1.2e-38; 2.3e-308 for
         float64). A tensor's value is not read: one that is outside gives a NaN loss.

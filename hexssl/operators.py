@@ -1,6 +1,11 @@
 """The torch operators: their shapes and dtypes without computing (fakes), and their gradient.
 
 The operators are registered by the extension module; its schemas say what they take.
+
+The gradient is there twice. Every operator has a kernel below torch's dispatch key "Autograd", so that whoever reaches
+it has its derivative or an error: a program of torch.export, a graph of torch.compile, a caller of torch.ops. That
+kernel is Python between two passes of the dispatcher, and dear for small batches; so the package itself, where nobody
+looks on, goes past it: with gradients, to the operators' twins without it (..._no_grad), from Functions of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
@@ -37,6 +43,8 @@ def _interruptible(operator: Callable[..., Any]) -> Callable[..., Any]:
 _measure = _interruptible(torch.ops.hexssl.measure.default)
 _contrast = _interruptible(torch.ops.hexssl.contrast.default)
 _contrast_backward = _interruptible(torch.ops.hexssl.contrast_backward.default)
+_contrast_no_grad = _interruptible(torch.ops.hexssl.contrast_no_grad.default)
+_contrast_backward_no_grad = _interruptible(torch.ops.hexssl.contrast_backward_no_grad.default)
 
 
 def _check(anchors: Tensor, keys: Tensor, paired: Tensor | None, groups: Tensor, key_groups: Tensor,
@@ -111,22 +119,47 @@ def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, pa
     return _gradients((anchors, keys, paired, temperature), (need_anchors, need_keys, need_paired, need_temperature))
 
 
+_modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+_traced_by_jit, _has_key = torch._C._is_tracing, torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # make_fx(pre_dispatch=True): its modes are not among the others
+
+
+def watched(anchors: Tensor) -> bool:
+    """Whether somebody records or transforms what is called: torch.compile, torch.export, torch.jit.trace, a mode
+    (make_fx, AOTAutograd, fake tensors), vmap, or a class of tensors of its own. Then it must be the operators that are
+    seen, with tensors of the same kind; Functions, and constants of another call, would be lost or out of place."""
+    return (torch.compiler.is_compiling() or _modes() > 0 or _transforms() or _traced_by_jit()
+            or _has_key(_PRE_DISPATCH) or not (type(anchors) is Tensor or type(anchors) is nn.Parameter))
+
+
 def _present(tensor: Tensor | None) -> Tensor:
     return _ABSENT if tensor is None else tensor
 
 
+def _of_one_kind(anchors: Tensor, partners: Sequence[Tensor | None]) -> list[Tensor]:
+    absent = _ABSENT if torch.compiler.is_compiling() else anchors.new_empty(0)  # a compiler lifts constants itself
+    return [absent if tensor is None else tensor for tensor in partners]
+
+
 def measure(anchors: Tensor, keys: Tensor | None, groups: Tensor | None, key_groups: Tensor | None,
             relation: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Row statistics, mean quantile and token; `settings` are the operator's from `period` to `keep`."""
-    return _measure(anchors, _present(keys), _present(groups), _present(key_groups), _present(relation), *settings)
+    """Row statistics, mean quantile and token, without gradient; `settings` are the operator's, `period` to `keep`."""
+    if watched(anchors):  # detached: a record need not tell that there was no_grad around it
+        partners = _of_one_kind(anchors, (None if keys is None else keys.detach(), groups, key_groups, relation))
+        return _measure(anchors.detach(), *partners, *settings)
+    with below_autograd():
+        return _measure(anchors, _present(keys), _present(groups), _present(key_groups), _present(relation), *settings)
 
 
-def _evaluate(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
+def _evaluate(operator: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
               others: tuple[Any, ...], at_once: bool) -> tuple[Tensor, ...]:
-    """What the operator returns; `others` as `contrast` puts them together."""
+    """What the operator, or its twin, returns; `others` as `contrast` puts them together."""
     groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale, statistics = others
-    partners = map(_present, (keys, paired, groups, key_groups, relation, threshold))
-    return _contrast(anchors, *partners, temperature, token, *settings, *adaptive, needed, at_once, scale, statistics)
+    return operator(
+        anchors, _ABSENT if keys is None else keys, _ABSENT if paired is None else paired,
+        _ABSENT if groups is None else groups, _ABSENT if key_groups is None else key_groups,
+        _ABSENT if relation is None else relation, _ABSENT if threshold is None else threshold,
+        temperature, token, *settings, *adaptive, needed, at_once, scale, statistics)
 
 
 class _Contrast(Function):
@@ -135,8 +168,9 @@ class _Contrast(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        loss, batch_stats, row_state, token, *_ = _evaluate(_contrast_no_grad, anchors, keys, paired, temperature,
+                                                            others, False)
         groups, key_groups, relation, _, _, settings, _, _, scale, _ = others
-        loss, batch_stats, row_state, token, *_ = _evaluate(anchors, keys, paired, temperature, others, False)
         ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, temperature,  # type: ignore[arg-type]
                               row_state, token)
         ctx.settings, ctx.scale = settings, scale  # type: ignore[attr-defined]
@@ -152,7 +186,8 @@ class _Contrast(Function):
 def _contrast_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
     anchors, *saved = ctx.saved_tensors if saved is None else saved
     needed = ctx.needs_input_grad[:4]
-    return _contrast_backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
+    backward = _contrast_backward if watched(grad_loss) else _contrast_backward_no_grad
+    return backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
 
 
 class _ContrastAtOnce(Function):
@@ -163,13 +198,11 @@ class _ContrastAtOnce(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor,
                 others: tuple[Any, ...], seen: list[Tensor]) -> Tensor:
-        groups, key_groups, relation, threshold, _, settings, adaptive, needed, scale, _ = others
-        loss, batch_stats, _, _, *gradients = _evaluate(anchors, keys, paired, temperature, others, True)
+        loss, batch_stats, _, _, *gradients = _evaluate(_contrast_no_grad, anchors, keys, paired, temperature, others,
+                                                        True)
         seen.append(batch_stats)
-        ctx.save_for_backward(anchors, keys, paired, groups, key_groups, relation, threshold,  # type: ignore[arg-type]
-                              temperature)
-        ctx.kept = [gradients]  # type: ignore[attr-defined]
-        ctx.again = (*settings, *adaptive, needed, True, scale, False)  # type: ignore[attr-defined]
+        ctx.save_for_backward(anchors, keys, paired, *others[:4], temperature)  # type: ignore[arg-type]
+        ctx.kept, ctx.settings = [gradients], others[5:]  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         return loss
 
@@ -179,15 +212,18 @@ class _ContrastAtOnce(Function):
 
 
 def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
-    compiling = torch.compiler.is_compiling()  # compiled autograd takes for granted what ctx holds
+    recorded = watched(grad_loss)
     try:  # in place: ctx may be another's view of the real one; and at once: another thread's backward may come first
-        gradients = None if compiling else ctx.kept.pop()
+        # compiled autograd takes for granted what ctx holds
+        gradients = None if recorded and torch.compiler.is_compiling() else ctx.kept.pop()
     except IndexError:
         gradients = None
     if gradients is None:
         anchors, *saved = ctx.saved_tensors if saved is None else saved
-        gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *ctx.again)[4:]
-    if compiling:
+        settings, adaptive, needed, scale, _ = ctx.settings
+        gradients = _contrast(anchors, *map(_present, saved), NO_TOKEN, *settings, *adaptive, needed, True, scale,
+                              False)[4:]
+    if recorded:
         return [gradient * grad_loss for gradient in gradients]
     try:
         factor = grad_loss.item()
@@ -196,6 +232,9 @@ def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None
     for gradient in gradients if factor != 1 else ():
         gradient *= factor
     return gradients
+
+
+_SECOND = "the gradients of hexssl's losses cannot be differentiated again (double backward)"
 
 
 class _Last(Function):
@@ -208,7 +247,7 @@ class _Last(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *_: Any) -> Any:
-        raise RuntimeError("the gradients of hexssl's losses cannot be differentiated again (double backward)")
+        raise RuntimeError(_SECOND)
 
 
 def _gradients_from(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
@@ -223,10 +262,110 @@ def _gradients_from(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
     return tuple(gradient if wanted else None for gradient, wanted in zip(found, ctx.needs_input_grad[:4], strict=True))
 
 
-def _refuse_tangents(*inputs: Tensor | None) -> None:
-    """Forward-mode differentiation would silently find zero. (The Functions refuse by themselves.)"""
-    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
-        raise NotImplementedError("hexssl's losses cannot be differentiated in forward mode (jvp, jacfwd, forward_ad)")
+def _refuse_tangents(*inputs: Any) -> None:
+    """Forward-mode differentiation would silently find zero."""
+    if any(isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise NotImplementedError("hexssl's losses cannot be differentiated in forward mode (jvp, jacfwd, forward_ad); "
+                                  "use loss.backward() or torch.autograd.grad")
+
+
+_EMBEDDINGS_AND_TEMPERATURE = (0, 1, 2, 7)  # among the inputs of contrast
+
+
+def _needed_of(ctx: Any) -> list[bool]:
+    return [ctx.needs_input_grad[1 + slot] for slot in _EMBEDDINGS_AND_TEMPERATURE]
+
+
+def _bits(needed: Sequence[bool]) -> int:
+    return sum(1 << i for i, wanted in enumerate(needed) if wanted)
+
+
+class _OfContrast(Function):
+    """hexssl::contrast with the derivative of its loss, however it was called; the other outputs have none."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> tuple[Tensor, ...]:
+        if inputs[6].requires_grad:
+            raise RuntimeError("threshold: got a tensor that requires a gradient; accepted: one that does not "
+                               "(threshold.detach()): by definition no gradient flows through the threshold")
+        ctx.made, ctx.at_once, ctx.scale = inputs[24:27]
+        ctx.settings, ctx.adaptive = inputs[9:21], inputs[21:24]
+        if not ctx.at_once:  # what a record says was needed when it was made
+            inputs = (*inputs[:24], _bits(_needed_of(ctx)), *inputs[25:])
+        outputs = run(*inputs)
+        ctx.save_for_backward(*inputs[:8], *outputs[2:])  # row state, token, gradients
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        if any(grad is not None for grad in others):
+            raise RuntimeError("hexssl::contrast: of its outputs the loss alone can be differentiated, not the "
+                               "statistics, the state of rows or the gradients (double backward)")
+        if grad_loss is None:
+            return (None,) * len(ctx.needs_input_grad)
+        needed = _needed_of(ctx)
+        *partners, threshold, temperature, row_state, token = ctx.saved_tensors[:10]
+        gradients = ctx.saved_tensors[10:]
+        if not ctx.at_once:
+            gradients = _contrast_backward(grad_loss * ctx.scale, *partners, temperature, row_state, token,
+                                           *ctx.settings, *needed)
+        else:
+            if _bits(needed) & ~ctx.made:  # called when fewer were needed
+                gradients = _contrast(*partners, threshold, temperature, torch.zeros_like(token), *ctx.settings,
+                                      *ctx.adaptive, _bits(needed), True, ctx.scale, False)[4:]
+            gradients = [gradient * grad_loss for gradient in gradients]
+        found: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for slot, wanted, gradient in zip(_EMBEDDINGS_AND_TEMPERATURE, needed, gradients, strict=True):
+            found[1 + slot] = gradient if wanted else None
+        return tuple(found)
+
+
+class _OfTheRest(Function):
+    """An operator whose outputs cannot be differentiated: an error, where torch would find no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.name = inputs[-1]
+        return run(*inputs[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_NO_DERIVATIVE[ctx.name])
+
+
+_NO_DERIVATIVE = {
+    "hexssl::measure": "hexssl::measure: by definition its statistics carry no gradient; give it detached tensors",
+    "hexssl::contrast_backward": _SECOND,
+}
+
+
+def _register_derivative(operator: Any) -> None:
+    name = operator.name()
+
+    def kernel(keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        def run(*inputs: Any) -> tuple[Tensor, ...]:
+            with below_autograd():
+                return operator.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(*inputs)
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
+            return run(*inputs)
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                "hexssl's losses cannot be differentiated by torch.func (grad, vjp, jacrev, hessian); use "
+                "loss.backward() or torch.autograd.grad")
+        if name in _NO_DERIVATIVE:
+            return _OfTheRest.apply(run, *inputs, name)
+        return _OfContrast.apply(run, *inputs)
+
+    _derivatives.impl(operator, kernel, "Autograd", with_keyset=True)
+
+
+_derivatives = torch.library.Library("hexssl", "FRAGMENT")  # what it registered ends with it
+for _name in ("measure", "contrast", "contrast_backward"):
+    _register_derivative(getattr(torch.ops.hexssl, _name).default)
 
 
 NOT_ADAPTIVE = (False, 0.0, False)
@@ -235,29 +374,33 @@ NOT_ADAPTIVE = (False, 0.0, False)
 def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
              key_groups: Tensor | None, relation: Tensor | None, threshold: Tensor | None, temperature: Tensor,
              token: Tensor, settings: tuple[Any, ...], adaptive: tuple[bool, float, bool], scale: float,
-             statistics: bool) -> tuple[Tensor, Tensor]:
+             statistics: bool, watched: bool) -> tuple[Tensor, Tensor]:
     """Loss, times `scale`, and batch statistics, (0,) unless wanted.
 
     `settings` are the operator's from `period` to `reduction`, `adaptive` those from `adaptive` to `negatives_only`.
-    Nothing is kept for a backward that cannot come.
+    Nothing is kept for a backward that cannot come. The threshold gets no gradient.
     """
+    if watched:
+        inputs = _of_one_kind(anchors, (keys, paired, groups, key_groups, relation, threshold))
+        if token is NO_TOKEN and not torch.compiler.is_compiling():
+            token = anchors.new_zeros((), dtype=torch.int64)
+        loss, batch_stats, *_ = _contrast(anchors, *inputs, temperature, token, *settings, *adaptive, 0, False, scale,
+                                          statistics)  # needed: the kernel for autograd knows when it is run
+        return loss, batch_stats.detach()
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(anchors, keys, paired, temperature)
     needed = 0
     if torch.is_grad_enabled():
         needed = (anchors.requires_grad + 2 * (keys is not None and keys.requires_grad)
                   + 4 * (paired is not None and paired.requires_grad) + 8 * temperature.requires_grad)
-    compiling = torch.compiler.is_compiling()
-    if needed and compiling:  # a Function may not be given the same tensor twice there
-        keys, paired, key_groups = (None if tensor is None else tensor.view_as(tensor)
-                                    for tensor in (keys, paired, key_groups))
     # one tuple: every argument of apply costs
     others = (groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale, statistics)
     if needed:
         # Half precision is rounded after scaling: a gradient scaler's factor keeps small ones from vanishing.
-        if compiling or settings[-1] == 0 or anchors.dtype not in (torch.float32, torch.float64):
+        if settings[-1] == 0 or anchors.dtype not in (torch.float32, torch.float64):
             return _Contrast.apply(anchors, keys, paired, temperature, others)
         seen: list[Tensor] = []
         return _ContrastAtOnce.apply(anchors, keys, paired, temperature, others, seen), seen[0]
-    if not compiling:
-        _refuse_tangents(anchors, keys, paired, temperature)
-    loss, batch_stats, *_ = _evaluate(anchors, keys, paired, temperature, others, False)
+    with below_autograd():  # cheaper than no_grad, which the twin would need
+        loss, batch_stats, *_ = _evaluate(_contrast, anchors, keys, paired, temperature, others, False)
     return loss, batch_stats

@@ -241,7 +241,7 @@ def _may_overflow(lengths: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def inverse_of(temperature: float | Tensor, like: Tensor, wide: torch.dtype) -> Tensor:
-    """1 / temperature, 0-d, of the dtype and device of `like`; NaN for what is no temperature, or has no inverse there."""
+    """1 / temperature, 0-d, of the dtype and device of `like`; NaN for what is none, or has no inverse there."""
     dtype = like.dtype
     if not isinstance(temperature, Tensor):
         return like.new_full((), 1 / temperature if torch.finfo(dtype).tiny <= temperature < inf else nan)

@@ -1,5 +1,10 @@
-/* operators.c: the operators hexssl::measure, contrast and contrast_backward for CPU tensors, run without the GIL. */
+/* operators.c: the operators hexssl::measure, contrast and contrast_backward for CPU tensors, run without the GIL.
+ *
+ * Python gives the three a kernel for autograd (hexssl/operators.py). The twins of the last two, ..._no_grad, have none,
+ * are cheaper by that, and work only where gradients are off, so that nobody's can be missing. */
 #include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "boxed.h"
 
@@ -237,18 +242,47 @@ static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outpu
         contrast_backward, inputs, BACKWARD_INPUTS, outputs);
 }
 
+static void run_no_grad(const char *name, int tensors, bool (*body)(call *), stable_value *stack) {
+    call c = {.name = name, .stack = stack, .tensors = tensors};
+    bool enabled = hex_torch.aoti_torch_grad_mode_is_enabled();
+    call_finish(&c, enabled ? fail(&c, "has no gradient: call it under torch.no_grad(), or the operator without _no_grad")
+                            : body(&c));
+}
+
+static void contrast_no_grad_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    (void)inputs, (void)outputs;
+    run_no_grad("hexssl::contrast_no_grad", 9, contrast, stack);
+}
+
+static void backward_no_grad_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    (void)inputs, (void)outputs;
+    run_no_grad("hexssl::contrast_backward_no_grad", 10, contrast_backward, stack);
+}
+
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
 static library_handle definitions, kernels;
 
+static bool register_one(const char *schema, const char *name, boxed_kernel kernel) {
+    return !hex_torch.aoti_torch_library_def(definitions, schema) &&
+           !hex_torch.torch_library_impl(kernels, name, kernel, HEX_TORCH_ABI);
+}
+
+/* An operator and, by the same schema, its twin. */
+static bool register_both(const char *schema, const char *name, boxed_kernel kernel, const char *twin,
+                          boxed_kernel twin_kernel) {
+    char twin_schema[1024];
+    int length = snprintf(twin_schema, sizeof twin_schema, "%s%s", twin, schema + strlen(name));
+    return length < (int)sizeof twin_schema && register_one(schema, name, kernel) &&
+           register_one(twin_schema, twin, twin_kernel);
+}
+
 static bool register_all(void) {
     return !hex_torch.aoti_torch_library_init_def("hexssl", __FILE__, __LINE__, &definitions) &&
-           !hex_torch.aoti_torch_library_def(definitions, measure_schema) &&
-           !hex_torch.aoti_torch_library_def(definitions, contrast_schema) &&
-           !hex_torch.aoti_torch_library_def(definitions, backward_schema) &&
            !hex_torch.aoti_torch_library_init_impl("hexssl", "CPU", __FILE__, __LINE__, &kernels) &&
-           !hex_torch.torch_library_impl(kernels, "measure", measure_kernel, HEX_TORCH_ABI) &&
-           !hex_torch.torch_library_impl(kernels, "contrast", contrast_kernel, HEX_TORCH_ABI) &&
-           !hex_torch.torch_library_impl(kernels, "contrast_backward", backward_kernel, HEX_TORCH_ABI);
+           register_one(measure_schema, "measure", measure_kernel) &&
+           register_both(contrast_schema, "contrast", contrast_kernel, "contrast_no_grad", contrast_no_grad_kernel) &&
+           register_both(backward_schema, "contrast_backward", backward_kernel, "contrast_backward_no_grad",
+                         backward_no_grad_kernel);
 }
 
 const char *hex_torch_register_operators(void) {

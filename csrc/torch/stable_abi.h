@@ -47,6 +47,7 @@ typedef void (*boxed_kernel)(stable_value *stack, uint64_t inputs, uint64_t outp
     F(tensor_error, torch_parallel_for, (int64_t begin, int64_t end, int64_t grain,                                  \
                                          void (*body)(int64_t begin, int64_t end, void *context), void *context))    \
     F(tensor_error, torch_get_num_threads, (uint32_t *threads))                                                      \
+    F(bool, aoti_torch_grad_mode_is_enabled, (void))                                                                 \
     F(int32_t, aoti_torch_device_type_cpu, (void))                                                                   \
     F(int32_t, aoti_torch_layout_strided, (void))                                                                    \
     F(int32_t, aoti_torch_dtype_float16, (void))                                                                     \
