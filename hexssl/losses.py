@@ -24,6 +24,8 @@ _VIEWS = "two or more views of shape (B, D), or one stacked tensor (rows, D) wit
 
 def _stack(views: tuple[Any, ...], groups: Any) -> Problem:
     """Views one below the other; row i of every view is the same sample."""
+    if len(views) == 1 and isinstance(views[0], Tensor) and views[0].dim() == 3:
+        validation.embeddings("views", views[0])
     if len(views) == 0 or (len(views) == 1 and isinstance(views[0], Tensor) and groups is None):
         raise ValueError(f"views: got {len(views)} tensor(s) and no groups; accepted: {_VIEWS}")
     if len(views) == 1 and isinstance(views[0], (list, tuple)):
@@ -35,6 +37,7 @@ def _stack(views: tuple[Any, ...], groups: Any) -> Problem:
     first = validation.embeddings("views[0]", views[0])
     for index, view in enumerate(views):
         validation.embeddings(f"views[{index}]", view)
+        validation.alike(f"views[{index}]", view, first)
         if view.shape != first.shape or view.dtype != first.dtype or view.device != first.device:
             raise ValueError(f"views[{index}]: got {validation.describe(view)}; accepted: the shape, dtype and device "
                              f"of views[0], {validation.describe(first)}")

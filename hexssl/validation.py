@@ -15,10 +15,12 @@ from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+_PLAIN = (Tensor, nn.Parameter)
 
 FORMULATIONS = {"weighted": 0, "released": 1}
 POSITIVES = {"sum": 0, "mean": 1}
@@ -30,7 +32,11 @@ ROWS = {"all": False, "negatives": True}
 def describe(value: Any) -> str:
     """What was given, in words: the shape, dtype and device of a tensor, else the value and its type."""
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+        kind = "tensor" if type(value) in _PLAIN else type(value).__name__
+        if value.is_nested:
+            return f"a nested {kind} of {value.size(0)} parts, {value.dtype}, on {value.device}"
+        layout = "" if value.layout is torch.strided else f", {value.layout}"
+        return f"a {kind} of shape {tuple(value.shape)}, {value.dtype}{layout}, on {value.device}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
@@ -95,6 +101,8 @@ def temperature(value: Any, device: torch.device | None = None) -> float | Tenso
     accepted = "a finite number > 0, or a floating-point tensor of one element on the embeddings' device"
     if not isinstance(value, Tensor):
         return number("temperature", value, 0.0, open_low=True, open_high=True, accepted=accepted)
+    if type(value) not in _PLAIN:
+        _ordinary("temperature", value)
     if value.dtype not in FLOATING:
         _wrong_type("temperature", value, accepted)
     if value.numel() != 1 or (device is not None and value.device != device):
@@ -130,6 +138,8 @@ def threshold(value: Any, rows: int | None = None, device: torch.device | None =
         _wrong_value("threshold", value, accepted)
     if not isinstance(value, Tensor):
         return number("threshold", value, accepted=accepted)
+    if type(value) not in _PLAIN:
+        _ordinary("threshold", value)
     if value.dtype not in FLOATING:
         _wrong_type("threshold", value, accepted)
     if value.dim() > 1 or (value.dim() == 1 and rows is not None and value.shape[0] != rows):
@@ -171,16 +181,65 @@ def statistic(quantile: Any, rows: Any) -> float:
     return number("quantile", quantile, 0.0, 1.0, accepted="a number in [0, 1]")
 
 
+def _advice(value: Any) -> str:
+    """What to do with a value that is no dense tensor of real numbers with two sides; empty where nobody knows."""
+    if isinstance(value, list | tuple) and any(isinstance(view, Tensor) for view in value):
+        return "; several views go to a loss module as *views, to a function as torch.cat(views)"
+    if not isinstance(value, Tensor):
+        array = hasattr(value, "__array__") or isinstance(value, list | tuple)
+        return "; torch.as_tensor makes it one, and hexssl.arrays has the losses of NumPy arrays" if array else ""
+    if hasattr(value, "full_tensor"):
+        return "; of a DTensor, .full_tensor()"
+    if isinstance(value, torch.masked.MaskedTensor):
+        return "; of a MaskedTensor, .get_data() of the rows that count"
+    if value.is_nested:
+        return "; of a nested tensor, torch.cat(tensor.unbind()), with groups that say which rows belong together"
+    if value.is_quantized:
+        return "; .dequantize() makes it one"
+    if value.layout is not torch.strided:
+        return "; .to_dense() makes it one"
+    if value.is_complex():
+        return "; of complex numbers, torch.view_as_real(tensor).flatten(1)"
+    if value.dim() == 1 and value.dtype in INTEGERS:
+        return "; labels go by their keyword, groups="
+    if value.dtype not in FLOATING:
+        return "; .float() makes it one"
+    if value.dim() == 3:
+        return ("; views of shape (B, V, D) go to a loss module as *views.unbind(1), to a function as "
+                "torch.cat(views.unbind(1)) with groups=torch.arange(B).repeat(V)")
+    return ""
+
+
+def _ordinary(name: str, value: Any) -> None:
+    """Refuse those classes of tensors that torch would not let into an operator, or not without losing something."""
+    if hasattr(value, "full_tensor") or isinstance(value, torch.masked.MaskedTensor):
+        _wrong_type(name, value, f"an ordinary tensor{_advice(value)}")
+
+
 def embeddings(name: str, value: Any) -> Tensor:
     """A dense (rows, columns) tensor of floating-point numbers, neither side of length zero."""
     accepted = "a dense (rows, columns) tensor of float32, float64, float16 or bfloat16, rows >= 1 and columns >= 1"
-    if not isinstance(value, Tensor):
-        _wrong_type(name, value, accepted)
+    if type(value) is not Tensor and type(value) is not nn.Parameter:
+        if not isinstance(value, Tensor):
+            _wrong_type(name, value, accepted + _advice(value))
+        _ordinary(name, value)
     if value.dtype not in FLOATING or value.layout is not torch.strided:
-        _wrong_type(name, value, accepted)
-    if value.dim() != 2 or value.shape[0] == 0 or value.shape[1] == 0:
-        _wrong_value(name, value, accepted)
+        _wrong_type(name, value, accepted + _advice(value))
+    try:
+        rows, columns = value.shape
+    except (ValueError, RuntimeError):  # other than two sides, or, in a nested tensor, none
+        rows = columns = 0
+    if rows == 0 or columns == 0:
+        _wrong_value(name, value, accepted + _advice(value))
     return value
+
+
+def alike(name: str, value: Tensor, anchors: Tensor) -> None:
+    """Refuse data beside what has none (torch's fake tensors), unless the mode of the fake ones takes it."""
+    fake, data = (value, anchors) if hasattr(value, "fake_mode") else (anchors, value)
+    if hasattr(fake, "fake_mode") and type(data) in _PLAIN and not fake.fake_mode.allow_non_fake_inputs:
+        _wrong_value(name, value, f"one like the other embeddings, {describe(anchors)}; a FakeTensor has no data, and "
+                                  "fake_mode.from_tensor(tensor) makes one of a tensor")
 
 
 def autocast(*values: Any) -> tuple[Any, ...]:
@@ -212,6 +271,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> None:
     """Embeddings that go with the anchors, with one row for each where so."""
     embeddings(name, value)
+    if type(value) is not type(anchors):
+        alike(name, value, anchors)
     if value.shape[1] != anchors.shape[1]:
         _wrong_value(name, value, f"the anchors' {anchors.shape[1]} columns")
     if value.dtype != anchors.dtype:
@@ -226,6 +287,8 @@ def ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
     # Sizes are put into words only on failure: a symbolic size that is printed becomes a constant.
     if not isinstance(value, Tensor) or value.dtype not in INTEGERS:
         _wrong_type(name, value, f"a ({rows},) tensor of integers on {device}")
+    if type(value) is not Tensor:
+        _ordinary(name, value)
     if value.dim() != 1 or value.shape[0] != rows or value.device != device:
         _wrong_value(name, value, f"a ({rows},) tensor of integers on {device}")
     return value.to(torch.int64).contiguous()
@@ -270,6 +333,8 @@ def _relation(value: Any, anchors: int, keys: int, device: torch.device) -> Tens
     if not isinstance(value, Tensor) or value.dtype not in (torch.int8, torch.bool):
         _wrong_type("relation", value, f"a ({anchors}, {keys}) tensor of int8: +1 positive, -1 negative, 0 neither; or "
                     "of bool: True positive, False negative")
+    if type(value) is not Tensor:
+        _ordinary("relation", value)
     if value.dim() != 2 or value.shape[0] != anchors or value.shape[1] != keys or value.device != device:
         _wrong_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 or bool on {device}")
     if value.dtype == torch.bool:
