@@ -181,7 +181,7 @@ def statistic(quantile: Any, rows: Any) -> float:
     return number("quantile", quantile, 0.0, 1.0, accepted="a number in [0, 1]")
 
 
-def _advice(value: Any) -> str:
+def advice(value: Any) -> str:
     """What to do with a value that is no dense tensor of real numbers with two sides; empty where nobody knows."""
     if isinstance(value, list | tuple) and any(isinstance(view, Tensor) for view in value):
         return "; several views go to a loss module as *views, to a function as torch.cat(views)"
@@ -213,7 +213,7 @@ def _advice(value: Any) -> str:
 def _ordinary(name: str, value: Any) -> None:
     """Refuse those classes of tensors that torch would not let into an operator, or not without losing something."""
     if hasattr(value, "full_tensor") or isinstance(value, torch.masked.MaskedTensor):
-        _wrong_type(name, value, f"an ordinary tensor{_advice(value)}")
+        _wrong_type(name, value, f"an ordinary tensor{advice(value)}")
 
 
 def embeddings(name: str, value: Any) -> Tensor:
@@ -221,16 +221,16 @@ def embeddings(name: str, value: Any) -> Tensor:
     accepted = "a dense (rows, columns) tensor of float32, float64, float16 or bfloat16, rows >= 1 and columns >= 1"
     if type(value) is not Tensor and type(value) is not nn.Parameter:
         if not isinstance(value, Tensor):
-            _wrong_type(name, value, accepted + _advice(value))
+            _wrong_type(name, value, accepted + advice(value))
         _ordinary(name, value)
     if value.dtype not in FLOATING or value.layout is not torch.strided:
-        _wrong_type(name, value, accepted + _advice(value))
+        _wrong_type(name, value, accepted + advice(value))
     try:
         rows, columns = value.shape
     except (ValueError, RuntimeError):  # other than two sides, or, in a nested tensor, none
         rows = columns = 0
     if rows == 0 or columns == 0:
-        _wrong_value(name, value, accepted + _advice(value))
+        _wrong_value(name, value, accepted + advice(value))
     return value
 
 

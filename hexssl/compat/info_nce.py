@@ -204,10 +204,12 @@ def _named(negative_keys: Tensor | None) -> AbstractContextManager[None]:
 
 def _check(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, negative_mode: str) -> None:
     for name, value in (("query", query), ("positive_key", positive_key), ("negative_keys", negative_keys)):
-        if not isinstance(value, Tensor) and not (value is None and name == "negative_keys"):
-            raise TypeError(f"{name}: got {validation.describe(value)}; accepted: a tensor")
+        if value is None and name == "negative_keys":
+            continue
+        if not isinstance(value, Tensor) or value.is_nested:  # a nested one has no shape to be compared
+            raise TypeError(f"{name}: got {validation.describe(value)}; accepted: a tensor{validation.advice(value)}")
     if query.dim() != 2:
-        raise ValueError(f"query: got shape {tuple(query.shape)}; accepted: (N, D)")
+        raise ValueError(f"query: got {validation.describe(query)}; accepted: (N, D){validation.advice(query)}")
     if positive_key.shape != query.shape:
         raise ValueError(f"positive_key: got shape {tuple(positive_key.shape)}; accepted: that of query, "
                          f"{tuple(query.shape)}")
