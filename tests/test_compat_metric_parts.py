@@ -370,6 +370,17 @@ def test_statistics_everywhere(name, monkeypatch):
     assert ours.reducer.losses_size == other.reducer.losses_size
 
 
+@pytest.mark.parametrize("temperature", [0.0769, 0.2769, 0.7, 1.533])
+def test_an_anchor_without_negatives_has_no_loss_above_zero(temperature):
+    """Whatever the rounding of its two positives' logits: it is not in the mean of what is not 0."""
+    pairs = tuple(map(torch.tensor, ([0, 0, 1], [1, 2, 2], [1, 1], [3, 4])))
+    for seed in range(20):
+        x = 2 * rows(seed, 5, 4)
+        losses = [cls(temperature, **settings_of("product as is", "anchors, non-zero"))(x, None, pairs)
+                  for cls in (NTXentLoss, theirs("NTXentLoss"))]
+        assert_close(*losses, EXACT)
+
+
 def test_deviation_of_what_is_above_zero():
     """A loss below the rounding of its logits is above 0 here; there it is 0 or not as the rounding falls, here 0."""
     x = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.3, 0.954]])

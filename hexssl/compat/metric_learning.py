@@ -310,6 +310,8 @@ class NTXentLoss(_PairLoss):
         losses, positives, some = self._losses(batch), batch.comparison.positives, batch.comparison.some()
         name, given = parts.kind(reducer), (batch.embeddings, batch.labels)
         if name == "PerAnchorReducer":
+            # Without negatives a loss is 0, not what rounding leaves of it: the reducer may ask what is above 0.
+            losses = torch.where(batch.comparison.negatives() > 0, losses, 0 * losses.detach())
             return parts.reduced(reducer.reducer, parts.elements(losses, some), *given)
         pairs = losses * positives  # an anchor's loss is the mean over its positive pairs
         if name == "SumReducer":
