@@ -184,7 +184,7 @@ static double temperature_gradient(hex_run *run, const backward *b) {
     for (int64_t i = 0; i < anchors; i++) {
         if (b->scale[i] != 0) direct += b->scale[i] * b->row_state[i * HEX_ROW_STATE + HEX_R_DTAU];
     }
-    return (direct - sc * b->gradient.inv_tau * b->gradient.inv_tau) * b->factor;
+    return (direct - sc) * b->gradient.inv_tau * b->gradient.inv_tau * b->factor;
 }
 
 /* Anchors whose loss is NaN have NaN gradients, and so has every key, which all anchors share; both ways, everything. */

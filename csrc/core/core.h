@@ -394,7 +394,7 @@ void hex_gradients_of(hex_run *run, const hex_settings *settings, const double *
 
 /* row_loss.c: from an anchor's sums to its loss and its backward weights, in double and in logarithms. */
 
-/* Columns of the row state; VALID: 1, 0 (left out) or NaN (poisoned by NaN or infinity). */
+/* Columns of the row state; DTAU: dLoss/dtau of what holds tau by itself, times tau^2, which may be too small; VALID: 1, 0 (left out) or NaN (poisoned by NaN or infinity). */
 enum { HEX_R_SHIFT_G, HEX_R_SHIFT_H, HEX_R_SHIFT_P, HEX_R_GG, HEX_R_H1, HEX_R_H2, HEX_R_PA, HEX_R_PB, HEX_R_PO, HEX_R_OWN,
        HEX_R_OWN_TOP, HEX_R_DTAU, HEX_R_VALID, HEX_R_EPS };
 _Static_assert(HEX_R_EPS + 1 == HEX_ROW_STATE, "the columns of the row state");

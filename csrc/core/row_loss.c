@@ -112,7 +112,7 @@ static double released_loss(const hex_row *row, double *state) {
     double floor = (row->keys - 2) * exp(-row->inv_tau);
     state[HEX_R_GG] = exp(ratio(row, (level){row->top_g, 0}, negatives_of(row)));
     state[HEX_R_PA] = -1 / row->positives;
-    state[HEX_R_DTAU] = floor * row->inv_tau * row->inv_tau;
+    state[HEX_R_DTAU] = floor;
     return ratio(row, negatives_of(row), mean_of(row)) + floor;
 }
 
@@ -121,7 +121,7 @@ static void local_state(const hex_settings *s, const hex_row *row, double log_sh
     const double *sum = row->sums, hard = sum[HEX_S_HARD_N], log_weight = log_share + log(s->local_weight);
     const level neg = negatives_of(row);
     if (row->floor) {
-        state[HEX_R_DTAU] += exp(log_weight + ratio(row, (level){-1, log(hard) - row->lift}, neg)) * row->inv_tau * row->inv_tau;
+        state[HEX_R_DTAU] += exp(log_weight + ratio(row, (level){-1, log(hard) - row->lift}, neg));
         return;
     }
     const double rest = 1 - s->tau_plus;
@@ -189,7 +189,7 @@ static double plain_loss(const hex_settings *s, const hex_row *row, double *stat
     state[HEX_R_PB] = -share / pos;   /* 1/Z - 1/pos */
     if (neg == 0) return 0;           /* nothing depends on the negatives */
     state[HEX_R_GG] = 1 / total;
-    if (floored) state[HEX_R_DTAU] = lambda * floor / total * row->inv_tau * row->inv_tau;
+    if (floored) state[HEX_R_DTAU] = lambda * floor / total;
     if (local && !floored) {
         double scale = lambda * hard / (rest * sum[HEX_S_HARD_B]) / total;
         state[HEX_R_H1] = scale * (1 + s->beta);
