@@ -51,7 +51,7 @@ CALLS = {
     "views": "interrupted(lambda: hex_loss(x))",
     "one thread": "torch.set_num_threads(1); interrupted(lambda: hex_loss(x))",
     "keys, with gradients": "interrupted(lambda: hex_loss(x.requires_grad_(), y, threshold=0.2))",
-    "keys, a shift for each class": "x.requires_grad_(); interrupted(lambda: hex_loss(x, y, temperature=0.01))",
+    "keys, a shift for each class": "interrupted(lambda: hex_loss(x.requires_grad_(), y, temperature=0.01))",
     "both ways": "interrupted(lambda: open_clip.ClipLoss()(x.requires_grad_(), y, torch.tensor(14.0)))",
     "statistics": "interrupted(lambda: similarity_stats(x))",
     "arrays, loss": "interrupted(lambda: arrays.hex_loss(x.numpy()))",
