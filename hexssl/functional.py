@@ -227,7 +227,7 @@ def _decide(problem: Problem, settings: Settings, threshold: Any,
         stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
                                      settings.normalize, settings.normalize_keys, True)
     decided = threshold(stats, mean, sync)
-    if isinstance(decided, Tensor):
+    if isinstance(decided, Tensor) and decided.dim() > 0:
         decided = validation.threshold(decided, problem.anchors.shape[0], problem.anchors.device)
     if decided is None:  # warm-up is InfoNCE, whatever comes after it
         settings = settings._replace(formulation="weighted")

@@ -98,14 +98,15 @@ class Threshold(nn.Module):
         sync : bool
             Whether to call `pool` where `self.sync` is None.
         """
-        training = self._in_training()
-        pools = self.pools(sync)
+        if row_stats is None or mean_quantile is None:
+            with torch.no_grad():
+                return self.decide(row_stats, mean_quantile)
+        training, pools = self._in_training(), self.pools(sync)
         with torch.no_grad():
-            if row_stats is not None and mean_quantile is not None:
-                if pools:
-                    row_stats, mean_quantile = self.pool(row_stats, mean_quantile)
-                if training:
-                    self.follow(row_stats, mean_quantile)
+            if pools:
+                row_stats, mean_quantile = self.pool(row_stats, mean_quantile)
+            if training:
+                self.follow(row_stats, mean_quantile)
             return self.decide(row_stats, mean_quantile)
 
     def _in_training(self) -> bool:
