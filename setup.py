@@ -30,6 +30,19 @@ SOURCES = {**TIERS.get(ARCHITECTURE, {}), **{source: [] for source in BASELINE}}
 FLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
          "-fexceptions", "-Wextra"]
 
+# What HEXSSL_SANITIZE=address,undefined or HEXSSL_SANITIZE=thread adds to every file and to the link: a fault ends the
+# process. tools/sanitize.py makes such a build and runs tests on it. Division by zero stays: IEEE 754 defines it, and
+# empty sets rely on it.
+SANITIZERS = {
+    "": [],
+    "address,undefined": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
+                          "-fno-omit-frame-pointer", "-O1", "-g1"],
+    "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer", "-O1", "-g1"],
+}
+SANITIZE = os.environ.get("HEXSSL_SANITIZE", "")
+if SANITIZE not in SANITIZERS:
+    raise SystemExit(f"HEXSSL_SANITIZE: got {SANITIZE!r}; accepted: {', '.join(filter(None, SANITIZERS))}, or nothing")
+
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # has no limited API: one build per version there
 LIMITED_API = [] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")]
 
@@ -41,7 +54,7 @@ class BuildExtension(build_ext):
         def compile_one(source: str) -> list[str]:
             return self.compiler.compile(
                 [source], self.build_temp, extension.define_macros, extension.include_dirs,
-                extra_postargs=[*FLAGS, *SOURCES[source]])
+                extra_postargs=[*FLAGS, *SOURCES[source], *SANITIZERS[SANITIZE]])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for objects in pool.map(compile_one, SOURCES):
@@ -58,7 +71,7 @@ setup(
             include_dirs=[numpy.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                            ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"), *LIMITED_API],
-            extra_link_args=["-Wl,--as-needed"],
+            extra_link_args=["-Wl,--as-needed", *SANITIZERS[SANITIZE]],
             libraries=["m", "dl", "pthread"],
             py_limited_api=not FREE_THREADED,
         )
