@@ -1,5 +1,6 @@
 # make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, DATA_DIR=..., EPOCHS=n)
-# make test     the test suite and the examples in the documentation
+# make test     the test suite and the examples in the documentation (PYTEST='-x tests/test_losses.py': pytest's arguments)
+# make sanitize what a compiler's sanitizers find as the tests run: memory, undefined behaviour, leaks, races
 # make bench    the speed that is promised, line by line, and the pictures: about 40 minutes (PRESETS=quick: fewer)
 # make profile  where the time of a step goes, phase by phase
 # make wheel    a wheel and an sdist in dist/, checked
@@ -15,6 +16,7 @@ DATA ?= digits
 DATA_DIR ?=
 EPOCHS ?=
 PRESETS ?= quick acceptance drop-ins
+PYTEST ?= -q
 # Libraries whose loss files alone are wanted, by the tests of the drop-ins: what they require is not (torchvision, ...).
 LOSS_FILES := lightly==1.6.0 open-clip-torch==3.3.0 solo-learn==1.0.2
 
@@ -23,13 +25,18 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 C_SOURCES := $(shell find csrc -name '*.[ch]')
 
-.PHONY: demo test bench profile wheel environment tools clean distclean
+.PHONY: demo test sanitize bench profile wheel environment tools clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
+# A file at a time on every core, most problems being too small for threads. Those that wait do so without spinning.
 test: tools
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+
+sanitize: tools
+	$(BIN)/python tools/sanitize.py address,undefined
+	$(BIN)/python tools/sanitize.py thread
 
 # Every preset runs, whatever the one before it found; a promise that is not kept fails in the end.
 bench: tools

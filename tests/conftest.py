@@ -1,8 +1,10 @@
-"""Fixtures and the golden data."""
+"""Fixtures, the golden data, the marker of what depends on the tier, and the skips that are in order."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,79 @@ import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# Files whose tests are the same on every tier of kernels, and need to run on one only. All others are marked `tier`, so
+# that a new file is.
+ON_ONE_TIER = {
+    "test_benchmarks.py": "compares formulas in plain torch",
+    "test_compat_signatures.py": "looks at signatures",
+    "test_core.py": "C programs with flags of their own",
+    "test_distributed.py": "gathering and its gradient; what is gathered is computed as on one rank",
+    "test_distributed_drop_ins.py": "gathering, as above",
+    "test_examples.py": "trainings, checkpoints, arguments",
+    "test_kernels.py": "runs every tier by itself, and under sanitizers",
+    "test_lightning.py": "when the callback is called and what it logs",
+    "test_limits.py": "reads what limits a process",
+    "test_packaging.py": "looks at files",
+    "test_peer_suites.py": "the calls of the drop-ins' own tests, with what other suites expect of them",
+    "test_ranks.py": "what ranks tell each other",
+    "test_readme.py": "runs the documentation",
+    "test_reference.py": "the reference in plain torch",
+    "test_reference_edges.py": "the reference in plain torch",
+    "test_unsupported_tensors.py": "errors before any work",
+}
+
+# Skips that --strict-skips lets pass: what the reason looks like, and why it may be so. Any other fails.
+SKIPS = {
+    r"no C compiler for \w+: \S+ is not installed": "no cross compiler here",
+    r"compiled, not run: ": "this CPU has not the tier, or there is no emulator",
+    r"AVX-512 in AVX2's instructions: x86-64 alone has those": "another architecture",
+    r"Debian's dataset-fashion-mnist is not installed": "a data set that is not on every system",
+    r"a free-threaded interpreter has no limited API": "another interpreter",
+    r"torch was built without distributed": "another torch",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strict-skips", action="store_true", help="a skip whose reason is not on the list is a failure")
+
+
+def pytest_configure() -> None:
+    """Two threads for each of several processes (pytest -n): calls are still those of a team, and do not crowd."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [name for name in ON_ONE_TIER if not Path(__file__).with_name(name).exists()]
+    assert not missing, f"ON_ONE_TIER names files that are not there: {missing}"
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in ON_ONE_TIER:
+            item.add_marker("tier")
+
+
+def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    """A skip for a reason that is not on the list becomes a failure that says so."""
+    if not report.skipped or hasattr(report, "wasxfail") or not config.getoption("--strict-skips"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(re.match(f"Skipped: {allowed}", reason) for allowed in SKIPS):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped ({reason}), which is not among SKIPS in {__file__}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    refuse_skip(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    refuse_skip(collector.config, report)
+    return report
 
 
 def read_golden() -> list[dict[str, Any]]:

@@ -303,6 +303,7 @@ def test_a_large_batch_in_a_control_group(version):
         group.rmdir()
 
 
+@pytest.mark.no_sanitizer("what was freed stays in the address sanitizer's quarantine")
 def test_what_waits_is_given_back_before_a_call_fails():
     done = run_short("""
 workspace.set_budget(1 << 40)

@@ -1,7 +1,7 @@
 """Builds an sdist, and from it a wheel, into dist/ and checks what a user would get.
 
 The wheel must be cp311-abi3 and manylinux, and work in a virtual environment that has only it, torch and NumPy.
-``--sdist-tests`` also runs the test suite that the sdist carries, on that wheel.
+The sdist must hold what this tree does. ``--sdist-tests`` also runs tests that it carries, on that wheel.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from zipfile import ZipFile
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the sdist holds all of: the package is built and tested from it.
+CARRIED = ("benchmarks", "csrc", "docs", "examples", "hexssl", "tests", "tools")
+# What packaging can break: files, the documentation, the extension after auditwheel, the layers above it. The other tests
+# are imported; they would compute again what the same sources have computed in the tree.
+SDIST_TESTS = ("test_packaging.py", "test_readme.py", "test_arrays.py", "test_bindings.py", "test_losses.py",
+               "test_workspace.py")
 TRY_IT = """
 import hexssl, numpy, torch, sys
 assert {"sklearn", "matplotlib", "pytest"}.isdisjoint(sys.modules)
@@ -98,24 +104,35 @@ def try_it(wheel: Path, home: Path) -> None:
     assert Path(imported).is_relative_to(home), imported
 
 
+def check_sdist(sdist: Path) -> None:
+    """Every file of this tree's folders that git knows of."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = set(run("git", "ls-files", *CARRIED, cwd=ROOT).splitlines()) - names
+    assert not missing, f"{sdist.name} has not {sorted(missing)}"
+
+
 def run_sdist_tests(sdist: Path, wheel: Path, home: Path) -> None:
-    """The tests that the sdist carries, on the wheel."""
+    """SDIST_TESTS on the wheel, once all of the sdist's tests could be imported."""
     with tarfile.open(sdist) as archive:
         archive.extractall(home, filter="data")
-    unpacked = home / sdist.name.removesuffix(".tar.gz")
+    tests = home / sdist.name.removesuffix(".tar.gz") / "tests"
     installed = home / "installed"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", installed, wheel)
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     # from outside the unpacked tree, whose hexssl/ has no extension
-    print(run(sys.executable, "-P", "-m", "pytest", "-q", unpacked / "tests", cwd=home, env=environment)[-300:])
+    pytest = (sys.executable, "-P", "-m", "pytest", "-q", "--strict-skips")
+    run(*pytest, "--collect-only", tests, cwd=home, env=environment)
+    print(run(*pytest, *(tests / name for name in SDIST_TESTS), cwd=home, env=environment)[-300:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sdist-tests", action="store_true", help="run the sdist's tests on the wheel too")
+    parser.add_argument("--sdist-tests", action="store_true", help="run tests of the sdist on the wheel too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         sdist, wheel = build(Path(scratch), ROOT / "dist")
+        check_sdist(sdist)
         check_contents(wheel)
         try_it(wheel, Path(scratch, "clean"))
         if arguments.sdist_tests:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,22 @@ def build(program: Path, sources: Sequence[Path], architecture: str, compiler: s
     """Compile the dispatch, every tier of the architecture and `sources`, and link them into `folder / program`.
 
     extra goes to every compilation, link to the last step. lowered: tiers that are compiled with the instructions of
-    another. Raises RuntimeError with the compiler's words.
+    another. Objects that are in the folder already are taken as they are: one folder is for one set of flags, and
+    sources that do not change. Raises RuntimeError with the compiler's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tier_flags = {ROOT / source: isa for source, isa in setup_table("TIERS")[architecture].items()}
     for tier, other in (lowered or {}).items():  # no vector crosses a call: -Wno-psabi
         tier_flags[KERNELS / f"{tier}.c"] = [*tier_flags.get(KERNELS / f"{other}.c", []), "-DHEX_LOWERED", "-Wno-psabi"]
-    objects = []
-    for source in (KERNELS / "dispatch.c", KERNELS / "scalar.c", *tier_flags, *sources):
-        objects.append(folder / f"{source.stem}.o")
-        run([compiler, *setup_table("FLAGS"), *tier_flags.get(source, []), *extra, "-c", source, "-o", objects[-1]])
+
+    def compiled(source: Path) -> Path:
+        result = folder / f"{source.stem}.o"
+        if not result.exists():
+            run([compiler, *setup_table("FLAGS"), *tier_flags.get(source, []), *extra, "-c", source, "-o", result])
+        return result
+
+    units = [KERNELS / "scalar.c", *tier_flags, KERNELS / "dispatch.c", *sources]  # what takes longest comes first
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, units))
     run([compiler, *extra, *objects, *link, "-lm", "-o", folder / program])
     return folder / program

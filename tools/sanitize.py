@@ -3,9 +3,9 @@
     python tools/sanitize.py address,undefined [pytest arguments]     memory, undefined behaviour, leaks
     python tools/sanitize.py thread [pytest arguments]                races
 
-Without arguments those tests run that concern the sanitizer (TESTS below). The extension is built into build/sanitize/;
-the one in use stays as it is. HEXSSL_CPU chooses the tier, as always. The compiler is $CC, or cc; its sanitizers'
-libraries must be installed.
+Without arguments those tests run that concern the sanitizer (TESTS below). Paths are those from the root of the
+repository. The extension is built into build/sanitize/; the one in use stays as it is. HEXSSL_CPU chooses the tier, as
+always. The compiler is $CC, or cc; its sanitizers' libraries must be installed.
 
 Only the extension is instrumented, neither Python nor torch. So leaks count where this project's code asked for the
 memory, and races where both sides of one are this project's.
@@ -26,8 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # What is loaded before Python: the extension finds its runtime there.
 RUNTIMES = {"address,undefined": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
-TESTS = {"address,undefined": ["-m", "tier and not no_sanitizer", str(ROOT / "tests")],
-         "thread": [str(ROOT / "tests" / "test_callers.py")]}
+TESTS = {"address,undefined": ["-m", "tier and not no_sanitizer", "tests"], "thread": ["tests/test_callers.py"]}
 OPTIONS = {
     # A request for too much memory fails, as malloc would fail it. Leaks are looked for in the log (complaints below).
     "address,undefined": {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1:log_path={log}",
@@ -45,7 +44,7 @@ def runtimes(sanitizers: str) -> list[str]:
         asked = subprocess.run([*compiler, f"-print-file-name={name}"], text=True, capture_output=True, check=True)
         path = asked.stdout.strip()
         if not Path(path).is_absolute():  # the compiler repeats the name of a file that it does not have
-            sys.exit(f"{' '.join(compiler)} has no {name}, which the sanitizers {sanitizers} need: install it (Debian: it "
+            sys.exit(f"{compiler[0]} has no {name}, which the sanitizers {sanitizers} need: install it (Debian: it "
                      "comes with gcc; Fedora: libasan, libubsan, libtsan), or set CC to a compiler that has it")
         paths.append(path)
     return paths
@@ -91,17 +90,16 @@ def main() -> None:
     python = [*before, sys.executable]
     with tempfile.TemporaryDirectory() as logs:
         options = {name: value.format(log=f"{logs}/log") for name, value in OPTIONS[sanitizers].items()}
-        environment = {**os.environ, **options, "LD_PRELOAD": ":".join(preload), "PYTHONPATH": str(folder)}
+        environment = {**os.environ, **options, "LD_PRELOAD": ":".join(preload), "PYTHONPATH": str(folder),
+                       "PYTHONSAFEPATH": "1"}  # not this tree's hexssl/, neither here nor where a test starts Python
 
-        def run(*command: object, **others: object) -> subprocess.CompletedProcess[str]:
-            # in the folder of the built package: a Python that a test starts finds that one, too
-            return subprocess.run([*python, *map(str, command)], cwd=folder, env=environment, text=True, **others)  # type: ignore[call-overload]
+        def run(*command: str, **others: object) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([*python, *command], cwd=ROOT, env=environment, text=True, **others)  # type: ignore[call-overload]
 
         imported = run("-c", "import hexssl; print(hexssl._C.__file__)", stdout=subprocess.PIPE).stdout
         if not imported.startswith(f"{folder}/"):
             sys.exit(f"the tests would not run on what was built in {folder}, but on {imported or 'nothing'}")
-        status = run("-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
-                     *(arguments or TESTS[sanitizers])).returncode
+        status = run("-m", "pytest", *(arguments or TESTS[sanitizers])).returncode
         found = [report for log in sorted(Path(logs).iterdir())
                  for report in complaints(log.read_text(errors="replace"))]
     print("".join(found), end="")

@@ -14,8 +14,8 @@ uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g, hex_
 
 /* The same number again: gradients, too, are taken for tiles, and tiles for gradients. */
 uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const hex_geometry *g,
-                                  const hex_settings *settings, const double *row_state) {
-    (void)embeddings, (void)problem, (void)g, (void)settings, (void)row_state;
+                                  const hex_settings *settings, const double *row_state, hex_team *team) {
+    (void)embeddings, (void)problem, (void)g, (void)settings, (void)row_state, (void)team;
     return 42;
 }
 
