@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 # What the sdist holds all of: the package is built and tested from it.
 CARRIED = ("benchmarks", "csrc", "docs", "examples", "hexssl", "tests", "tools")
-# What packaging can break: files, the documentation, the extension after auditwheel, the layers above it. The other tests
+# What packaging can break: files, the documentation, the extension after auditwheel, the layers above it. Other tests
 # are imported; they would compute again what the same sources have computed in the tree.
 SDIST_TESTS = ("test_packaging.py", "test_readme.py", "test_arrays.py", "test_bindings.py", "test_losses.py",
                "test_workspace.py")

@@ -1,6 +1,7 @@
 /* test_callers: several threads call the core at once, each on a team of its own, while another changes the workspace's budget,
  * gives the workspace back, profiles, and forks. Every caller gets the bits of one that is alone; children can compute.
  * Under the thread sanitizer: without a race. */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -11,7 +12,8 @@
 
 #include "../../csrc/hex.h"
 
-enum { CALLERS = 3, ROUNDS = 40, TEAM = 3, M = 150, D = 20, FORKS = 10 };
+/* Sizes for which a call takes a team. */
+enum { CALLERS = 3, ROUNDS = 6, TEAM = 2, M = 400, D = 64, FORKS = 4 };
 
 static int threads = 1;
 static int thread_count(void) { return threads; }
