@@ -280,13 +280,14 @@ def _settings(temperature: float, beta: float, tau_plus: float, local_weight: fl
 def _arithmetic(temperature: float, beta: float, dtype: np.dtype[Any]) -> None:
     """Half precision is computed in float32."""
     limits = np.finfo(np.float64 if dtype.itemsize == 8 else np.float32)
-    if temperature < limits.tiny:
+    least, most = float(limits.tiny), float(limits.max)  # not compared in the narrow dtype
+    if temperature < least:
         _refuse(ValueError, "temperature", temperature,
-                f"a finite number >= {float(limits.tiny)}, the smallest normal number of {limits.dtype}, in which "
-                f"{dtype} is computed")
-    if beta > limits.max:
+                f"a finite number >= {least}, the smallest normal number of {limits.dtype}, in which {dtype} is "
+                "computed")
+    if beta > most:
         _refuse(ValueError, "beta", beta,
-                f"a number in [0, {float(limits.max)}], the largest of {limits.dtype}, in which {dtype} is computed")
+                f"a number in [0, {most}], the largest of {limits.dtype}, in which {dtype} is computed")
 
 
 def _threshold(value: Any, rows: int) -> Any:
