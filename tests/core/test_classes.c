@@ -26,7 +26,7 @@ static int64_t double_bits(int64_t i, int shift) {
     return bits;
 }
 
-static int64_t two_fields(int64_t i, int shift) { return (i % 141) << shift | i / 141; }
+static int64_t two_fields(int64_t i, int shift) { return shifted(i % 141, shift) | i / 141; }
 
 /* Steps past the first of a search for each id, on average and at most. Ids that a shift makes equal count once. */
 static bool is_spread(const char *name, id_of id, int shift) {
