@@ -219,44 +219,50 @@ static bool contrast_backward(call *c) {
            write_temperature(c, B_temperature, &gradients);
 }
 
+typedef struct {
+    const char *name;
+    bool (*body)(call *);
+    int inputs, tensors, outputs;
+    bool no_grad;   /* a twin, which refuses to work while gradients are on */
+} operator;
+
 /* inputs, outputs: as torch counts them. */
-static void run(call c, bool (*body)(call *), uint64_t inputs, int own_inputs, uint64_t outputs) {
-    bool ok = inputs == (uint64_t)own_inputs && outputs == (uint64_t)c.outputs_wanted
-                  ? body(&c)
-                  : fail(&c, "torch calls it with other numbers of arguments and results than it was registered with");
+static void run(const operator *of, stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    call c = {.name = of->name, .stack = stack, .tensors = of->tensors, .outputs_wanted = of->outputs};
+    bool ok = false;
+    if (inputs != (uint64_t)of->inputs || outputs != (uint64_t)of->outputs)
+        fail(&c, "torch calls it with other numbers of arguments and results than it was registered with");
+    else if (of->no_grad && hex_torch.aoti_torch_grad_mode_is_enabled())
+        fail(&c, "has no gradient: call it under torch.no_grad(), or the operator without _no_grad");
+    else
+        ok = of->body(&c);
     call_finish(&c, ok);
 }
 
-static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run((call){.name = "hexssl::measure", .stack = stack, .tensors = M_period, .outputs_wanted = MEASURE_OUTPUTS}, measure,
-        inputs, MEASURE_INPUTS, outputs);
-}
+static const operator operators[] = {
+    {"hexssl::measure", measure, MEASURE_INPUTS, M_period, MEASURE_OUTPUTS, false},
+    {"hexssl::contrast", contrast, CONTRAST_INPUTS, C_period, CONTRAST_OUTPUTS, false},
+    {"hexssl::contrast_no_grad", contrast, CONTRAST_INPUTS, C_period, CONTRAST_OUTPUTS, true},
+    {"hexssl::contrast_backward", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, false},
+    {"hexssl::contrast_backward_no_grad", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, true},
+};
+
+static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) { run(operators, stack, inputs, outputs); }
 
 static void contrast_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run((call){.name = "hexssl::contrast", .stack = stack, .tensors = C_period, .outputs_wanted = CONTRAST_OUTPUTS}, contrast,
-        inputs, CONTRAST_INPUTS, outputs);
-}
-
-static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run((call){.name = "hexssl::contrast_backward", .stack = stack, .tensors = B_period, .outputs_wanted = BACKWARD_OUTPUTS},
-        contrast_backward, inputs, BACKWARD_INPUTS, outputs);
-}
-
-static void run_no_grad(const char *name, int tensors, bool (*body)(call *), stable_value *stack) {
-    call c = {.name = name, .stack = stack, .tensors = tensors};
-    bool enabled = hex_torch.aoti_torch_grad_mode_is_enabled();
-    call_finish(&c, enabled ? fail(&c, "has no gradient: call it under torch.no_grad(), or the operator without _no_grad")
-                            : body(&c));
+    run(operators + 1, stack, inputs, outputs);
 }
 
 static void contrast_no_grad_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    (void)inputs, (void)outputs;
-    run_no_grad("hexssl::contrast_no_grad", 9, contrast, stack);
+    run(operators + 2, stack, inputs, outputs);
+}
+
+static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    run(operators + 3, stack, inputs, outputs);
 }
 
 static void backward_no_grad_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    (void)inputs, (void)outputs;
-    run_no_grad("hexssl::contrast_backward_no_grad", 10, contrast_backward, stack);
+    run(operators + 4, stack, inputs, outputs);
 }
 
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
@@ -270,7 +276,7 @@ static bool register_one(const char *schema, const char *name, boxed_kernel kern
 /* An operator and, by the same schema, its twin. */
 static bool register_both(const char *schema, const char *name, boxed_kernel kernel, const char *twin,
                           boxed_kernel twin_kernel) {
-    char twin_schema[1024];
+    char twin_schema[sizeof contrast_schema + sizeof backward_schema];   /* room for either */
     int length = snprintf(twin_schema, sizeof twin_schema, "%s%s", twin, schema + strlen(name));
     return length < (int)sizeof twin_schema && register_one(schema, name, kernel) &&
            register_one(twin_schema, twin, twin_kernel);
