@@ -43,7 +43,8 @@ def _interruptible(operator: Callable[..., Any]) -> Callable[..., Any]:
 _measure = _interruptible(torch.ops.hexssl.measure.default)
 _contrast = _interruptible(torch.ops.hexssl.contrast.default)
 _contrast_backward = _interruptible(torch.ops.hexssl.contrast_backward.default)
-_contrast_no_grad = _interruptible(torch.ops.hexssl.contrast_no_grad.default)
+_contrast_plain = torch.ops.hexssl.contrast.default
+_contrast_no_grad = torch.ops.hexssl.contrast_no_grad.default  # these two by `_evaluate` alone
 _contrast_backward_no_grad = _interruptible(torch.ops.hexssl.contrast_backward_no_grad.default)
 
 
@@ -155,11 +156,15 @@ def _evaluate(operator: Any, anchors: Tensor, keys: Tensor | None, paired: Tenso
               others: tuple[Any, ...], at_once: bool) -> tuple[Tensor, ...]:
     """What the operator, or its twin, returns; `others` as `contrast` puts them together."""
     groups, key_groups, relation, threshold, token, settings, adaptive, needed, scale, statistics = others
-    return operator(
-        anchors, _ABSENT if keys is None else keys, _ABSENT if paired is None else paired,
-        _ABSENT if groups is None else groups, _ABSENT if key_groups is None else key_groups,
-        _ABSENT if relation is None else relation, _ABSENT if threshold is None else threshold,
-        temperature, token, *settings, *adaptive, needed, at_once, scale, statistics)
+    try:  # as `_interruptible`, whose call of another function costs more
+        return operator(
+            anchors, _ABSENT if keys is None else keys, _ABSENT if paired is None else paired,
+            _ABSENT if groups is None else groups, _ABSENT if key_groups is None else key_groups,
+            _ABSENT if relation is None else relation, _ABSENT if threshold is None else threshold,
+            temperature, token, *settings, *adaptive, needed, at_once, scale, statistics)
+    except RuntimeError:
+        _C.raise_interrupt()
+        raise
 
 
 class _Contrast(Function):
@@ -212,10 +217,11 @@ class _ContrastAtOnce(Function):
 
 
 def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
-    recorded = watched(grad_loss)
+    compiling = torch.compiler.is_compiling()
+    recorded = compiling or _modes() > 0 or _has_key(_PRE_DISPATCH)  # of `watched` what a number can be part of
     try:  # in place: ctx may be another's view of the real one; and at once: another thread's backward may come first
         # compiled autograd takes for granted what ctx holds
-        gradients = None if recorded and torch.compiler.is_compiling() else ctx.kept.pop()
+        gradients = None if compiling else ctx.kept.pop()
     except IndexError:
         gradients = None
     if gradients is None:
@@ -402,5 +408,5 @@ def contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         seen: list[Tensor] = []
         return _ContrastAtOnce.apply(anchors, keys, paired, temperature, others, seen), seen[0]
     with below_autograd():  # cheaper than no_grad, which the twin would need
-        loss, batch_stats, *_ = _evaluate(_contrast, anchors, keys, paired, temperature, others, False)
+        loss, batch_stats, *_ = _evaluate(_contrast_plain, anchors, keys, paired, temperature, others, False)
     return loss, batch_stats

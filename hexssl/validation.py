@@ -116,9 +116,9 @@ _TINY = {dtype: torch.finfo(torch.float64 if dtype == torch.float64 else torch.f
 def arithmetic(temperature: Any, beta: float, dtype: torch.dtype) -> None:
     """Numbers that pass by themselves, but not in the arithmetic of these embeddings: half precision is computed in
     float32."""
-    small = not isinstance(temperature, Tensor) and temperature < _TINY[dtype]
-    if not small and beta <= 1:
+    if type(temperature) is float and temperature >= 1e-37 and beta <= 1e38:  # whatever the dtype is
         return
+    small = not isinstance(temperature, Tensor) and temperature < _TINY[dtype]
     computed = dtype if dtype == torch.float64 else torch.float32
     limits = torch.finfo(computed)
     if small:

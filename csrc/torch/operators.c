@@ -229,11 +229,11 @@ typedef struct {
 /* inputs, outputs: as torch counts them. */
 static void run(const operator *of, stable_value *stack, uint64_t inputs, uint64_t outputs) {
     call c = {.name = of->name, .stack = stack, .tensors = of->tensors, .outputs_wanted = of->outputs};
-    bool ok = false;
+    bool ok;
     if (inputs != (uint64_t)of->inputs || outputs != (uint64_t)of->outputs)
-        fail(&c, "torch calls it with other numbers of arguments and results than it was registered with");
+        ok = fail(&c, "torch calls it with other numbers of arguments and results than it was registered with");
     else if (of->no_grad && hex_torch.aoti_torch_grad_mode_is_enabled())
-        fail(&c, "has no gradient: call it under torch.no_grad(), or the operator without _no_grad");
+        ok = fail(&c, "has no gradient: call it under torch.no_grad(), or the operator without _no_grad");
     else
         ok = of->body(&c);
     call_finish(&c, ok);
