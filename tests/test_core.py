@@ -38,7 +38,8 @@ PROGRAMS = {
     "test_callers": Program(("18 steps compared, 0 failures",)),
     "test_classes": Program(("206 kinds of ids, 0 failures",), without=("classes",)),
     # 11 problems, every one after every other: gradients of the first and of the second from what is kept
-    "test_collisions": Program(("242 gradients compared, 0 failures, 121 pairs of one name",), without=("fingerprint",)),
+    "test_collisions": Program(("242 gradients compared, 0 failures, 121 pairs of one name",),
+                               without=("fingerprint",)),
     "test_slabs": Program(("0 failures",)),
     "test_threads": Program(("96 steps compared, 0 failures", "3 ways of waiting, 0 failures",
                              "calls interrupted, 0 failures"), ("steps", "waiting", "interruption")),
@@ -55,7 +56,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
         compiler = kernels.compiler_for(HERE, HERE)
         if not compiler:
             pytest.skip(f"no C compiler for {HERE}: cc is not installed")
-        core = [path for path in sorted((ROOT / "csrc" / "core").glob("*.c")) if path.stem not in PROGRAMS[name].without]
+        core = [path for path in sorted((ROOT / "csrc" / "core").glob("*.c"))
+                if path.stem not in PROGRAMS[name].without]
         own = [ROOT / "tests" / "core" / f"{part}.c" for part in (name, *PROGRAMS[name].parts)]
         return kernels.build(Path(name), [*core, *own], HERE, compiler, folder(sanitizers), SANITIZERS[sanitizers],
                              ["-lpthread"])

@@ -115,7 +115,7 @@ def test_fake_tensors_alone_have_the_shapes():
         assert type(loss) is type(fake) and loss.shape == ()
 
 
-@pytest.mark.parametrize("call", [hex_loss, info_nce, HEXLoss(), InfoNCELoss(), CrossHEXLoss()], 
+@pytest.mark.parametrize("call", [hex_loss, info_nce, HEXLoss(), InfoNCELoss(), CrossHEXLoss()],
                          ids=lambda call: getattr(call, "__name__", type(call).__name__))
 def test_labels_by_the_keyword_of_others(call):
     with pytest.raises(TypeError, match=r"^labels: got a tensor of shape \(4,\).*groups="):
