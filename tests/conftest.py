@@ -41,6 +41,7 @@ SKIPS = {
     r"no C compiler for \w+: \S+ is not installed": "no cross compiler here",
     r"compiled, not run: ": "this CPU has not the tier, or there is no emulator",
     r"AVX-512 in AVX2's instructions: x86-64 alone has those": "another architecture",
+    r"no control group can be made: ": "no memory controller of this version is mounted, or not for this user",
     r"Debian's dataset-fashion-mnist is not installed": "a data set that is not on every system",
     r"a free-threaded interpreter has no limited API": "another interpreter",
     r"torch was built without distributed": "another torch",

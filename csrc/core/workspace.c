@@ -39,7 +39,9 @@ static hex_slab slabs[SLABS];
 static int64_t last_touched;
 static int64_t short_until;       /* an allocation has failed: until then nothing rests but what is held */
 static _Atomic int64_t default_budget = HEX_DEFAULT_BUDGET, budget = -1;   /* -1: the default */
-static _Thread_local int64_t bytes_wanted;
+/* In the memory that every thread starts with: the other ways to find it call the dynamic linker, which would be one more library
+ * that the extension needs. */
+static _Thread_local __attribute__((tls_model("initial-exec"))) int64_t bytes_wanted;
 
 static void acquire(void) { pthread_mutex_lock(&lock); }
 static void release(void) { pthread_mutex_unlock(&lock); }

@@ -119,9 +119,8 @@ class InfoNCE(DropIn):
             return losses
         return losses.sum() if self.reduction == "sum" else losses.sum() / valid.sum().clamp(min=1)
 
-    @torch.no_grad()
     def _decide(self, cosines: Tensor) -> float | Tensor | None:
-        """From the rows (N, M) of all queries; every key is a negative, whichever rows count."""
+        """From the rows (N, M) of all queries, without gradient; every key is a negative, whichever rows count."""
         threshold = AdaptiveThreshold() if self.threshold == "adaptive" else self.threshold
         if not isinstance(threshold, Threshold):
             return validation.threshold(threshold, len(cosines), cosines.device)

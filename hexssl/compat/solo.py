@@ -218,8 +218,8 @@ def mocov3_loss_func(
     """
     check_ranks(query=query, key=key)  # before what only one rank would refuse
     _check_rows("query", query, "key", key, more=True)
-    initialized = distributed.is_available() and distributed.is_initialized()
-    keys = gather_checked(key, differentiable=False) if initialized else key
+    gathers = world_size() > 1 or (distributed.is_available() and distributed.is_initialized())
+    keys = gather_checked(key, differentiable=False) if gathers else key
     groups, key_groups = _own_keys(query, keys)
     with named(anchors="query", keys="key"):
         problem = make_problem(query, keys, None, groups, key_groups, None, None)

@@ -20,6 +20,8 @@ static double resident(void) {
  * at so many that it comes everywhere. */
 #ifdef __SANITIZE_THREAD__   /* some twenty times slower, and holds memory of its own for every thread that there was */
 enum { ALONE = 40, TOGETHER = 23, MOST_MORE = 256 };
+#elif defined __SANITIZE_ADDRESS__
+enum { ALONE = 20, TOGETHER = 23, MOST_MORE = 32 };
 #else
 enum { ALONE = 1, TOGETHER = 7, MOST_MORE = 32 };
 #endif
