@@ -368,8 +368,8 @@ def hex_loss(
         Rows with equal ids are positives, others negatives; `key_groups` only with `keys`. Default where the keys are
         the anchors: two stacked views, row i and row i + M/2.
     relation : (M, N) int8 or bool tensor or None
-        In place of group ids: +1 positive, -1 negative, 0 neither; or True positive, False negative. The first int8
-        one of a process on the CPU is warned of if it has no -1, and so no negatives.
+        In place of group ids: +1 positive, -1 negative, 0 neither; or True positive, False negative. An int8 one on the
+        CPU that has no -1, and so no negatives, is warned of, once in a process.
     self_offset : int in [0, N - M] or None
         Key ``i + self_offset`` is anchor i itself (keys gathered from all ranks: rank * M). None: 0 where the
         keys are the anchors, else no key is an anchor.

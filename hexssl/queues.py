@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.distributed import check_ranks, gather_checked, world_size
+from hexssl.reference import unit
 
 _BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
 
@@ -178,8 +179,13 @@ class FeatureQueue(nn.Module):
     def _find(self, z: Tensor, k: int) -> Tensor:
         """(B, k) positions of the nearest rows, the nearest first."""
         rows = self.stored_rows[: len(self)]
-        lengths = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)  # that of z does not change the order
-        blocks = z.to(rows.dtype).split(max(1, _BLOCK // len(rows)))
+        rows = validation.single(rows)
+        if rows.dtype == torch.float64:
+            rows = unit(rows)
+        # Squares of float32 may overflow in it. (MPS has no other.)
+        wide = rows.dtype if z.device.type == "mps" else torch.float64
+        lengths = torch.linalg.vector_norm(rows, dim=1, dtype=wide).clamp(min=1e-12).to(rows.dtype)
+        blocks = unit(validation.single(z)).to(rows.dtype).split(max(1, _BLOCK // len(rows)))
         with validation.full_precision(z.device):
             return torch.cat([(block @ rows.mT / lengths).topk(k, dim=1).indices for block in blocks])
 

@@ -219,13 +219,20 @@ def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) 
     """Rows to compute with, which are finite, and how long they are then: (rows, D), (rows,) bool, (rows,). Lengths are
     taken in the wide dtype, of large rows after a power of two that keeps their squares from overflowing."""
     finite, rows = rows.detach().isfinite().all(1), rows.to(wide)
+    if normalize:
+        return unit(rows).to(dtype), finite, torch.ones_like(finite, dtype=wide)
     large, scale = (2.0**500, 2.0**-520) if wide == torch.float64 else (2.0**60, 2.0**-70)
     shortened = rows.detach().abs().amax(1, keepdim=True) > large
-    if normalize:
-        rows = unit_rows(torch.where(shortened, rows * scale, rows), dim=1, eps=1e-12)
-        return rows.to(dtype), finite, torch.ones_like(finite, dtype=wide)
     lengths = torch.where(shortened, rows.detach() * scale, rows.detach()).norm(dim=1)
     return rows.to(dtype), finite, torch.where(shortened[:, 0], lengths / scale, lengths)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1, as `torch.nn.functional.normalize` makes them, in the dtype given, float32 or float64: (m, D).
+    Rows so large that their squares might overflow are multiplied by a power of two before."""
+    large, scale = (2.0**500, 2.0**-520) if rows.dtype == torch.float64 else (2.0**50, 2.0**-80)
+    shortened = rows.detach().abs().amax(1, keepdim=True) > large
+    return unit_rows(torch.where(shortened, rows * scale, rows), dim=1, eps=1e-12)
 
 
 def _bound(lengths: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:

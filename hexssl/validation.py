@@ -294,7 +294,7 @@ def ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
     return value.to(torch.int64).contiguous()
 
 
-_signs_are_known = False  # a relation of this process had its negatives, or was warned of
+_signs_are_known = False  # somebody was warned: nobody needs to be again
 
 
 def signs_are_known() -> bool:
@@ -305,19 +305,18 @@ def signs_are_known() -> bool:
 def signs(lowest: int, highest: int, stacklevel: int) -> None:
     """The range of a relation's numbers: a warning, once, if they say 1 and 0 where 1 and -1 are meant."""
     global _signs_are_known
-    if lowest >= 0 and highest <= 0:
-        return  # no pair at all, which says nothing of the other batches
+    if lowest < 0 or highest <= 0:
+        return  # negatives, or no pair at all
     _signs_are_known = True
-    if lowest >= 0:
-        warnings.warn("relation: got an int8 one without a -1, so that no pair is a negative; accepted: 1 positive, -1 "
-                      "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=stacklevel)
+    warnings.warn("relation: got an int8 one without a -1, so that no pair is a negative; accepted: 1 positive, -1 "
+                  "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=stacklevel)
 
 
 def mistaken(labels: Any, relation: Any) -> None:
     """What is easily taken for something else: an argument by the name it has elsewhere, and a relation of 0 and 1.
 
     A look at a relation costs a pass over it: only those on the CPU are looked at, not under ``torch.compile``, and in
-    a process only up to the first that has any positive or negative.
+    a process only up to the first warning.
     """
     if labels is not None:
         raise TypeError(f"labels: got {describe(labels)}; accepted: None, since labels are given as groups=")

@@ -36,6 +36,9 @@ ON_ONE_TIER = {
     "test_unsupported_tensors.py": "errors before any work",
 }
 
+# Files that take minutes each, compiling or waiting. Several processes (pytest -n) begin with them: none is left over.
+LONG = ("test_core.py", "test_kernels.py", "test_interruption.py")
+
 # Skips that --strict-skips lets pass: what the reason looks like, and why it may be so. Any other fails.
 SKIPS = {
     r"no C compiler for \w+: \S+ is not installed": "no cross compiler here",
@@ -64,6 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name not in ON_ONE_TIER:
             item.add_marker("tier")
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:

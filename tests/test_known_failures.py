@@ -132,6 +132,7 @@ def test_masks_of_a_later_rank(name, rank, monkeypatch):
                 monkeypatch.setattr(module, word, value)
             if name == "clip":  # which compares what it was told of the ranks
                 monkeypatch.setattr(open_clip.distributed, word, value)
+                monkeypatch.setattr(open_clip, "check_ranks", lambda *names, **given: None)
     gathered = {
         "solo simclr": lambda a, b: solo.simclr_loss_func(torch.cat((a, b)), SAMPLE.repeat(2) + 6 * rank, 0.3),
         "solo nnclr": lambda a, b: solo.nnclr_loss_func(a, b, 0.3),

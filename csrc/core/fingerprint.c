@@ -38,7 +38,7 @@ enum { BLOCKS = 64, BLOCK_ROWS = 64 };
 
 /* bytes: of an element. */
 static uint64_t print_matrix(uint64_t seed, const hex_kernels *k, const hex_matrix *x, int64_t bytes, hex_team *team) {
-    uint64_t out[BLOCKS];
+    uint64_t out[BLOCKS] = {0};   /* a round that is interrupted leaves some */
     int64_t block = (x->rows + BLOCKS - 1) / BLOCKS;
     block = block < BLOCK_ROWS ? BLOCK_ROWS : block;
     int64_t blocks = (x->rows + block - 1) / block;

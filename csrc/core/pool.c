@@ -216,14 +216,15 @@ static void close_bed(bed *b) {
 hex_status hex_with_team(int threads, hex_lead lead, void *context) {
     hex_team team = {.threads = threads, .lead = lead, .lead_context = context, .caller = pthread_self(),
                      .ask_at = coarse_clock() + hex_ask_every};
-    open_bed(&team.between);
-    open_bed(&team.within);
-    if (threads > 1)
+    if (threads > 1) {
+        open_bed(&team.between);
+        open_bed(&team.within);
         atomic_load(&lent_pool)(threads, members, &team);
-    else
+        close_bed(&team.between);
+        close_bed(&team.within);
+    } else {   /* whoever is alone never waits */
         members(0, 1, &team);
-    close_bed(&team.between);
-    close_bed(&team.within);
+    }
     return is_stopped(&team) ? HEX_INTERRUPTED : team.status;
 }
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hexssl import validation
+from hexssl.reference import unit
 
 LIBRARY = "pytorch_metric_learning"
 
@@ -129,7 +130,7 @@ class Scores(NamedTuple):
             return rows.reshape(-1).index_select(0, anchors * rows.shape[1] + keys)
         columns = rows if self.keys is None else validation.single(self.keys)
         if self.normalize:
-            rows, columns = nn.functional.normalize(rows), nn.functional.normalize(columns)
+            rows, columns = unit(rows), unit(columns)
         return (rows.index_select(0, anchors) * columns.index_select(0, keys)).sum(1)
 
 

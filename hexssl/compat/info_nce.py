@@ -141,22 +141,16 @@ def _own_cosines(query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> 
     wide = _wide(query)
     query, positive_key = (ready(x, dtype, wide, True)[0] for x in (query, positive_key))
     negative_keys = negative_keys.to(dtype)
-    # Dividing the products by the lengths spares a normalised copy of the negatives.
+    # Dividing the products by the lengths spares a normalised copy of the negatives, but where squares may overflow.
+    lengths = torch.linalg.vector_norm(negative_keys, dim=2)
+    large, scale = (1e150, 2.0**-520) if dtype == torch.float64 else (1e18, 2.0**-80)
+    long = ~(lengths.detach() < large)
+    if long.any():
+        negative_keys = torch.where(long[:, :, None], negative_keys * scale, negative_keys)
+        lengths = torch.linalg.vector_norm(negative_keys, dim=2)
     products = torch.einsum("nd,nmd->nm", query, negative_keys)
     one = query.new_ones(())
-    return cut((query * positive_key).sum(1), one), cut(products / _lengths(negative_keys).clamp(min=1e-12), one)
-
-
-def _lengths(rows: Tensor) -> Tensor:
-    """(N, M) of (N, M, D). Where the squares are near the ends of float32 in a wider type, which takes far longer."""
-    lengths = torch.linalg.vector_norm(rows, dim=2)
-    if rows.dtype == torch.float64:
-        return lengths
-    odd = ~((lengths > 1e-15) & (lengths < 1e18))
-    if odd.any():
-        exact = torch.linalg.vector_norm(rows[odd].to(_wide(rows)), dim=1)
-        lengths = lengths.masked_scatter(odd, exact.to(rows.dtype))
-    return lengths
+    return cut((query * positive_key).sum(1), one), cut(products / lengths.clamp(min=1e-12), one)
 
 
 def _wide(like: Tensor) -> torch.dtype:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.nn.functional import normalize, softmax
+from torch.nn.functional import softmax
 
 from hexssl import validation
 from hexssl.compat._drop_in import DropIn, named
 from hexssl.compat._memory_bank import MemoryBankModule
 from hexssl.distributed import check_ranks, gather_checked, rank, world_size
+from hexssl.reference import unit
 from hexssl.thresholds import Threshold
 
 __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "SupConLoss", "negative_mises_fisher_weights"]
@@ -97,7 +98,7 @@ def _check_temperature(temperature: float | Tensor) -> None:
 
 def _unit(rows: Tensor) -> Tensor:
     """Unit rows, half precision in float32."""
-    return normalize(validation.single(rows), dim=1)
+    return unit(validation.single(rows))
 
 
 class NTXentLoss(_TwoViews):

@@ -331,11 +331,12 @@ class NTXentLoss(_PairLoss):
         if not bool(comparison.some()):
             return parts.no_losses()
         anchors, keys = comparison.positive_pairs()
-        similarity = batch.scores.of(anchors, keys) / validation.temperature(self.temperature)
+        similarity, temperature = batch.scores.of(anchors, keys), validation.temperature(self.temperature)
         losses = self._losses(batch, denominator="negatives")
         mean = torch.zeros_like(losses).index_add(0, anchors, similarity) / comparison.positives.clamp(min=1)
-        log_z = torch.where(comparison.negatives() > 0, losses + mean, -torch.inf)
-        excess = log_z.index_select(0, anchors) - similarity
+        losses = torch.where(comparison.negatives() > 0, losses, -torch.inf)
+        # Similarities are subtracted before they are divided by the temperature, which may be small.
+        excess = losses.index_select(0, anchors) + (mean.index_select(0, anchors) - similarity) / temperature
         return {"loss": {"losses": torch.logaddexp(excess, torch.zeros_like(excess)), "indices": (anchors, keys),
                          "reduction_type": "pos_pair"}}
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from hexssl import distributed, validation
 from hexssl.compat._drop_in import DropIn, named
-from hexssl.distributed import gather
+from hexssl.distributed import check_ranks, gather_checked
 from hexssl.thresholds import Threshold
 
 __all__ = ["ClipLoss"]
@@ -85,6 +85,7 @@ class ClipLoss(DropIn):
         -------
         two (B, B) tensors; with several ranks (B, world_size * B) with `local_loss`, else (world_size * B,) * 2
         """
+        self._compare_ranks(image_features=image_features, text_features=text_features)
         _check_features(image_features, text_features)
         images, texts = self._gathered(image_features), self._gathered(text_features)
         if self.world_size > 1 and self.local_loss:
@@ -119,6 +120,7 @@ class ClipLoss(DropIn):
         overridden = self._overridden()
         if overridden:
             return self._of_logits(overridden, image_features, text_features, logit_scale, logit_bias, output_dict)
+        self._compare_ranks(image_features=image_features, text_features=text_features)
         _check_features(image_features, text_features)
         _check_bias(logit_bias)
         images, texts = self._gathered(image_features), self._gathered(text_features)
@@ -171,15 +173,22 @@ class ClipLoss(DropIn):
                 raise ValueError(f"{name}: got {given}; accepted: that of {where}, {found}{alone}; or world_size=1, "
                                  "with which nothing is gathered")
 
+    def _compare_ranks(self, **features: Any) -> None:
+        """Before what one rank alone could refuse: an error of all ranks where their features differ."""
+        if self.world_size <= 1:
+            return
+        self._check_ranks()
+        if not self.use_horovod:
+            check_ranks(*(features if self.gather_with_grad else ()), **features)
+
     def _gathered(self, features: Tensor) -> Tensor:
         """The features of all ranks, with the gradients asked for."""
         if self.world_size <= 1:
             return features
-        self._check_ranks()
         if self.use_horovod:
             rows = _horovod().allgather(features if self.gather_with_grad else features.detach())
         else:
-            rows = gather(features, differentiable=self.gather_with_grad)
+            rows = gather_checked(features, differentiable=self.gather_with_grad)
         if self.gather_with_grad or self.local_loss:
             return rows
         own = self.rank * len(features)
