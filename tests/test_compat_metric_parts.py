@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from hexssl import hex_loss
 from hexssl.compat import _metric_parts as parts
+from hexssl.compat import metric_learning
 from hexssl.compat.metric_learning import NTXentLoss, SupConLoss
 from hexssl.thresholds import AdaptiveThreshold
 
@@ -523,3 +525,19 @@ def test_compiled_whole(name):
     torch.compiler.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert_same(lambda x: compiled(x, labels), lambda x: loss(x, labels), [x])
+
+
+def test_losses_beyond_the_librarys_largest_deviation():
+    """A pair's loss is cut there, since a smallest number is added within the logarithm; here it is not."""
+    library, reducers = real("pytorch_metric_learning.losses"), real("pytorch_metric_learning.reducers")
+    distances = real("pytorch_metric_learning.distances")
+    x, labels = 3 * rows(5, 8, 6).float(), torch.arange(8) % 3
+    each = {}
+    for module in (library, metric_learning):
+        loss = module.NTXentLoss(0.07, distance=distances.DotProductSimilarity(normalize_embeddings=False),
+                                 reducer=reducers.DoNothingReducer())
+        each[module] = loss(x, labels)["loss"]["losses"].double()
+    largest = -math.log(torch.finfo(torch.float32).tiny)
+    assert each[metric_learning].max() > 2 * largest
+    # Losses of float32 logits of some hundreds; those near the largest lose digits there.
+    assert_close(each[metric_learning].clamp(max=largest), each[library], 2e-3)
