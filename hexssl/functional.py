@@ -217,7 +217,8 @@ def _decide(problem: Problem, settings: Settings, threshold: Any,
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
         return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), operators.NO_TOKEN
-    threshold.check_device(problem.anchors.device)
+    if threshold._buffers or threshold._parameters or threshold._modules:  # most hold nothing that has a device
+        threshold.check_device(problem.anchors.device)
     wanted, token = threshold.measures(), operators.NO_TOKEN
     if (wanted is not None and problem.anchors.is_cpu and threshold.is_mean_quantile()
             and not threshold.pools(sync)):

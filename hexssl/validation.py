@@ -236,6 +236,8 @@ def embeddings(name: str, value: Any) -> Tensor:
 
 def alike(name: str, value: Tensor, anchors: Tensor) -> None:
     """Refuse data beside what has none (torch's fake tensors), unless the mode of the fake ones takes it."""
+    if type(value) is Tensor and type(anchors) is Tensor:
+        return
     fake, data = (value, anchors) if hasattr(value, "fake_mode") else (anchors, value)
     if hasattr(fake, "fake_mode") and type(data) in _PLAIN and not fake.fake_mode.allow_non_fake_inputs:
         _wrong_value(name, value, f"one like the other embeddings, {describe(anchors)}; a FakeTensor has no data, and "
