@@ -145,7 +145,9 @@ def _own_cosines(query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> 
     lengths = torch.linalg.vector_norm(negative_keys, dim=2)
     large, scale = (1e150, 2.0**-520) if dtype == torch.float64 else (1e18, 2.0**-80)
     long = ~(lengths.detach() < large)
-    if long.any():
+    # A look at the values spares a copy; it is taken where it costs nothing, and none is a graph break or a wait.
+    seen = type(negative_keys) is Tensor and negative_keys.is_cpu and not torch.compiler.is_compiling()
+    if not seen or long.any():
         negative_keys = torch.where(long[:, :, None], negative_keys * scale, negative_keys)
         lengths = torch.linalg.vector_norm(negative_keys, dim=2)
     products = torch.einsum("nd,nmd->nm", query, negative_keys)
