@@ -286,6 +286,7 @@ def controlled(version: str) -> Path:
     raise OSError("no control group of this version that limits memory is mounted here")
 
 
+@pytest.mark.no_sanitizer("the address sanitizer's own memory counts in the group")
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_a_large_batch_in_a_control_group(version):
     """The same where memory that is over the limit means the end of the process: the budget knows beforehand."""
