@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peers import EXACT, assert_close, rows, unit
-from torch import Tensor, distributed, multiprocessing, nn
+from ranks import on_ranks
+from torch import Tensor, distributed, nn
 
 from hexssl import HEXLoss, hex_loss
 from hexssl.compat import solo
@@ -55,20 +55,15 @@ def sharded(process: int) -> dict[str, Any]:
     return {"loss": loss.detach(), "gradient": criterion.temperature.grad.full_tensor()}
 
 
-def work(process: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=RANKS)
-    results = {"refusals": refusals(process), "mocov3": keys_gradient(process), "sharded": sharded(process)}
-    torch.save(results, Path(folder) / f"{process}.pt")
-    distributed.destroy_process_group()
+def work() -> dict[str, Any]:
+    process = distributed.get_rank()
+    return {"refusals": refusals(process), "mocov3": keys_gradient(process), "sharded": sharded(process)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict[str, Any]]:
     """What every rank got."""
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (str(folder),), RANKS)
-    return [torch.load(folder / f"{process}.pt") for process in range(RANKS)]
+    return on_ranks(work, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
 def test_clip_refuses_what_is_not_so(results):
