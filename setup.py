@@ -9,22 +9,23 @@ import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# The one table of sources. Everything is compiled for the ABI's floor; a tier's file exists for one architecture only
-# and is alone in using the instruction sets beside it.
-BASELINE = [
-    *sorted(str(path) for room in ("reference", "core", "torch", "python") for path in Path("csrc", room).glob("*.c")),
-    "csrc/kernels/dispatch.c",
-    "csrc/kernels/scalar.c",
-]
+# The tiers of each architecture besides scalar, which every one has, slowest first: the flags of csrc/kernels/TIER_TYPE.c, which
+# alone use these instruction sets. Everything else is compiled for the ABI's floor.
 TIERS = {
     "x86_64": {
-        "csrc/kernels/avx2.c": ["-mavx2", "-mfma", "-mf16c"],
-        "csrc/kernels/avx512.c": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c"],
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"],
     },
-    "aarch64": {"csrc/kernels/neon.c": []},
+    "aarch64": {"neon": []},
 }
+TYPES = ["f32", "f64"]
 ARCHITECTURE = sysconfig.get_platform().rsplit("-", 1)[-1]
-SOURCES = {**TIERS.get(ARCHITECTURE, {}), **{source: [] for source in BASELINE}}
+# What takes longest to compile comes first.
+SOURCES = {f"csrc/kernels/{tier}_{element}.c": isa
+           for tier, isa in [*reversed(TIERS.get(ARCHITECTURE, {}).items()), ("scalar", [])] for element in TYPES}
+SOURCES |= {str(path): [] for room in ("reference", "core", "torch", "python")
+            for path in sorted(Path("csrc", room).glob("*.c"))}
+SOURCES["csrc/kernels/dispatch.c"] = []
 
 # Never -ffast-math: NaN must propagate. -fexceptions: torch's errors unwind through our frames.
 FLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",

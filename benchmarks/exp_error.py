@@ -6,7 +6,7 @@ float: every number of the range (every `--every`-th), against double. double: `
 against long double. Tiers of another architecture run under qemu-user where it and a cross compiler are
 installed, on fewer numbers; a tier that nothing here can run has no lines. Below the range exp is 0.
 
-Exits with 1 where an error is above the bound that csrc/kernels/simd.h states.
+Exits with 1 where an error is above the bound that csrc/kernels/exp.h states.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ FEWER = 61  # times, under emulation
 
 
 def bounds() -> dict[tuple[str, str], float]:
-    """What simd.h promises, by function and type."""
-    text = (kernels.KERNELS / "simd.h").read_text()
+    """What exp.h promises, by function and type."""
+    text = (kernels.KERNELS / "exp.h").read_text()
     found = re.findall(r"under ([\d.]+) ulp \(float\), ([\d.]+) ulp \(double\)", text)
     if len(found) != 2:
-        raise LookupError("csrc/kernels/simd.h states no bounds for exp and 2^y, in this order")
+        raise LookupError("csrc/kernels/exp.h states no bounds for exp and 2^y, in this order")
     return {(function, dtype): float(bound) for function, pair in zip(("exp", "exp2"), found, strict=True)
             for dtype, bound in zip(("f32", "f64"), pair, strict=True)}
 

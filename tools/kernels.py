@@ -26,7 +26,7 @@ def setup_table(name: str) -> Any:
 
 def tiers(architecture: str) -> tuple[str, ...]:
     """Tiers that exist on an architecture, slowest first."""
-    return ("scalar", *(Path(source).stem for source in setup_table("TIERS")[architecture]))
+    return ("scalar", *setup_table("TIERS")[architecture])
 
 
 def compiler_for(architecture: str, own: str) -> str | None:
@@ -50,17 +50,18 @@ def build(program: Path, sources: Sequence[Path], architecture: str, compiler: s
     sources that do not change. Raises RuntimeError with the compiler's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tier_flags = {ROOT / source: isa for source, isa in setup_table("TIERS")[architecture].items()}
+    isa = {"scalar": [], **setup_table("TIERS")[architecture]}
     for tier, other in (lowered or {}).items():  # no vector crosses a call: -Wno-psabi
-        tier_flags[KERNELS / f"{tier}.c"] = [*tier_flags.get(KERNELS / f"{other}.c", []), "-DHEX_LOWERED", "-Wno-psabi"]
+        isa[tier] = [*isa[other], "-DHEX_LOWERED", "-Wno-psabi"]
+    flags = {KERNELS / f"{tier}_{element}.c": isa[tier] for tier in reversed(isa) for element in setup_table("TYPES")}
 
     def compiled(source: Path) -> Path:
         result = folder / f"{source.stem}.o"
         if not result.exists():
-            run([compiler, *setup_table("FLAGS"), *tier_flags.get(source, []), *extra, "-c", source, "-o", result])
+            run([compiler, *setup_table("FLAGS"), *flags.get(source, []), *extra, "-c", source, "-o", result])
         return result
 
-    units = [KERNELS / "scalar.c", *tier_flags, KERNELS / "dispatch.c", *sources]  # what takes longest comes first
+    units = [*flags, KERNELS / "dispatch.c", *sources]  # what takes longest comes first
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, units))
     run([compiler, *extra, *objects, *link, "-lm", "-o", folder / program])

@@ -6,117 +6,147 @@
 
 #include "kernels.h"
 
+/* A pointer to what exists on one architecture only, NULL elsewhere. */
 #if defined(__x86_64__)
-#define HAVE_X86 1
+#define ON_X86(pointer) (pointer)
+#define ON_ARM(pointer) NULL
+#elif defined(__aarch64__)
+#define ON_X86(pointer) NULL
+#define ON_ARM(pointer) (pointer)
 #else
-#define HAVE_X86 0
+#define ON_X86(pointer) NULL
+#define ON_ARM(pointer) NULL
 #endif
-#if defined(__aarch64__)
-#define HAVE_ARM 1
-#else
-#define HAVE_ARM 0
-#endif
+
+enum { MOST_FEATURES = 8, MOST_NEEDED = 6 };
 
 typedef struct {
-    const hex_kernels *f32, *f64;
-} tables;
-
-#if HAVE_X86
-#define CPU_HAS(feature) (__builtin_cpu_supports(feature) != 0)
-static const char *const feature_names[] = {"sse2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512dq", "avx512bw"};
-static bool feature(int i) {
-    switch (i) {
-        case 0: return CPU_HAS("sse2");
-        case 1: return CPU_HAS("avx");
-        case 2: return CPU_HAS("avx2");
-        case 3: return CPU_HAS("fma");
-        case 4: return CPU_HAS("f16c");
-        case 5: return CPU_HAS("avx512f");
-        case 6: return CPU_HAS("avx512vl");
-        case 7: return CPU_HAS("avx512dq");
-        default: return CPU_HAS("avx512bw");
-    }
-}
-enum { FEATURES = 9 };
-static bool supports_avx2(void) { return feature(2) && feature(3) && feature(4); }
-static bool supports_avx512(void) { return supports_avx2() && feature(5) && feature(6) && feature(7) && feature(8); }
-#elif HAVE_ARM
-static const char *const feature_names[] = {"asimd"};
-static bool feature(int i) { return i == 0; }   /* part of the AArch64 baseline */
-enum { FEATURES = 1 };
-#else
-static const char *const feature_names[] = {""};
-static bool feature(int i) { return (void)i, false; }
-enum { FEATURES = 0 };
-#endif
+    const char *name;
+    const char *needs[MOST_NEEDED]; /* names of CPU features */
+    const hex_kernels *f32, *f64;   /* NULL where the tier is not part of the build */
+} implementation;
 
 /* Slowest first: the last supported one is chosen. */
-static hex_tier tier_list[] = {
-    {"scalar", true, true, false},
-    {"neon", HAVE_ARM, HAVE_ARM, false},
-    {"avx2", HAVE_X86, false, false},
-    {"avx512", HAVE_X86, false, false},
+static const implementation implementations[] = {
+    {"scalar", {NULL}, &hex_kernels_f32_scalar, &hex_kernels_f64_scalar},
+    {"neon", {"asimd"}, ON_ARM(&hex_kernels_f32_neon), ON_ARM(&hex_kernels_f64_neon)},
+    {"avx2", {"avx2", "fma"}, ON_X86(&hex_kernels_f32_avx2), ON_X86(&hex_kernels_f64_avx2)},
+    {"avx512",
+     {"avx2", "fma", "avx512f", "avx512vl", "avx512dq", "avx512bw"},
+     ON_X86(&hex_kernels_f32_avx512),
+     ON_X86(&hex_kernels_f64_avx512)},
 };
-enum { TIERS = sizeof tier_list / sizeof *tier_list };
+enum { TIERS = sizeof implementations / sizeof *implementations };
 
-static const tables tier_tables[TIERS] = {
-    {&hex_kernels_f32_scalar, &hex_kernels_f64_scalar},
-#if HAVE_ARM
-    {&hex_kernels_f32_neon, &hex_kernels_f64_neon},
-#else
-    {NULL, NULL},
-#endif
-#if HAVE_X86
-    {&hex_kernels_f32_avx2, &hex_kernels_f64_avx2},
-    {&hex_kernels_f32_avx512, &hex_kernels_f64_avx512},
-#else
-    {NULL, NULL},
-    {NULL, NULL},
-#endif
-};
-
+static hex_tier tier_list[TIERS];
 static int chosen;
 static char reason[160], error_text[160], features[160];
 static bool has_error;
 
-static void choose(void) {
-#if HAVE_X86
+typedef struct {
+    const char *name;
+    bool present;
+} cpu_feature;
+
+/* The features of this CPU that a tier may need; one without a name is the last. */
+static const cpu_feature *detect(void) {
+    static cpu_feature found[MOST_FEATURES + 1];
+#if defined(__x86_64__)
+#define FEATURE(name) {name, __builtin_cpu_supports(name) != 0}
     __builtin_cpu_init();
-    tier_list[2].supported = supports_avx2();
-    tier_list[3].supported = supports_avx512();
+    const cpu_feature known[MOST_FEATURES + 1] = {FEATURE("sse2"),     FEATURE("avx"),      FEATURE("avx2"),
+                                                  FEATURE("fma"),      FEATURE("avx512f"),  FEATURE("avx512vl"),
+                                                  FEATURE("avx512dq"), FEATURE("avx512bw"), {NULL, false}};
+#undef FEATURE
+#elif defined(__aarch64__)
+    const cpu_feature known[MOST_FEATURES + 1] = {{"asimd", true}}; /* part of AArch64's floor */
+#else
+    const cpu_feature known[MOST_FEATURES + 1] = {{NULL, false}};
 #endif
-    for (int i = 0; i < FEATURES; i++)
-        if (feature(i)) {
-            strcat(features, *features ? " " : "");
-            strcat(features, feature_names[i]);
-        }
-    int best = 0;
-    for (int t = 0; t < TIERS; t++)
-        if (tier_list[t].compiled && tier_list[t].supported) best = t;
-    snprintf(reason, sizeof reason, "the fastest tier this CPU supports");
-    const char *forced = getenv("HEXSSL_CPU");
-    if (forced && *forced) {
-        int found = -1;
-        for (int t = 0; t < TIERS; t++)
-            if (strcmp(forced, tier_list[t].name) == 0) found = t;
-        if (found < 0 || !tier_list[found].compiled || !tier_list[found].supported) {
-            has_error = true;
-            snprintf(error_text, sizeof error_text, "HEXSSL_CPU=%.20s: %s", forced,
-                     found < 0 ? "no such tier; use scalar, avx2, avx512 or neon"
-                     : tier_list[found].compiled ? "this CPU does not support that tier"
-                                                 : "that tier is not part of this build");
-        } else {
-            best = found;
-            snprintf(reason, sizeof reason, "HEXSSL_CPU=%s", forced);
+    memcpy(found, known, sizeof found);
+    return found;
+}
+
+static bool has(const cpu_feature *cpu, const char *name) {
+    for (; cpu->name; cpu++) {
+        if (strcmp(cpu->name, name) == 0) {
+            return cpu->present;
         }
     }
-    chosen = best;
-    tier_list[best].chosen = true;
+    return false;
+}
+
+static bool supports(const cpu_feature *cpu, const implementation *tier) {
+    for (int i = 0; i < MOST_NEEDED && tier->needs[i]; i++) {
+        if (!has(cpu, tier->needs[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void describe_features(const cpu_feature *cpu) {
+    for (; cpu->name; cpu++) {
+        if (cpu->present) {
+            strcat(features, *features ? " " : "");
+            strcat(features, cpu->name);
+        }
+    }
+}
+
+static bool usable(const hex_tier *tier) {
+    return tier->compiled && tier->supported;
+}
+
+static int fastest(void) {
+    int best = 0;
+    for (int t = 0; t < TIERS; t++) {
+        if (usable(&tier_list[t])) {
+            best = t;
+        }
+    }
+    return best;
+}
+
+/* The tier that HEXSSL_CPU asks for; or the fastest, and error_text says why. */
+static int forced_tier(const char *name) {
+    int found = -1;
+    for (int t = 0; t < TIERS; t++) {
+        if (strcmp(name, tier_list[t].name) == 0) {
+            found = t;
+        }
+    }
+    if (found >= 0 && usable(&tier_list[found])) {
+        snprintf(reason, sizeof reason, "HEXSSL_CPU=%s", name);
+        return found;
+    }
+    const char *why = found < 0                   ? "no such tier; use scalar, avx2, avx512 or neon"
+                      : tier_list[found].compiled ? "this CPU does not support that tier"
+                                                  : "that tier is not part of this build";
+    has_error = true;
+    snprintf(error_text, sizeof error_text, "HEXSSL_CPU=%.20s: %s", name, why);
+    return fastest();
+}
+
+static void choose(void) {
+    const cpu_feature *cpu = detect();
+    const char *forced = getenv("HEXSSL_CPU");
+    describe_features(cpu);
+    for (int t = 0; t < TIERS; t++) {
+        const implementation *tier = &implementations[t];
+        const bool compiled = tier->f32 != NULL;
+        tier_list[t] = (hex_tier){tier->name, compiled, compiled && supports(cpu, tier), false};
+    }
+    snprintf(reason, sizeof reason, "the fastest tier this CPU supports");
+    chosen = forced && *forced ? forced_tier(forced) : fastest();
+    tier_list[chosen].chosen = true;
 }
 
 static void ready(void) {
-    static atomic_int state;   /* 0 untouched, 1 being chosen, 2 done */
-    if (atomic_load_explicit(&state, memory_order_acquire) == 2) return;
+    static atomic_int state; /* 0 untouched, 1 being chosen, 2 done */
+    if (atomic_load_explicit(&state, memory_order_acquire) == 2) {
+        return;
+    }
     int expected = 0;
     if (atomic_compare_exchange_strong(&state, &expected, 1)) {
         choose();
@@ -129,11 +159,11 @@ static void ready(void) {
 
 const hex_kernels *hex_kernels_for(hex_dtype dtype) {
     ready();
-    return dtype == HEX_F64 ? tier_tables[chosen].f64 : tier_tables[chosen].f32;
+    return dtype == HEX_F64 ? implementations[chosen].f64 : implementations[chosen].f32;
 }
 
 int64_t hex_scratch_elements(int64_t rows, int64_t cols) {
-    const int64_t lanes = HEX_PANEL_BYTES / 4;   /* no tier has wider vectors */
+    const int64_t lanes = HEX_PANEL_BYTES / 4; /* no tier has wider vectors */
     rows = (rows + lanes - 1) / lanes * lanes;
     cols = (cols + lanes - 1) / lanes * lanes;
     return HEX_SUMS * ((rows + HEX_APART) * lanes + cols) + (HEX_S_HARD_C - HEX_S_HARD_A + 1) * (rows + cols);

@@ -28,21 +28,21 @@ typedef int8_t hex_code;
 
 /* One tile and what is known of it. codes == NULL: every element is a negative and nothing is padded. */
 typedef struct {
-    const void *values;            /* T[cols/P][.][P] */
-    int64_t stride;                /* elements from one panel to the next, in values and codes */
-    int64_t rows, cols;            /* valid ones; rows <= HEX_TILE_ROWS */
-    const hex_code *codes;         /* as seen from the rows */
-    const hex_code *col_codes;     /* as seen from the columns (equal to codes unless a relation is asymmetric) */
-    const uint8_t *special;        /* with codes: [cols/P][stride/P], 0 where a panel's row holds negatives only */
+    const void *values;        /* T[cols/P][.][P] */
+    int64_t stride;            /* elements from one panel to the next, in values and codes */
+    int64_t rows, cols;        /* valid ones; rows <= HEX_TILE_ROWS */
+    const hex_code *codes;     /* as seen from the rows */
+    const hex_code *col_codes; /* as seen from the columns (equal to codes unless a relation is asymmetric) */
+    const uint8_t *special;    /* with codes: [cols/P][stride/P], 0 where a panel's row holds negatives only */
 } hex_tile;
 
 /* Top-k selection of a block of anchors; all arrays are per anchor. A list takes a whole tile before it is cut. */
 typedef struct {
-    void *bound;       /* T: only values above it can matter; starts at -inf */
-    void *values;      /* T[.][capacity] candidates, unordered */
-    int32_t *count;    /* candidates held */
-    const int32_t *k;  /* >= 1, or 0: the row wants nothing */
-    int64_t capacity;  /* hex_list_capacity of the largest k; a multiple of the panel */
+    void *bound;      /* T: only values above it can matter; starts at -inf */
+    void *values;     /* T[.][capacity] candidates, unordered */
+    int32_t *count;   /* candidates held */
+    const int32_t *k; /* >= 1, or 0: the row wants nothing */
+    int64_t capacity; /* hex_list_capacity of the largest k; a multiple of the panel */
 } hex_selection;
 
 /* Per-anchor parameters of contrast, T[HEX_PARAMS][ld]. With x a logit less that of its class's shift, and e = e^x,
@@ -51,8 +51,21 @@ typedef struct {
  * Where one shift is shared it is a logit, and x = s - shift. Otherwise it is the class's largest cosine, and
  * x = (c - shift) / tau: the difference of two cosines has no rounding that 1 / tau would magnify.
  * Steep weights (HEX_STEEP) have  e^(beta x) H1 (e + beta (expm1(x) - H2))  instead, since e and its mean differ by 1 / beta. */
-enum { HEX_P_EPS, HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P, HEX_P_GG, HEX_P_H1, HEX_P_H2, HEX_P_PA, HEX_P_PB,
-       HEX_P_PO, HEX_P_OWN, HEX_P_OWN_TOP, HEX_PARAMS };
+enum {
+    HEX_P_EPS,
+    HEX_P_SHIFT_G,
+    HEX_P_SHIFT_H,
+    HEX_P_SHIFT_P,
+    HEX_P_GG,
+    HEX_P_H1,
+    HEX_P_H2,
+    HEX_P_PA,
+    HEX_P_PB,
+    HEX_P_PO,
+    HEX_P_OWN,
+    HEX_P_OWN_TOP,
+    HEX_PARAMS
+};
 
 /* Above this beta weights are steep: what counts has x within (log n) / beta of 0, where expm1(x) is precise and e^x - 1 is not.
  * Shifts are then never shared. */
@@ -60,14 +73,14 @@ enum { HEX_P_EPS, HEX_P_SHIFT_G, HEX_P_SHIFT_H, HEX_P_SHIFT_P, HEX_P_GG, HEX_P_H
 
 /* Per-anchor sums of contrast, double[HEX_SUMS][ld]. */
 enum {
-    HEX_S_GLOBAL,    /* sum over G of e^x */
-    HEX_S_HARD_A,    /* sum over H of e^((1+beta) x); steep: of e^(beta x) expm1(x) */
-    HEX_S_HARD_B,    /* sum over H of e^(beta x) */
-    HEX_S_HARD_N,    /* |H| */
-    HEX_S_HARD_C,    /* sum over H of c */
-    HEX_S_POS,       /* sum over P of e^x */
-    HEX_S_POS_C,     /* sum over P of c, less shift_P each where shifts are not shared */
-    HEX_S_OTHER_C,   /* sum of c over everything that is no negative, self and padding included */
+    HEX_S_GLOBAL,  /* sum over G of e^x */
+    HEX_S_HARD_A,  /* sum over H of e^((1+beta) x); steep: of e^(beta x) expm1(x) */
+    HEX_S_HARD_B,  /* sum over H of e^(beta x) */
+    HEX_S_HARD_N,  /* |H| */
+    HEX_S_HARD_C,  /* sum over H of c */
+    HEX_S_POS,     /* sum over P of e^x */
+    HEX_S_POS_C,   /* sum over P of c, less shift_P each where shifts are not shared */
+    HEX_S_OTHER_C, /* sum of c over everything that is no negative, self and padding included */
     HEX_SUMS
 };
 
@@ -82,15 +95,16 @@ enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_
  * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */
 typedef struct {
     double inv_tau, beta;
-    bool all_global;           /* with shared_shift: no threshold is below infinity, so that nothing is hierarchical */
-    bool shared_shift;         /* the three shifts of all anchors are one number, power / HEX_LOG2_E */
-    double power;              /* a whole number: no rounding where it is subtracted from scaled cosines */
-    double bound;              /* without a shared shift cosines beyond +-bound are the bound: 1, or infinity */
-    const void *row, *col;     /* T[HEX_PARAMS][ld] */
+    bool all_global;       /* with shared_shift: no threshold is below infinity, so that nothing is hierarchical */
+    bool shared_shift;     /* the three shifts of all anchors are one number, power / HEX_LOG2_E */
+    double power;          /* a whole number: no rounding where it is subtracted from scaled cosines */
+    double bound;          /* without a shared shift cosines beyond +-bound are the bound: 1, or infinity */
+    const void *row, *col; /* T[HEX_PARAMS][ld] */
     int64_t ld;
     const double *row_neg, *col_neg; /* own only: double[2][ld], as OWN and OWN_TOP of an anchor's negatives */
-    void *scratch;             /* T[hex_scratch_elements] */
-    void *exponentials;        /* sums: T, laid out as the tile and perhaps its values, filled with e^(s - shift), negative where
+    void *scratch;                   /* T[hex_scratch_elements] */
+    void *
+        exponentials; /* sums: T, laid out as the tile and perhaps its values, filled with e^(s - shift), negative where
                                 * hierarchical; coefficients: the tile's values are those. NULL: neither. Needs a shared shift
                                 * and one threshold, or all_global; coefficients from them beta 0 or 1 and PO = 0 */
 } hex_sides;
@@ -102,13 +116,15 @@ typedef struct {
 
 /* A length that no double holds is kept as minus its HEX_SHORTENED-th part, a finite number. */
 #define HEX_SHORTENED 0x1p64
-static inline double hex_length(double norm) { return norm < 0 ? -norm * HEX_SHORTENED : norm; }
+static inline double hex_length(double norm) {
+    return norm < 0 ? -norm * HEX_SHORTENED : norm;
+}
 
 typedef struct {
     const char *tier, *type;
-    int64_t size;              /* bytes of T */
-    int64_t panel;             /* P */
-    int64_t limit;             /* e^-limit is still a normal number, with room to spare */
+    int64_t size;  /* bytes of T */
+    int64_t panel; /* P */
+    int64_t limit; /* e^-limit is still a normal number, with room to spare */
 
     /* Rows to packed blocks. src: (rows, D) of dtype; k_major: T[Dp/P][block][P]; r_major: T[block/P][Dp][P] or
      * NULL; norms: true lengths, before normalisation, as hex_length reads them; a row that is not finite has such a norm and is packed
@@ -120,8 +136,8 @@ typedef struct {
      * gr: T[block/P][Dp][P], extra: double (rows, D), each may be NULL. out: dtype, row `first` on, contiguous (., D).
      * A row whose norm is not finite gets NaN. buffer: T[P][Dp + P]. */
     void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
-                   int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale, hex_dtype dtype,
-                   void *out, void *buffer);
+                   int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale,
+                   hex_dtype dtype, void *out, void *buffer);
     /* C[n][m][P] (+)= sum_k A[k/P][m][k%P] B[n][k][P]; n and k in panels, m >= 1. ahead (or NULL) is brought into the
      * second-level cache meanwhile and moved on, a line (P elements) for every row of C's panels that is passed. */
     void (*product)(int64_t m, int64_t n_panels, int64_t k_panels, const void *a, int64_t a_stride, const void *b,
@@ -167,7 +183,9 @@ typedef struct {
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
 
 /* Lists of candidates that are longer are cut before the next tile. */
-static inline int64_t hex_list_limit(int64_t k) { return 2 * k + 20; }
+static inline int64_t hex_list_limit(int64_t k) {
+    return 2 * k + 20;
+}
 
 /* Room for the candidates of an anchor: the longest list that is left uncut, a tile's columns, and one more that is written but
  * not kept. */

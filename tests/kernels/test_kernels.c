@@ -122,7 +122,7 @@ static void check_ulps(const hex_kernels *k, const char *base, long double (*tru
 }
 
 void test_exponential(const hex_kernels *k) {
-    const double lowest = k->size == 4 ? -87.336 : -708.39, bound = k->size == 4 ? 1.2 : 1.3;   /* as simd.h says */
+    const double lowest = k->size == 4 ? -87.336 : -708.39, bound = k->size == 4 ? 1.2 : 1.3;   /* as exp.h says */
     const int64_t count = EXPONENTS / k->panel * k->panel;
     void *x = draw_exponents(k, count, lowest), *e = room(k, count, 0);
     const double special[] = {0, -0.0, NAN, -INFINITY, lowest - 0.01, -1e30, lowest, -1e-30};
@@ -145,12 +145,12 @@ void test_less_one(const hex_kernels *k) {
     CHECK(get(k, e, 0) == 0 && get(k, e, 1) == 0, "e^0 - 1 is %g", get(k, e, 0));
     CHECK(isnan(get(k, e, 2)), "e^NaN - 1 is %g", get(k, e, 2));
     for (int i = 3; i < 6; i++) CHECK(get(k, e, i) == -1, "e^%g - 1 is %g", special[i], get(k, e, i));
-    check_ulps(k, "-1 + e", expm1l, x, e, 6, count, 2);   /* as simd.h says */
+    check_ulps(k, "-1 + e", expm1l, x, e, 6, count, 2);   /* as exp.h says */
     free(x), free(e);
 }
 
 void test_power(const hex_kernels *k) {
-    const double lowest = k->size == 4 ? -125 : -1021, bound = k->size == 4 ? 1.4 : 1.5;   /* as simd.h says */
+    const double lowest = k->size == 4 ? -125 : -1021, bound = k->size == 4 ? 1.4 : 1.5;   /* as exp.h says */
     const int64_t count = EXPONENTS / k->panel * k->panel;
     void *y = draw_exponents(k, count, lowest), *e = room(k, count, 0);
     put(k, y, 0, 0), put(k, y, 1, -0.0), put(k, y, 2, -1), put(k, y, 3, lowest);

@@ -1,0 +1,5 @@
+#include "types/f64.h"
+
+#include "tiers/scalar.h"
+
+#include "table.h"
