@@ -6,12 +6,14 @@
 
 #include "sides.h"
 
+/* Lane by lane the larger; NaN where either is. */
 INLINE V maximum_or_nan(V a, V b) {
     return pick((VI)(b > a) | (VI)(b != b), b, a);
 }
 
-INLINE void side_maxima(V c, V eps, const hex_code *codes, V *best) {
-    classes k = classify((VI)(c > eps), codes);
+/* best: of each class, so far. */
+INLINE void side_maxima(const side *s, V c, V *best) {
+    const classes k = classify((VI)(c > param(s, HEX_P_EPS)), s->codes);
     const V none = splat((T)-INFINITY);
     best[HEX_M_GLOBAL] = maximum_or_nan(best[HEX_M_GLOBAL], pick(k.global, c, none));
     best[HEX_M_HARD] = maximum_or_nan(best[HEX_M_HARD], pick(k.hard, c, none));
@@ -28,22 +30,22 @@ static void maxima(const hex_tile *tile, const hex_sides *sides, void *row_, voi
         for (int q = 0; q < HEX_MAXIMA; q++) {
             best[q] = splat(row[q * ld + i]);
         }
-        const V row_eps = param(sides->row, ld, HEX_P_EPS, i, true);
         for (int64_t j = 0; j < tile->cols; j += W) {
-            int64_t at = j / P * tile->stride + i * P + j % P;
-            V c = bounded(load(values + at), bound);
-            side_maxima(c, row_eps, tile->codes ? tile->codes + at : NULL, best);
+            const int64_t at = j / P * tile->stride + i * P + j % P;
+            const side of_row = {sides->row, ld, i, true, tile->codes ? tile->codes + at : NULL};
+            const side of_col = {sides->col, ld, j, false, tile->codes ? tile->col_codes + at : NULL};
+            const V c = bounded(load(values + at), bound);
+            side_maxima(&of_row, c, best);
             if (!col) {
                 continue;
             }
-            V other[HEX_MAXIMA];
+            V others[HEX_MAXIMA];
             for (int q = 0; q < HEX_MAXIMA; q++) {
-                other[q] = load(col + q * ld + j);
+                others[q] = load(col + q * ld + j);
             }
-            side_maxima(c, param(sides->col, ld, HEX_P_EPS, j, false), tile->codes ? tile->col_codes + at : NULL,
-                        other);
+            side_maxima(&of_col, c, others);
             for (int q = 0; q < HEX_MAXIMA; q++) {
-                store(col + q * ld + j, other[q]);
+                store(col + q * ld + j, others[q]);
             }
         }
         for (int q = 0; q < HEX_MAXIMA; q++) {
