@@ -15,34 +15,6 @@ INLINE void load_col_eps(const tile_panel *t, const bool both, V *col_eps) {
     }
 }
 
-/* First pass where all elements are global negatives. */
-INLINE void sum_plain(const tile_panel *t, const bool both, const bool keeping, accumulators *acc) {
-    const T *values = t->values;
-    T *kept = t->kept, *row_acc = acc->row, *col_acc = acc->col + t->first_col;
-    const V scale = t->scale, power = t->power;
-    const int64_t rows = t->rows;
-    V col[NV] = {{0}};
-    for (int64_t i = 0; i < rows; i++) {
-        V sum = {0};
-        fetch_next(t, i);
-        UNROLL(8)
-        for (int v = 0; v < NV; v++) {
-            const V e = exp2_bounded(load(values + i * P + v * W) * scale - power);
-            sum += e;
-            if (both) {
-                col[v] += e;
-            }
-            if (keeping) {
-                store(kept + i * P + v * W, e);
-            }
-        }
-        add_to(row_acc + i * W, sum);
-    }
-    for (int v = 0; both && v < NV; v++) {
-        add_to(col_acc + v * W, col[v]);
-    }
-}
-
 INLINE row_mark special_mark(const tile_panel *t, int64_t i, V eps, const bool both, const V *col_eps) {
     unsigned hard = 0;
     UNROLL(8)
@@ -116,9 +88,8 @@ INLINE void sum_global(const tile_panel *t, const bool both, const bool keeping,
     }
 }
 
-/* First pass that sums negatives of either kind. beta_1: beta is 1. */
-INLINE void sum_negatives(const tile_panel *t, const bool both, const bool keeping, const bool beta_1,
-                          accumulators *acc, row_marks *m) {
+/* First pass that sums negatives of either kind. */
+INLINE void sum_negatives(const tile_panel *t, const bool both, const bool keeping, accumulators *acc, row_marks *m) {
     const V inv_tau = t->inv_tau, shift = t->shift, scale = t->scale, power = t->power;
     const T *values = t->values, *row_eps = t->row + HEX_P_EPS * t->ld, beta = t->beta;
     T *kept = t->kept, *row_acc = acc->row, *col_acc = acc->col + t->first_col;
@@ -143,7 +114,7 @@ INLINE void sum_negatives(const tile_panel *t, const bool both, const bool keepi
         UNROLL(8)
         for (int v = 0; v < NV; v++) {
             const V c = load(values + i * P + v * W), e = exp2_bounded(c * scale - power);
-            const V weight = beta_1 ? e : hardness(c * inv_tau - shift, e, beta);
+            const V weight = hardness(c * inv_tau - shift, e, beta);
             const VI above_row = (VI)(c > eps), above_col = !both || keeping ? above_row : (VI)(c > col_eps[v]);
             VI negative = ~(VI){0};
             if (special) {
@@ -180,33 +151,30 @@ INLINE void sum_negatives(const tile_panel *t, const bool both, const bool keepi
 }
 
 INLINE void first_sums(const tile_panel *t, const bool both, const bool keeping, accumulators *acc, row_marks *m) {
-    m->count = 0;
-    if (t->all_global && !t->special) {
-        sum_plain(t, both, keeping, acc);
-    } else if (t->all_global) {
+    if (t->all_global) {
         sum_global(t, both, keeping, true, acc, m);
     } else if (!mostly_hard(t, false)) {
         sum_global(t, both, keeping, false, acc, m);
-    } else if (t->beta == 1) {
-        use_vectors(acc, NEGATIVE_SUMS);
-        sum_negatives(t, both, keeping, true, acc, m);
     } else {
         use_vectors(acc, NEGATIVE_SUMS);
-        sum_negatives(t, both, keeping, false, acc, m);
+        sum_negatives(t, both, keeping, acc, m);
     }
 }
 
 typedef T hard_quad __attribute__((vector_size(HARD_SUMS * HEX_T_BYTES), may_alias));
 
 /* The single hierarchical negatives of ROW_FEW. */
-INLINE void sum_single_hard(const tile_panel *t, const bool both, const row_marks *m, accumulators *acc) {
+INLINE void sum_single_hard(const tile_panel *t, const bool both, const bool keeping, const row_marks *m,
+                            accumulators *acc) {
+    const T *values = keeping ? m->saved : t->values;
+    const int32_t *where = keeping ? m->hard.saved : m->hard.place;
     T c[W] __attribute__((aligned(HEX_VECTOR_BYTES))), e[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
     T weight[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
     const T *row_eps = t->row + HEX_P_EPS * t->ld, *col_eps = both ? t->col + HEX_P_EPS * t->ld : NULL;
     hard_quad *row = (hard_quad *)acc->row_single, *col = (hard_quad *)acc->col_single + t->first_col;
     for (int from = 0; from < m->hard.count; from += W) {
         for (int l = 0; l < W; l++) {
-            c[l] = t->values[m->hard.place[from + l]];
+            c[l] = values[where[from + l]];
         }
         const V x = load(c) * t->inv_tau - t->shift, e_x = e_of(t, load(c)), w = hardness(x, e_x, t->beta);
         store(e, e_x * w);
@@ -224,20 +192,6 @@ INLINE void sum_single_hard(const tile_panel *t, const bool both, const row_mark
     }
 }
 
-/* The same where exponentials are kept. */
-INLINE void sum_single_kept(const tile_panel *t, const bool both, const row_marks *m, accumulators *acc) {
-    hard_quad *row = (hard_quad *)acc->row_single, *col = (hard_quad *)acc->col_single + t->first_col;
-    for (int at = 0; at < m->hard.count; at++) {
-        const unsigned place = (unsigned)m->hard.place[at];
-        const T e = -t->kept[place], weight = t->beta == 1 ? e : 1;
-        const hard_quad one = {e * weight, weight, 1, m->saved[m->hard.saved[at]]};
-        row[place / P] += one;
-        if (both) {
-            col[place % P] += one;
-        }
-    }
-}
-
 INLINE void add_other(hex_code code, double c, double e, double *sums, int64_t ld) {
     sums[HEX_S_OTHER_C * ld] += c;
     if (code > 0) {
@@ -246,17 +200,18 @@ INLINE void add_other(hex_code code, double c, double e, double *sums, int64_t l
     }
 }
 
-/* The single elements of ROW_FEW that are no negatives; values[where[.]] are their cosines. */
-static void sum_single_others(const tile_panel *t, const single_elements *other, const T *values, const int32_t *where,
-                              const accumulators *acc) {
+/* The single elements of ROW_FEW that are no negatives. */
+INLINE void sum_single_others(const tile_panel *t, const bool keeping, const row_marks *m, const accumulators *acc) {
+    const T *values = keeping ? m->saved : t->values;
+    const int32_t *where = keeping ? m->other.saved : m->other.place;
     T c[W] __attribute__((aligned(HEX_VECTOR_BYTES)));
-    for (int from = 0; from < other->count; from += W) {
+    for (int from = 0; from < m->other.count; from += W) {
         for (int l = 0; l < W; l++) {
             c[l] = values[where[from + l]];
         }
         const V e = e_of(t, load(c));
-        for (int l = 0; l < W && from + l < other->count; l++) {
-            const unsigned place = (unsigned)other->place[from + l];
+        for (int l = 0; l < W && from + l < m->other.count; l++) {
+            const unsigned place = (unsigned)m->other.place[from + l];
             const hex_code code = t->codes[place];
             add_other(code, (double)c[l], (double)e[l], acc->row_sums + place / P, acc->ld);
             if (acc->col_sums) {
@@ -327,15 +282,11 @@ INLINE void panel_sums(const tile_panel *t, const bool both, const bool keeping,
         sum_hard_rows(t, both, keeping, m, acc);
     }
     if (m->other.count > 0) {
-        sum_single_others(t, &m->other, keeping ? m->saved : t->values, keeping ? m->other.saved : m->other.place, acc);
+        sum_single_others(t, keeping, m, acc);
     }
     if (m->hard.count > 0) {
         use_singles(acc);
-        if (keeping) {
-            sum_single_kept(t, both, m, acc);
-        } else {
-            sum_single_hard(t, both, m, acc);
-        }
+        sum_single_hard(t, both, keeping, m, acc);
     }
 }
 
