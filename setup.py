@@ -9,8 +9,8 @@ import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# The tiers of each architecture besides scalar, which every one has, slowest first: the flags of csrc/kernels/TIER_TYPE.c, which
-# alone use these instruction sets. Everything else is compiled for the ABI's floor.
+# Besides scalar, the tiers of each architecture, slowest first, with the flags of csrc/kernels/TIER_TYPE.c: these files
+# alone use the instruction sets. Everything else is compiled for the ABI's floor.
 TIERS = {
     "x86_64": {
         "avx2": ["-mavx2", "-mfma"],
@@ -29,7 +29,7 @@ SOURCES["csrc/kernels/dispatch.c"] = []
 
 # Never -ffast-math: NaN must propagate. -fexceptions: torch's errors unwind through our frames.
 FLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-         "-fexceptions", "-Wextra"]
+         "-fexceptions", "-Wall", "-Wextra", "-Wshadow"]
 
 # What HEXSSL_SANITIZE=address,undefined or HEXSSL_SANITIZE=thread adds to every file and to the link: a fault ends the
 # process. tools/sanitize.py makes such a build and runs tests on it. Division by zero stays: IEEE 754 defines it, and

@@ -1,8 +1,8 @@
 """The kernels by themselves: C programs without Python, compiled here, one run per tier.
 
-Tiers of this machine run as they are, and once more under the address and undefined-behaviour sanitizers; those of
-another architecture run under qemu-user where a cross compiler and qemu are installed. A tier that nothing here can run
-is compiled all the same.
+Tiers of this machine run as they are, once more as clang compiles them, and once more under the address and
+undefined-behaviour sanitizers; those of another architecture run under qemu-user where a cross compiler and qemu are
+installed. A tier that nothing here can run is compiled all the same.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -69,6 +70,41 @@ def test_tier(program, architecture, tier):
             pytest.skip(f"compiled, not run: {EMULATOR[architecture]} is not installed")
         command.insert(0, emulator)
     run(command)
+
+
+def clang() -> str:
+    found = shutil.which("clang")
+    if not found:
+        pytest.skip(f"no C compiler for {HERE}: clang is not installed")
+    return found
+
+
+@pytest.mark.parametrize("tier", kernels.tiers(HERE))
+def test_tier_with_clang(program, tier):
+    run([str(program(HERE, clang())), tier])
+
+
+def header_commands() -> Iterator[list[str]]:
+    """For each header of the kernels, and each compiler that there is for it: its syntax alone."""
+    own = [compiler for compiler in (kernels.compiler_for(HERE, HERE), shutil.which("clang")) if compiler]
+    foreign = {tier: architecture for architecture in kernels.COMPILERS for tier in kernels.tiers(architecture)
+               if tier not in kernels.tiers(HERE)}
+    for header in sorted(kernels.KERNELS.rglob("*.h")):
+        tier = header.stem if header.parent.name == "tiers" and header.stem != "defaults" else "scalar"
+        compilers = own if tier not in foreign else [kernels.compiler_for(foreign[tier], HERE)]
+        for compiler in filter(None, compilers):
+            yield [compiler, "-fsyntax-only", "-Wall", "-Wextra", "-Wshadow", "-Wno-unused-function", "-Werror",
+                   *kernels.isa_flags(tier), "-x", "c", str(header)]
+
+
+def test_every_header_parses_by_itself():
+    """An editor, and a reader, may open any of them first."""
+    own_compiler()
+    commands = list(header_commands())
+    assert len(commands) > 20
+    failed = [done.stderr for done in (subprocess.run(command, capture_output=True, text=True) for command in commands)
+              if done.returncode != 0]
+    assert not failed, "\n".join(failed)
 
 
 @pytest.mark.skipif(HERE != "x86_64", reason="AVX-512 in AVX2's instructions: x86-64 alone has those")

@@ -34,6 +34,11 @@ def compiler_for(architecture: str, own: str) -> str | None:
     return shutil.which("cc" if architecture == own else COMPILERS[architecture])
 
 
+def isa_flags(tier: str) -> list[str]:
+    """The flags that a tier's files are compiled with, besides those of all files."""
+    return {"scalar": [], **{name: isa for found in setup_table("TIERS").values() for name, isa in found.items()}}[tier]
+
+
 def run(command: Sequence[object]) -> None:
     """Raises RuntimeError with what the command printed."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -45,20 +50,21 @@ def build(program: Path, sources: Sequence[Path], architecture: str, compiler: s
           extra: Sequence[str] = (), link: Sequence[str] = (), lowered: Mapping[str, str] | None = None) -> Path:
     """Compile the dispatch, every tier of the architecture and `sources`, and link them into `folder / program`.
 
-    extra goes to every compilation, link to the last step. lowered: tiers that are compiled with the instructions of
-    another. Objects that are in the folder already are taken as they are: one folder is for one set of flags, and
-    sources that do not change. Raises RuntimeError with the compiler's words.
+    A warning is an error. extra goes to every compilation, link to the last step. lowered: tiers that are compiled with
+    the instructions of another. Objects that are in the folder already are taken as they are: one folder is for one set
+    of flags, and sources that do not change. Raises RuntimeError with the compiler's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    isa = {"scalar": [], **setup_table("TIERS")[architecture]}
+    isa = {tier: isa_flags(tier) for tier in reversed(tiers(architecture))}
     for tier, other in (lowered or {}).items():  # no vector crosses a call: -Wno-psabi
-        isa[tier] = [*isa[other], "-DHEX_LOWERED", "-Wno-psabi"]
-    flags = {KERNELS / f"{tier}_{element}.c": isa[tier] for tier in reversed(isa) for element in setup_table("TYPES")}
+        isa[tier] = [*isa_flags(other), "-DHEX_LOWERED", "-Wno-psabi"]
+    flags = {KERNELS / f"{tier}_{element}.c": isa[tier] for tier in isa for element in setup_table("TYPES")}
 
     def compiled(source: Path) -> Path:
         result = folder / f"{source.stem}.o"
         if not result.exists():
-            run([compiler, *setup_table("FLAGS"), *flags.get(source, []), *extra, "-c", source, "-o", result])
+            run([compiler, *setup_table("FLAGS"), "-Werror", *flags.get(source, []), *extra, "-c", source,
+                 "-o", result])
         return result
 
     units = [*flags, KERNELS / "dispatch.c", *sources]  # what takes longest comes first

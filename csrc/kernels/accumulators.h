@@ -11,8 +11,8 @@ enum {
     NEGATIVE_SUMS = HEX_S_HARD_C + 1 /* and with HEX_S_GLOBAL before them those of negatives of either kind */
 };
 
-/* In T within a tile, in vectors; but single hierarchical negatives apart, and single elements that are no negatives at once in the
- * double sums. */
+/* In T within a tile, in vectors; but single hierarchical negatives apart, and single elements that are no negatives
+ * at once in the double sums. */
 typedef struct {
     T *row, *col;               /* T[HEX_SUMS][ld_row], [row][W] each; T[HEX_SUMS][ld_col], [column] each */
     T *row_single, *col_single; /* T[.][HARD_SUMS] */
@@ -59,8 +59,16 @@ INLINE void add_to(T *sum, V v) {
     store(sum, load(sum) + v);
 }
 
-/* What the hierarchical negatives of one vector add to each of their sums. The lanes outside are masked out, never multiplied by
- * zero. */
+/* sum + v; v alone if it is the first. A sum that starts from zero costs an addition, which compilers keep. */
+INLINE V start_or_add(const bool first, V sum, V v) {
+    if (first) {
+        return v;
+    }
+    return sum + v;
+}
+
+/* What the hierarchical negatives of one vector add to each of their sums. The lanes outside are masked out, never
+ * multiplied by zero. */
 INLINE void hard_terms(V c, V e, V weight, VI hard, V *terms) {
     terms[HEX_S_HARD_A - HEX_S_HARD_A] = keep(e * weight, hard);
     terms[HEX_S_HARD_B - HEX_S_HARD_A] = keep(weight, hard);
@@ -92,8 +100,8 @@ INLINE void store_negatives(const V *sums, T *acc, int64_t ld_acc) {
     store_hard(sums + HEX_S_HARD_A, acc, ld_acc);
 }
 
-/* Adds all terms of one vector, as one side sees it, to acc: T[HEX_SUMS][ld_acc]. shared: e^(s - shift), where all shifts are
- * the same; otherwise shifts are cosines. */
+/* Adds all terms of one vector, as one side sees it, to acc: T[HEX_SUMS][ld_acc]. shared: e^(s - shift), where all
+ * shifts are the same; otherwise shifts are cosines. */
 INLINE void side_sums(const side *s, V c, const V *shared, V inv_tau, T beta, T *acc, int64_t ld_acc) {
     const classes k = classify((VI)(c > param(s, HEX_P_EPS)), s->codes);
     const V e_global = shared ? *shared : exp_nonpositive((c - param(s, HEX_P_SHIFT_G)) * inv_tau);

@@ -1,7 +1,8 @@
-/* coefficients_shared.h: dObjective/ds of a tile's elements where one shift serves all anchors, panel by panel: a first pass, then
- * what it left over (marks.h), which takes the place of what it wrote. In all of it `both` says that the columns are anchors, too,
- * and `is_kept` that the tile's values are exponentials (hex_sides.exponentials); cosines are unknown then, but beta is 0 or 1 and
- * PO is 0, so that none is needed. Both are constants in each copy of this code. */
+/* coefficients_shared.h: dObjective/ds of a tile's elements where one shift serves all anchors, panel by panel: a
+ * first pass, then what it left over (marks.h), which takes the place of what it wrote. In all of it `both` says
+ * that the columns are anchors, too, and `is_kept` that the tile's values are exponentials (hex_sides.exponentials);
+ * cosines are unknown then, but beta is 0 or 1 and PO is 0, so that none is needed. Both are constants in each copy
+ * of this code. */
 #ifndef HEX_COEFFICIENTS_SHARED_H
 #define HEX_COEFFICIENTS_SHARED_H
 
@@ -57,8 +58,8 @@ INLINE void global_coefficients(const tile_panel *t, const bool both, const bool
 enum { Q_EPS, Q_GG, Q_H1, Q_H2, QS };
 static const int negative_params[QS] = {HEX_P_EPS, HEX_P_GG, HEX_P_H1, HEX_P_H2};
 
-/* Of negatives of either kind, one side. From kept exponentials `hard` is their sign, so that both forms of a tile give the same
- * bits: no sum is contracted with a product that a mask might have dropped. */
+/* Of negatives of either kind, one side. From kept exponentials `hard` is their sign, so that both forms of a tile
+ * give the same bits: no sum is contracted with a product that a mask might have dropped. */
 INLINE V negative_side(V value, V e, V weight, const bool is_kept, const V *of) {
     const VI hard = is_kept ? (VI)(value < 0) : (VI)(value > of[Q_EPS]);
     return pick(hard, weight * (e * of[Q_H1] - of[Q_H2]), e * of[Q_GG]);

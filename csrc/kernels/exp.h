@@ -7,7 +7,7 @@
 /* Added to a number, leaves its nearest integer in the lowest bits: 1.5 * 2^MANTISSA_BITS. */
 #define TO_INTEGER ((T)1.5 * (T)((TU)1 << MANTISSA_BITS))
 
-/* e^r = 1 + r + r^2 q(r) for |r| <= ln2 / 2, and ln2 in two parts: products of the first with integers have no rounding.
+/* e^r = 1 + r + r^2 q(r) for |r| <= ln2 / 2; ln2 is in two parts: products of the first with integers are exact.
  * 2^f = 1 + f t(f) for |f| <= 1/2; t has an even number of coefficients. */
 #if HEX_T_BYTES == 4
 #define INVERSE_LN2 0x1.715476p+0f
@@ -30,8 +30,8 @@ static const T EXP2_T[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,  0x1.c6b
                            0x1.b52538a5a530ep-24, 0x1.e4d930fe6a5e6p-28, 0x1.e958ce3269a64p-32, 0x1.b11ce2a71c72bp-36};
 #endif
 
-/* exp for x <= 0 (and a little above), or exp - 1. NaN stays NaN; where exp would be less than the smallest normal number it is
- * 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range; of exp - 1 under 2 ulp. */
+/* exp for x <= 0 (and a little above), or exp - 1. NaN stays NaN; where exp would be less than the smallest normal
+ * number it is 0. Error: under 1.2 ulp (float), 1.3 ulp (double) over the range; of exp - 1 under 2 ulp. */
 INLINE V exponential_of(V x, const bool less_1) {
     const int degree = (int)(sizeof EXP_Q / sizeof *EXP_Q) - 1;
     const V magic = splat(TO_INTEGER);
@@ -64,8 +64,8 @@ INLINE V expm1_nonpositive(V x) {
     return exponential_of(x, true);
 }
 
-/* 2^y for y <= 0 (and a little above) whose result is a normal number: n is added to the exponent of 2^f. Less work than exp: no
- * reduction by parts, no mask. Error: under 1.4 ulp (float), 1.5 ulp (double). */
+/* 2^y for y <= 0 (and a little above) whose result is a normal number: n is added to the exponent of 2^f. Less work
+ * than exp: no reduction by parts, no mask. Error: under 1.4 ulp (float), 1.5 ulp (double). */
 INLINE V exp2_bounded(V y) {
     const int count = (int)(sizeof EXP2_T / sizeof *EXP2_T);
     const V magic = splat(TO_INTEGER);

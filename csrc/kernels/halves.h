@@ -13,8 +13,8 @@ static inline bool is_half(hex_dtype dtype) {
 }
 
 static inline float from_half(uint16_t h) {
-    /* Subnormals from their mantissa: as float subnormals they would be lost where those are flushed to zero. Infinity and NaN
-     * need their exponent set. */
+    /* Subnormals from their mantissa: as float subnormals they would be lost where those are flushed to zero.
+     * Infinity and NaN need their exponent set. */
     uint32_t bits = ((uint32_t)(h & 0x7fff) << 13) + (112u << 23), sign = (uint32_t)(h & 0x8000) << 16, small;
     float x = (float)(int32_t)(h & 0x3ff) * 0x1p-24f;
     memcpy(&small, &x, 4);

@@ -1,14 +1,17 @@
-/* kernels.h: the micro-kernels, one table per element type and tier.
+/* kernels.h: the kernels, one table of functions per element type and tier.
  *
  * Panels. All inner arrays are cut into panels of P elements (64 bytes: 16 float, 8 double) along one axis:
- *     "k-major"  X[d/P][row][P]     a block of rows, columns in panels
+ *     "k-major"   X[d/P][row][P]    a block of rows, columns in panels
  *     "row-major" X[row/P][d][P]    the same block, rows in panels
- *     tile       T[col/P][row][P]   cosines (later coefficients) of an anchor block against a key block
- * product() multiplies any "A[k/P][m][P]" with any "B[n/P][k][P]" into "C[n/P][m][P]", which serves the scores, the
+ *     tile        T[col/P][row][P]  cosines (later coefficients) of a block of anchors against a block of keys
+ * product() multiplies any "A[k/P][m][P]" with any "B[n/P][k][P]" into "C[n/P][m][P]". That serves the scores, the
  * gradient of the anchors and the gradient of the keys without a transpose.
  *
  * Kernels never allocate, thread, or raise. Every pointer is 64-byte aligned unless it says otherwise, every panel
- * is padded with zeros to P, and strides are in elements. `T` below is float or double by table. */
+ * is padded with zeros to P, and strides are in elements. `T` below is float or double by table.
+ *
+ * A kernel is in the header of its name: product is in product.h. product_f32_avx2 is what the compiler makes of it in
+ * avx2_f32.c. */
 #ifndef HEX_KERNELS_H
 #define HEX_KERNELS_H
 
@@ -16,8 +19,8 @@
 
 enum { HEX_PANEL_BYTES = 64, HEX_TILE_ROWS = 256, HEX_DIGEST_LANES = 16 };
 
-/* Panels left free between a tile's sums per row of one quantity and those of the next: one row's would fall into the same
- * set of the first-level cache otherwise. */
+/* Panels left free in a tile's scratch between the row sums of one quantity and those of the next. Without them the
+ * sums of one row would fall into one set of the first-level cache. */
 enum { HEX_APART = 8 };
 
 #define HEX_LOG2_E 1.4426950408889634
@@ -45,15 +48,18 @@ typedef struct {
     int64_t capacity; /* hex_list_capacity of the largest k; a multiple of the panel */
 } hex_selection;
 
-/* Per-anchor parameters of contrast, T[HEX_PARAMS][ld]. With x a logit less that of its class's shift, and e = e^x,
- * dObjective/ds is  GG e  of a global negative,  e^(beta x) (H1 e - H2)  of a hierarchical one,
- * PA + PB e + PO n / (e^s + n)  of a positive, where n = e^(OWN_TOP / tau + OWN).
+/* Parameters of the anchors of contrast, T[HEX_PARAMS][ld]. x is a logit less the shift of its class, and e = e^x.
  * Where one shift is shared it is a logit, and x = s - shift. Otherwise it is the class's largest cosine, and
  * x = (c - shift) / tau: the difference of two cosines has no rounding that 1 / tau would magnify.
- * Steep weights (HEX_STEEP) have  e^(beta x) H1 (e + beta (expm1(x) - H2))  instead, since e and its mean differ by 1 / beta. */
+ *
+ * dObjective/ds is
+ *     of a global negative         GG e
+ *     of a hierarchical negative   e^(beta x) (H1 e - H2)
+ *         with steep weights       e^(beta x) H1 (e + beta (expm1(x) - H2)), since e and its mean differ by 1 / beta
+ *     of a positive                PA + PB e + PO n / (e^s + n), where n = e^(OWN_TOP / tau + OWN) */
 enum {
-    HEX_P_EPS,
-    HEX_P_SHIFT_G,
+    HEX_P_EPS,     /* the threshold: negatives above it are hierarchical */
+    HEX_P_SHIFT_G, /* the shifts of global and hierarchical negatives and of positives */
     HEX_P_SHIFT_H,
     HEX_P_SHIFT_P,
     HEX_P_GG,
@@ -67,11 +73,12 @@ enum {
     HEX_PARAMS
 };
 
-/* Above this beta weights are steep: what counts has x within (log n) / beta of 0, where expm1(x) is precise and e^x - 1 is not.
- * Shifts are then never shared. */
+/* Above this beta weights are steep: what counts has x within (log n) / beta of 0, where expm1(x) is precise and
+ * e^x - 1 is not. Shifts are then never shared. */
 #define HEX_STEEP 64.0
 
-/* Per-anchor sums of contrast, double[HEX_SUMS][ld]. */
+/* Sums of the anchors of contrast over their global (G) and hierarchical (H) negatives and positives (P):
+ * double[HEX_SUMS][ld]. */
 enum {
     HEX_S_GLOBAL,  /* sum over G of e^x */
     HEX_S_HARD_A,  /* sum over H of e^((1+beta) x); steep: of e^(beta x) expm1(x) */
@@ -87,12 +94,17 @@ enum {
 /* Largest cosine per class, T[3][ld], -inf where the class is empty. */
 enum { HEX_M_GLOBAL, HEX_M_HARD, HEX_M_POS, HEX_MAXIMA };
 
-/* Row moments, double[HEX_MOMENTS][ld]. SUM and SQUARES are of the members less PIVOT, the first of them: rows whose members
- * are nearly equal keep their variance. */
+/* Row moments, double[HEX_MOMENTS][ld]. SUM and SQUARES are of the members less PIVOT, the first of them: rows whose
+ * members are nearly equal keep their variance. */
 enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_PIVOT, HEX_MOMENTS };
 
-/* Both sides of a tile: the anchors of its rows and, where the keys are anchors, too, those of its columns (col == NULL: none).
- * `row` and `col` point at the block's first anchor; ld is the distance between parameters / sums. */
+/* Both sides of a tile: the anchors of its rows and, where the keys are anchors, too, those of its columns. `row` and
+ * `col` point at the block's first anchor (col == NULL: the columns are no anchors); ld is the distance from one
+ * parameter or sum to the next.
+ *
+ * exponentials == NULL: tiles hold cosines. Otherwise sums fills it with e^(s - shift), negative where hierarchical,
+ * laid out as the tile; it may be the tile's own values. For coefficients, the tile's values are these exponentials.
+ * This needs a shared shift and one threshold, or all_global; and beta 0 or 1 and PO = 0 for coefficients. */
 typedef struct {
     double inv_tau, beta;
     bool all_global;       /* with shared_shift: no threshold is below infinity, so that nothing is hierarchical */
@@ -103,13 +115,10 @@ typedef struct {
     int64_t ld;
     const double *row_neg, *col_neg; /* own only: double[2][ld], as OWN and OWN_TOP of an anchor's negatives */
     void *scratch;                   /* T[hex_scratch_elements] */
-    void *
-        exponentials; /* sums: T, laid out as the tile and perhaps its values, filled with e^(s - shift), negative where
-                                * hierarchical; coefficients: the tile's values are those. NULL: neither. Needs a shared shift
-                                * and one threshold, or all_global; coefficients from them beta 0 or 1 and PO = 0 */
+    void *exponentials;              /* T */
 } hex_sides;
 
-/* Memory that is wanted soon. */
+/* Memory that is wanted soon: product fetches it line by line. */
 typedef struct {
     const char *at, *end;
 } hex_ahead;
@@ -126,15 +135,14 @@ typedef struct {
     int64_t panel; /* P */
     int64_t limit; /* e^-limit is still a normal number, with room to spare */
 
-    /* Rows to packed blocks. src: (rows, D) of dtype; k_major: T[Dp/P][block][P]; r_major: T[block/P][Dp][P] or
-     * NULL; norms: true lengths, before normalisation, as hex_length reads them; a row that is not finite has such a norm and is packed
-     * as zeros.
-     * buffer: T[P][Dp + P]. Rows past `rows` are zeroed. */
+    /* Rows to packed blocks. src: (rows, D) of dtype; k_major: T[Dp/P][block][P]; r_major: T[block/P][Dp][P] or NULL.
+     * norms: lengths before normalisation, as hex_length reads them. A row that is not finite has such a norm and is
+     * packed as zeros; so are rows past `rows`. buffer: T[P][Dp + P]. */
     void (*pack)(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t rows, int64_t block, bool normalize,
                  void *k_major, void *r_major, double *norms, void *buffer);
-    /* Packed gradients to rows: out = ((I - x x^T) (gk + gr + extra)) * scale / norm, x from k_major. gk: T[Dp/P][block][P],
-     * gr: T[block/P][Dp][P], extra: double (rows, D), each may be NULL. out: dtype, row `first` on, contiguous (., D).
-     * A row whose norm is not finite gets NaN. buffer: T[P][Dp + P]. */
+    /* Packed gradients to rows: out = ((I - x x^T) (gk + gr + extra)) * scale / norm, x from k_major.
+     * gk: T[Dp/P][block][P], gr: T[block/P][Dp][P], extra: double (rows, D); each may be NULL. out: dtype, row `first`
+     * on, contiguous (., D). A row whose norm is not finite gets NaN. buffer: T[P][Dp + P]. */
     void (*unpack)(const void *gk, const void *gr, const double *extra, const void *k_major, const double *norms,
                    int64_t first, int64_t rows, int64_t block, int64_t cols, bool normalize, double scale,
                    hex_dtype dtype, void *out, void *buffer);
@@ -150,8 +158,11 @@ typedef struct {
     void (*select_guess)(const hex_tile *tile, double sign, double deviations, const hex_selection *row);
     /* The k-th largest offered to anchor i (NaN if fewer came). */
     double (*select_finish)(const hex_selection *selection, int64_t i);
+    /* Adds the members of the tile to their rows' and columns' moments, double[HEX_MOMENTS][ld]. */
     void (*moments)(const hex_tile *tile, double *row, double *col, int64_t ld);
+    /* Raises T[HEX_MAXIMA][ld] to the tile's largest cosines. */
     void (*maxima)(const hex_tile *tile, const hex_sides *sides, void *row, void *col);
+    /* Adds the tile's sums to double[HEX_SUMS][ld]. */
     void (*sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
     /* Per anchor, with n as in its parameters: out[0] += sum over P of log((e^s + n) / e^s), out[ld] += sum over P of
      * n / (e^s + n). */
@@ -168,12 +179,14 @@ typedef struct {
     void (*scale_rows)(const void *x, const double *weight, int64_t rows, int64_t block, int64_t cols, double *out);
     /* x_i *= weight[i], rounded to T, of a k-major block. */
     void (*weigh_rows)(void *x, const double *weight, int64_t rows, int64_t block, int64_t cols);
+    /* Plain arrays: double to T, one T to double, every element a value. */
     void (*narrow)(const double *values, int64_t count, void *out);
     double (*widen)(const void *values, int64_t i);
     void (*fill)(void *out, int64_t count, double value);
     /* Mixes bytes (unaligned) into state[HEX_DIGEST_LANES]; the same bytes in other portions may give another state. */
     void (*digest)(const void *bytes, int64_t count, uint64_t *state);
-    /* For tests; counts are multiples of P. e^x and e^x - 1, x <= 0 or NaN; 2^y, y <= 0 and no less than a normal number's. */
+    /* For tests; counts are multiples of P. e^x and e^x - 1 for x <= 0 or NaN; 2^y for y <= 0 where it is a normal
+     * number. */
     void (*exponential)(const void *x, int64_t count, void *out);
     void (*less_one)(const void *x, int64_t count, void *out);
     void (*power)(const void *y, int64_t count, void *out);
@@ -182,13 +195,13 @@ typedef struct {
 /* T elements of hex_sides.scratch for a tile of up to rows x cols. */
 int64_t hex_scratch_elements(int64_t rows, int64_t cols);
 
-/* Lists of candidates that are longer are cut before the next tile. */
+/* Longer lists of candidates are cut before the next tile. */
 static inline int64_t hex_list_limit(int64_t k) {
     return 2 * k + 20;
 }
 
-/* Room for the candidates of an anchor: the longest list that is left uncut, a tile's columns, and one more that is written but
- * not kept. */
+/* Room for the candidates of an anchor: the longest list that is left uncut, a tile's columns, and one more that is
+ * written but not kept. */
 int64_t hex_list_capacity(int64_t k, int64_t tile_columns);
 
 /* The chosen tier's table for float (HEX_F32, HEX_F16, HEX_BF16) or double. */

@@ -1,22 +1,24 @@
 /* marks.h: what the first pass over a panel leaves to be done, row by row.
  *
- * The first pass gives every row the arithmetic of global negatives; or, where most of the panel is hierarchical, of negatives of
- * either kind. So its loop has neither branches nor spills. It marks the rows that need more, which comes afterwards. */
+ * The first pass gives every row the arithmetic of global negatives; or, where most of the panel is hierarchical, of
+ * negatives of either kind. So its loop has neither branches nor spills. It marks the rows that need more, which
+ * comes afterwards. */
 #ifndef HEX_MARKS_H
 #define HEX_MARKS_H
 
 #include "panel.h"
 
-/* The kinds of rows within a panel. "Left over" are hierarchical negatives (for the row or for the column) that the first pass did
- * not look after, and elements that are no negatives.
+/* The kinds of rows within a panel. "Left over" by the first pass are hierarchical negatives (of the row or of the
+ * column) that it did not sum as such, and elements that are no negatives.
  *
- *                 what the row holds                               what comes after the first pass
- *     ROW_DONE    negatives; nothing is left over                  nothing: most rows
- *     ROW_FEW     at most FEW elements are left over               those, one by one
- *     ROW_HARD    negatives; many are left over                    the row again as hierarchical negatives, in vectors
- *     ROW_MIXED   not negatives alone; many are left over          the whole row, by masks of its classes; sums skip it before */
+ *                 what the row holds                     what comes after the first pass
+ *     ROW_DONE    negatives; nothing is left over        nothing: most rows
+ *     ROW_FEW     at most FEW elements are left over     those, one by one
+ *     ROW_HARD    negatives; many are left over          the row again, as hierarchical negatives, in vectors
+ *     ROW_MIXED   not only negatives; many left over     the whole row, by masks of its classes; sums skip it before */
 typedef enum { ROW_DONE, ROW_FEW, ROW_HARD, ROW_MIXED } row_kind;
 
+/* So many elements of a row are done one by one; what has more is done in vectors. */
 enum { FEW = 3 };
 
 /* A row of a panel: a bit per lane that is left over as a hierarchical negative, and per lane that is no negative. */
@@ -24,17 +26,17 @@ typedef struct {
     uint16_t row, hard, other;
 } row_mark;
 
-/* Elements that are done one by one: their places in the panel and in marks.saved. Whole vectors are read of them: what fills
- * the last one up is the first again. */
+/* Elements that are done one by one: their places in the panel and in row_marks.saved. Whole vectors are read of them:
+ * what fills the last one up is the first again. */
 typedef struct {
     int32_t place[FEW * HEX_TILE_ROWS + P], saved[FEW * HEX_TILE_ROWS + P];
     int count;
 } single_elements;
 
-/* The marked rows of a panel, as the first pass leaves them and sorted by kind. The first pass may write one past the last. */
+/* The marked rows of a panel, as the first pass leaves them and sorted by kind. The first pass may write one past
+ * the last. saved: of each mark the row's cosines, where exponentials take their place in the tile. */
 typedef struct {
-    T saved[(HEX_TILE_ROWS + 1) *
-            P]; /* of each mark: the row's cosines, where exponentials take their place in the tile */
+    T saved[(HEX_TILE_ROWS + 1) * P];
     row_mark mark[HEX_TILE_ROWS + 1];
     int64_t count;
     single_elements hard, other;        /* of ROW_FEW */

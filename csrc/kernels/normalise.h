@@ -1,5 +1,5 @@
-/* normalise.h: the length of a row, and what the row is multiplied by. A length that no double holds, and a row whose length has
- * no inverse, go by HEX_SHORTENED. */
+/* normalise.h: the length of a row, and what the row is multiplied by. A length that no double holds, and a row
+ * whose length has no inverse, go by HEX_SHORTENED. */
 #ifndef HEX_NORMALISE_H
 #define HEX_NORMALISE_H
 
@@ -8,8 +8,8 @@
 
 #include "wide.h"
 
-/* Length of an aligned row, zeros from count up to whole panels, in double, as hex_length reads it: no float overflows or
- * vanishes. For T = double, large or tiny rows are rescaled first. */
+/* Length of an aligned row, zeros from count up to whole panels, in double, as hex_length reads it: no float
+ * overflows or vanishes. For T = double, large or tiny rows are rescaled first. */
 static double length(const T *x, int64_t count) {
     wide squares[PARTS] = {{0}};
     for (int64_t d = 0; d < count; d += P) {

@@ -2,14 +2,10 @@
 #ifndef HEX_PACK_H
 #define HEX_PACK_H
 
+#include "buffer.h"
 #include "halves.h"
 #include "normalise.h"
 #include "simd.h"
-
-/* Of a buffer of P rows: a panel more than the rows, which would share few sets of the cache where D is a power of two. */
-static inline int64_t buffer_stride(int64_t cols) {
-    return (cols + P - 1) / P * P + P;
-}
 
 static void read_row(const hex_matrix *src, hex_dtype dtype, int64_t row, T *out) {
     const int64_t offset = row * src->row_stride, step = src->col_stride;
@@ -32,7 +28,8 @@ static void read_row(const hex_matrix *src, hex_dtype dtype, int64_t row, T *out
     }
 }
 
-/* P rows that lie in memory as columns, element after element of one column: read in squares, a line of memory at a time. */
+/* P rows that lie in memory as columns, element after element of one column: read in squares, a line of memory at a
+ * time. */
 static void read_columns(const hex_matrix *src, hex_dtype dtype, int64_t first, T *buffer, int64_t stride) {
     T square[P * P] __attribute__((aligned(HEX_PANEL_BYTES)));
     const int64_t bytes = is_half(dtype) ? 2 : (int64_t)sizeof(T);
@@ -49,8 +46,9 @@ static void read_columns(const hex_matrix *src, hex_dtype dtype, int64_t first, 
     }
 }
 
-/* Rows first + [0, count) into P rows of a buffer, zeros up to whole panels; their lengths, and what they are to be multiplied
- * by. In two steps, since a row's length takes longer than all else and the next row need not wait for it. */
+/* Rows first + [0, count) into P rows of a buffer, zeros up to whole panels; their lengths, and what they are to be
+ * multiplied by. In two steps, since a row's length takes longer than all else and the next row need not wait for
+ * it. */
 static void read_rows(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t count, bool normalize, T *buffer,
                       double *norms, double *factor) {
     const int64_t padded = (src->cols + P - 1) / P * P, stride = buffer_stride(src->cols);
@@ -87,8 +85,8 @@ static void read_rows(const hex_matrix *src, hex_dtype dtype, int64_t first, int
     }
 }
 
-/* P rows that can be packed from where they are: of T, in whole panels, aligned, finite and not too long. Their lengths and
- * factors; or NULL. */
+/* P rows that can be packed from where they are: of T, in whole panels, aligned, finite and not too long. Their
+ * lengths and factors; or NULL. */
 static const T *whole_rows(const hex_matrix *src, hex_dtype dtype, int64_t first, int64_t left, bool normalize,
                            double *norms, double *factor) {
     const T *rows = (const T *)src->data + first * src->row_stride;

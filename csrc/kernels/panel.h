@@ -1,4 +1,5 @@
-/* panel.h: one panel of a tile, where one shift serves all anchors. sums and coefficients go through a tile panel by panel. */
+/* panel.h: one panel of a tile, where one shift serves all anchors. sums and coefficients go through a tile panel by
+ * panel. */
 #ifndef HEX_PANEL_H
 #define HEX_PANEL_H
 
@@ -61,8 +62,8 @@ INLINE V magnitude(V kept) {
     return (V)((VI)kept & ~(VI)splat((T)-0.0));
 }
 
-/* A bit per lane that is hierarchical for its row or, where col_eps is given, for its column. The value is a cosine, or what is
- * kept of it. */
+/* A bit per lane that is hierarchical for its row or, where col_eps is given, for its column. The value is a cosine,
+ * or what is kept of it. */
 INLINE unsigned hard_lanes(V value, V eps, const V *col_eps, const bool is_kept) {
     if (is_kept) {
         return above(splat(0), value);

@@ -1,4 +1,5 @@
-/* rows.h: small passes over packed rows and plain arrays: column_sums, row_dots, scale_rows, weigh_rows, narrow, widen, fill. */
+/* rows.h: small passes over packed rows and plain arrays: column_sums, row_dots, scale_rows, weigh_rows, narrow,
+ * widen, fill. */
 #ifndef HEX_ROWS_H
 #define HEX_ROWS_H
 

@@ -1,8 +1,8 @@
 /* select: the k largest of a stream of values per anchor, exactly.
  *
- * Each anchor holds a list of candidates and a bound that more than k - 1 values seen so far exceed (or reach, in a list
- * cut by ties), so a value at or below it cannot be larger than the k-th. Between tiles a list that has grown is cut
- * back to little more than k.
+ * Each anchor holds a list of candidates and a bound that more than k - 1 values seen so far exceed (or reach, in a
+ * list cut by ties), so a value at or below it cannot be larger than the k-th. Between tiles a list that has grown is
+ * cut back to little more than k.
  *
  * A bound may start as a guess from the first tile (select_guess): that spares most of the early candidates, and a
  * row that ends with fewer than k of them is measured again without one. */
@@ -56,8 +56,9 @@ INLINE void survey(T *x, int64_t n, T *low, T *high) {
     *high = largest_lane(most);
 }
 
-/* Narrows (low, high], at first the range of x, until between k and k + slack of x exceed low; returns how many do. Ties may
- * make that impossible: then high is the k-th largest itself, and the count returned is less than k, of those above high. */
+/* Narrows (low, high], at first the range of x, until between k and k + slack of x exceed low; returns how many do.
+ * Ties may make that impossible: then high is the k-th largest itself, and the count returned is less than k, of
+ * those above high. */
 static int64_t separate(T *x, int64_t n, int64_t k, int64_t slack, T *low, T *high) {
     if (count_reaching(x, n, *high) >= k) {
         return 0; /* embeddings that are equal: no search among close values */

@@ -7,8 +7,8 @@
 
 #include "simd.h"
 
-/* What a sample of a row has shown: sums, and the two largest values; what becomes of NaN does not matter. Lanes are parts of
- * a row's columns, or rows. */
+/* What a sample of a row has shown: sums, and the two largest values; what becomes of NaN does not matter. Lanes are
+ * parts of a row's columns, or rows. */
 typedef struct {
     V sum, squares, first, second;
 } sample;
@@ -50,9 +50,9 @@ INLINE sample sample_of_rows(const sample *rows) {
     return s;
 }
 
-/* The bound of a row: `deviations` above the mean of what its tile holds besides its largest value (which may be the anchor
- * itself), with the rows' common spread, which a tile shows better than its parts; but no higher than the row's own second
- * largest, for distributions that end early. */
+/* The bound of a row: `deviations` above the mean of what its tile holds besides its largest value (which may be the
+ * anchor itself), with the rows' common spread, which a tile shows better than its parts; but no higher than the
+ * row's own second largest, for distributions that end early. */
 static void select_guess(const hex_tile *tile, double sign, double deviations, const hex_selection *row) {
     const int64_t panels = tile->cols / P;
     const T share = 1 / (T)(panels * P - 1);

@@ -4,9 +4,9 @@
 
 #include "sides.h"
 
-/* shared: e^(s - shift), where all shifts are the same; otherwise shifts are cosines. Where a class's weights are zero its
- * exponential is masked, so that 0 * inf cannot arise. Where c is unknown, since exponentials are kept, beta is 0 or 1 and PO
- * is 0, so that it does not matter. */
+/* shared: e^(s - shift), where all shifts are the same; otherwise shifts are cosines. Where a class's weights are
+ * zero its exponential is masked, so that 0 * inf cannot arise. Where c is unknown, since exponentials are kept,
+ * beta is 0 or 1 and PO is 0, so that it does not matter. */
 INLINE V side_coefficients(const side *s, V c, VI above_eps, const V *shared, V inv_tau, T beta) {
     const classes k = classify(above_eps, s->codes);
     V e = shared ? *shared : exp_nonpositive((c - param(s, HEX_P_SHIFT_G)) * inv_tau);

@@ -1,5 +1,5 @@
-/* sides.h: a vector of a tile's elements as one of the tile's two sides sees it: the anchors of its rows or, where the keys are
- * anchors, too, those of its columns. */
+/* sides.h: a vector of a tile's elements as one of the tile's two sides sees it: the anchors of its rows or, where
+ * the keys are anchors, too, those of its columns. */
 #ifndef HEX_SIDES_H
 #define HEX_SIDES_H
 

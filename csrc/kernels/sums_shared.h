@@ -1,8 +1,9 @@
 /* sums_shared.h: the class sums of a tile where one shift serves all anchors: one exponential for both sides.
  *
- * Panel by panel: a first pass over all rows, then what it left over (marks.h). In all of it `both` says that the columns are
- * anchors, too, and `keeping` that exponentials are stored as the tile's values (hex_sides.exponentials), perhaps in place of its
- * cosines; one threshold serves both sides then, and beta is 0 or 1. Both are constants in each copy of this code. */
+ * Panel by panel: a first pass over all rows, then what it left over (marks.h). In all of it `both` says that the
+ * columns are anchors, too, and `keeping` that exponentials are stored as the tile's values
+ * (hex_sides.exponentials), perhaps in place of its cosines; one threshold serves both sides then, and beta is 0 or
+ * 1. Both are constants in each copy of this code. */
 #ifndef HEX_SUMS_SHARED_H
 #define HEX_SUMS_SHARED_H
 
@@ -39,7 +40,7 @@ INLINE void sum_global(const tile_panel *t, const bool both, const bool keeping,
         const int64_t number = count; /* of the row's mark, if it gets one */
         const V eps = splat(row_eps[i]);
         const bool special = is_special(t, i);
-        V sum;
+        V sum = {0};
         unsigned hard = 0;
         fetch_next(t, i);
         if (special) {
@@ -58,11 +59,7 @@ INLINE void sum_global(const tile_panel *t, const bool both, const bool keeping,
             if (special) {
                 counted = keep(e, load_codes(t->codes + i * P + v * W) < 0);
             }
-            if (v == 0) { /* not from zero, which compilers would add */
-                sum = keep(counted, ~above_row);
-            } else {
-                sum += keep(counted, ~above_row);
-            }
+            sum = start_or_add(v == 0, sum, keep(counted, ~above_row));
             if (both) {
                 col[v] += keep(counted, ~above_col);
             }
@@ -109,7 +106,7 @@ INLINE void sum_negatives(const tile_panel *t, const bool both, const bool keepi
             }
         }
         const V eps = splat(row_eps[i]);
-        V row[NEGATIVE_SUMS];
+        V row[NEGATIVE_SUMS] = {{0}};
         fetch_next(t, i);
         UNROLL(8)
         for (int v = 0; v < NV; v++) {
@@ -126,11 +123,7 @@ INLINE void sum_negatives(const tile_panel *t, const bool both, const bool keepi
             V terms[NEGATIVE_SUMS];
             negative_terms(c, e, weight, negative & ~above_row, negative & above_row, terms);
             for (int q = 0; q < NEGATIVE_SUMS; q++) {
-                if (v == 0) { /* not from zero, which compilers would add */
-                    row[q] = terms[q];
-                } else {
-                    row[q] += terms[q];
-                }
+                row[q] = start_or_add(v == 0, row[q], terms[q]);
             }
             if (both && !keeping) {
                 negative_terms(c, e, weight, negative & ~above_col, negative & above_col, terms);

@@ -13,8 +13,8 @@
     of(narrow) of(widen) of(fill) of(digest) of(exponential) of(less_one) of(power)
 /* clang-format on */
 
-/* Declares a kernel as the table has it. Its symbol, which profilers and debuggers print, says operation, type and tier: that of
- * `product` may be product_f32_avx2. */
+/* Declares a kernel as the table has it. Its symbol, which profilers and debuggers print, says operation, type and
+ * tier: that of `product` may be product_f32_avx2. */
 #define HEX_DECLARE(kernel)                                                                                            \
     static __typeof__(*((hex_kernels *)0)->kernel) kernel __asm__(#kernel "_" HEX_TYPE_NAME "_" HEX_TIER_NAME);
 HEX_EACH_KERNEL(HEX_DECLARE)

@@ -2,6 +2,7 @@
 #ifndef HEX_UNPACK_H
 #define HEX_UNPACK_H
 
+#include "buffer.h"
 #include "halves.h"
 #include "normalise.h"
 #include "simd.h"
@@ -48,7 +49,8 @@ static void gather(const T *gk, const T *gr, const double *extra, int64_t i0, in
     }
 }
 
-/* A quotient in two factors that T holds as normal numbers, for products that may be ordinary where the quotient is not. */
+/* A quotient in two factors that T holds as normal numbers, for products that may be ordinary where the quotient is
+ * not. */
 INLINE void in_two(double dividend, double divisor, T *one, T *two) {
     const double least = T_MIN, part = sizeof(T) == 4 ? 0x1p100 : 0x1p900;
     const double size = fabs(dividend / divisor);
@@ -61,7 +63,8 @@ INLINE void in_two(double dividend, double divisor, T *one, T *two) {
     }
 }
 
-/* out = (g - (g . x) x) scale / divisor for a row x of a k-major block, out aligned or not; `along` false: no projection. */
+/* out = (g - (g . x) x) scale / divisor for a row x of a k-major block, out aligned or not; `along` false: no
+ * projection. */
 INLINE void project(const T *unit, int64_t block, int64_t padded, bool along, double scale, double divisor, const T *g,
                     T *out) {
     V dot[NV] = {{0}};

@@ -1,7 +1,7 @@
 /* vector.h: the vectors of a translation unit, in the extensions that GCC and clang share.
  *
- * A translation unit has one element type T (types/) and one tier (tiers/). A header that is read by itself, by an editor or
- * a check, is that of float in the scalar tier. */
+ * A translation unit has one element type T (types/) and one tier (tiers/). A header that is read by itself, by an
+ * editor or a check, is that of float in the scalar tier. */
 #ifndef HEX_TYPE
 #include "types/f32.h"
 #endif

@@ -8,7 +8,8 @@
 
 #include "../vector.h"
 
-/* The product's block of registers: of float 6 rows x 2 vectors of accumulators, 2 of operands and 1 that is broadcast, of 16. */
+/* The product's block of registers: of float 6 rows x 2 vectors of accumulators, 2 of operands and 1 that is
+ * broadcast, of 16. */
 enum { BLOCK_ROWS = 6, BLOCK_PANELS = 1 };
 
 #define HEX_HAS_ANY

@@ -1,5 +1,5 @@
-/* tiers/avx512.h: AVX-512 F, VL, DQ and BW. HEX_LOWERED leaves its instructions to the compiler, so that a test can run this
- * tier's vectors and blocks where another tier's instructions are all there is. */
+/* tiers/avx512.h: AVX-512 F, VL, DQ and BW. HEX_LOWERED leaves its instructions to the compiler, so that a test can
+ * run this tier's vectors and blocks where another tier's instructions are all there is. */
 #ifndef HEX_TIER
 #define HEX_TIER avx512
 #define HEX_TIER_NAME "avx512"

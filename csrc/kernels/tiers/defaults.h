@@ -1,5 +1,5 @@
-/* tiers/defaults.h: what a tier may leave to the compiler. A tier that has an instruction for one of these functions defines it,
- * and HEX_HAS_ with its name, before it includes this file; this is also where they are described. */
+/* tiers/defaults.h: what a tier may leave to the compiler. A tier that has an instruction for one of these functions
+ * defines it, and HEX_HAS_ with its name, before it includes this file; this is also where they are described. */
 #ifndef HEX_DEFAULTS_H
 #define HEX_DEFAULTS_H
 
@@ -27,7 +27,8 @@ INLINE unsigned bits(VI mask) {
 }
 #endif
 
-/* One bit per lane of x > bound, and of x > a or x > b. Compilers take comparisons that write mask registers through vectors. */
+/* One bit per lane of x > bound, and of x > a or x > b. AVX-512 has its own: compilers would take
+ * a comparison that writes a mask register through a vector. */
 #ifndef HEX_HAS_ABOVE
 INLINE unsigned above(V x, V bound) {
     return bits((VI)(x > bound));

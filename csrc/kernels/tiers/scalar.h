@@ -1,4 +1,5 @@
-/* tiers/scalar.h: the tier that every machine has, in the compiler's own vectors of 16 bytes, without flags for the ISA. */
+/* tiers/scalar.h: the tier that every machine has, in the compiler's own vectors of 16 bytes, without flags for the
+ * ISA. */
 #ifndef HEX_TIER
 #define HEX_TIER scalar
 #define HEX_TIER_NAME "scalar"
