@@ -45,7 +45,8 @@ INLINE void global_coefficients(const tile_panel *t, const bool both, const bool
         if (all && !special) {
             continue;
         }
-        m->mark[count] = (row_mark){(uint16_t)i, (uint16_t)hard, 0};
+        m->mark[count].row = (uint16_t)i;
+        m->mark[count].hard = (uint16_t)hard;
         if (special) {
             m->mark[count].other = (uint16_t)other_lanes(t, i);
         }

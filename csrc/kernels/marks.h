@@ -8,20 +8,20 @@
 
 #include "panel.h"
 
-/* The kinds of rows within a panel. "Left over" by the first pass are hierarchical negatives (of the row or of the
- * column) that it did not sum as such, and elements that are no negatives.
+/* The kinds of marked rows. "Left over" by the first pass are hierarchical negatives (of the row or of the column) that
+ * it did not sum as such, and elements that are no negatives. A row with nothing left over has no mark, as most.
  *
  *                 what the row holds                     what comes after the first pass
- *     ROW_DONE    negatives; nothing is left over        nothing: most rows
  *     ROW_FEW     at most FEW elements are left over     those, one by one
  *     ROW_HARD    negatives; many are left over          the row again, as hierarchical negatives, in vectors
  *     ROW_MIXED   not only negatives; many left over     the whole row, by masks of its classes; sums skip it before */
-typedef enum { ROW_DONE, ROW_FEW, ROW_HARD, ROW_MIXED } row_kind;
+typedef enum { ROW_FEW, ROW_HARD, ROW_MIXED } row_kind;
 
 /* So many elements of a row are done one by one; what has more is done in vectors. */
 enum { FEW = 3 };
 
-/* A row of a panel: a bit per lane that is left over as a hierarchical negative, and per lane that is no negative. */
+/* A marked row: a bit per lane that is left over as a hierarchical negative; and, of special rows alone, per lane that
+ * is no negative. */
 typedef struct {
     uint16_t row, hard, other;
 } row_mark;
@@ -66,14 +66,10 @@ INLINE unsigned other_lanes(const tile_panel *t, int64_t i) {
 
 /* few: the most that a row of negatives may have left over and count as ROW_FEW. */
 INLINE row_kind kind_of(row_mark mark, const bool special, const int few) {
-    const int left_over = __builtin_popcount((unsigned)mark.hard | mark.other);
-    if (left_over == 0) {
-        return ROW_DONE;
-    }
     if (special) {
-        return left_over <= FEW ? ROW_FEW : ROW_MIXED;
+        return __builtin_popcount((unsigned)mark.hard | mark.other) <= FEW ? ROW_FEW : ROW_MIXED;
     }
-    return left_over <= few ? ROW_FEW : ROW_HARD;
+    return __builtin_popcount(mark.hard) <= few ? ROW_FEW : ROW_HARD;
 }
 
 INLINE void add_elements(single_elements *to, int64_t row, int64_t mark, unsigned lanes) {
@@ -95,19 +91,16 @@ INLINE void sort_marks(const tile_panel *t, const int few, row_marks *m) {
     m->hard.count = m->other.count = m->hard_row_count = m->mixed_row_count = 0;
     for (int64_t number = 0; number < m->count; number++) {
         const row_mark mark = m->mark[number];
-        switch (kind_of(mark, is_special(t, mark.row), few)) {
-            case ROW_DONE:
-                break;
-            case ROW_FEW:
-                add_elements(&m->hard, mark.row, number, mark.hard & ~(unsigned)mark.other);
-                add_elements(&m->other, mark.row, number, mark.other);
-                break;
-            case ROW_HARD:
-                m->hard_rows[m->hard_row_count++] = (uint16_t)number;
-                break;
-            case ROW_MIXED:
-                m->mixed_rows[m->mixed_row_count++] = mark.row;
-                break;
+        const bool special = is_special(t, mark.row);
+        const unsigned other = special ? mark.other : 0;
+        const row_kind kind = kind_of(mark, special, few);
+        if (kind == ROW_FEW) {
+            add_elements(&m->hard, mark.row, number, mark.hard & ~other);
+            add_elements(&m->other, mark.row, number, other);
+        } else if (kind == ROW_HARD) {
+            m->hard_rows[m->hard_row_count++] = (uint16_t)number;
+        } else {
+            m->mixed_rows[m->mixed_row_count++] = mark.row;
         }
     }
     fill_up(&m->hard);

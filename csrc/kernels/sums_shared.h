@@ -75,7 +75,8 @@ INLINE void sum_global(const tile_panel *t, const bool both, const bool keeping,
         }
         add_to(row_acc + i * W, sum);
         if (!all && !special) {
-            m->mark[number] = (row_mark){(uint16_t)i, (uint16_t)hard, 0};
+            m->mark[number].row = (uint16_t)i;
+            m->mark[number].hard = (uint16_t)hard;
             count += hard != 0;
         }
     }
@@ -175,10 +176,10 @@ INLINE void sum_single_hard(const tile_panel *t, const bool both, const bool kee
         for (int l = 0; l < W && from + l < m->hard.count; l++) {
             const int i = m->hard.place[from + l] / P, lane = m->hard.place[from + l] % P;
             const hard_quad one = {e[l], weight[l], 1, c[l]};
-            if (c[l] > row_eps[i]) {
+            if (keeping || c[l] > row_eps[i]) {
                 row[i] += one;
             }
-            if (both && c[l] > col_eps[lane]) {
+            if (both && (keeping || c[l] > col_eps[lane])) {
                 col[lane] += one;
             }
         }
