@@ -107,10 +107,10 @@ static void product(int64_t m, int64_t n_panels, int64_t k_panels, const void *a
                     int64_t b_stride, void *c_, int64_t c_stride, bool accumulate, hex_ahead *ahead) {
     const T *a = a_, *b = b_;
     T *c = c_;
-    /* One panel of B over `chunk` panels of k, 16 KiB or 8, stays in the first-level cache while rows of A pass. As many
-     * rows of A as have about `most` bytes of it stay in the second-level cache while panels of B pass. More k in
-     * float64 would crowd that out with the larger blocks of B and C. Measured on an AMD EPYC of the fourth generation,
-     * whose caches have 32 KiB and 1 MiB. */
+    /* One panel of B over `chunk` panels of k, 16 KiB or 8, stays in the first-level cache while rows of A pass. As
+     * many rows of A as have about `most` bytes of it stay in the second-level cache while panels of B pass. More k in
+     * float64 would crowd that out with the larger blocks of B and C. Measured on an AMD EPYC of the fourth
+     * generation, whose caches have 32 KiB and 1 MiB. */
     const int64_t chunk = 16, most = 131072;
     for (int64_t k0 = 0; k0 < k_panels; k0 += chunk, accumulate = true) {
         const int64_t k = k_panels - k0 < chunk ? k_panels - k0 : chunk;
