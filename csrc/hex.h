@@ -41,12 +41,12 @@ typedef struct {
     hex_matrix anchors;        /* (M, D), M >= 1, D >= 1 */
     hex_matrix keys;           /* (N, D), N >= 1; absent: the keys are the anchors, self_offset is 0 */
     hex_matrix paired;         /* (M, D) one more positive per anchor, outside the keys; or absent */
-    /* Positives and negatives come from exactly one of: relation; groups (both arrays, or one when the keys
+    /* Positives and negatives come from exactly one of: relation; labels (both arrays, or one when the keys
      * are the anchors); else the period. */
     const int8_t *relation;    /* (M, N) contiguous: > 0 positive, < 0 negative, 0 neither */
-    const int64_t *groups;     /* (M,) contiguous, any values */
-    const int64_t *key_groups; /* (N,) contiguous, any values; NULL when the keys are the anchors */
-    int64_t period;            /* > 0: the group of row r is r % period; 0: every key but self is a negative */
+    const int64_t *labels;     /* (M,) contiguous, any values */
+    const int64_t *key_labels; /* (N,) contiguous, any values; NULL when the keys are the anchors */
+    int64_t period;            /* > 0: the label of row r is r % period; 0: every key but self is a negative */
     int64_t self_offset;       /* key i + self_offset is anchor i itself; -1: no key is an anchor */
     bool normalize, normalize_keys; /* rows of anchors and paired, of keys, are divided by max(norm, 1e-12) */
     bool both_ways;            /* contrast: the keys are anchors, too, whose keys are the anchors; needs keys, no paired, and

@@ -24,9 +24,9 @@ static const char *check_matrices(const hex_problem *p) {
 
 static const char *check_classes(const hex_problem *p) {
     int64_t n = p->keys.data ? p->keys.rows : p->anchors.rows;
-    if (p->relation && (p->groups || p->key_groups)) return "a relation excludes groups";
-    if (p->keys.data && (p->groups != NULL) != (p->key_groups != NULL)) return "groups and key_groups go together";
-    if (!p->keys.data && p->key_groups) return "key_groups need keys";
+    if (p->relation && (p->labels || p->key_labels)) return "a relation excludes labels";
+    if (p->keys.data && (p->labels != NULL) != (p->key_labels != NULL)) return "labels and key_labels go together";
+    if (!p->keys.data && p->key_labels) return "key_labels need keys";
     if (p->period < 0 || p->period > INT32_MAX) return "period must be 0 to 2^31 - 1";
     if (p->self_offset < -1) return "self_offset must be -1 or more";
     if (p->keys.data && p->self_offset >= 0 && p->self_offset > n - p->anchors.rows)

@@ -1,11 +1,11 @@
-/* classes.c: who is positive and who is negative for whom, from group ids, a period, or a relation. The key that is the
+/* classes.c: who is positive and who is negative for whom, from labels, a period, or a relation. The key that is the
  * anchor itself is neither. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "core.h"
 
-enum { NO_GROUP = -1 };   /* a row id that no key has */
+enum { NO_LABEL = -1 };   /* a row id that no key has */
 
 static int64_t self_of(const hex_classes *c, int64_t anchor) {
     int64_t offset = c->g->symmetric ? 0 : c->problem->self_offset;
@@ -60,15 +60,15 @@ static int32_t dictionary_id(dictionary *d, int64_t key) {
     return d->value[at];
 }
 
-static bool number_groups(hex_classes *c) {
+static bool number_labels(hex_classes *c) {
     const hex_problem *p = c->problem;
     const hex_geometry *g = c->g;
     dictionary d;
     bool ok = dictionary_open(&d, g->m + (g->symmetric ? 0 : g->n));
     if (ok) {
-        for (int64_t i = 0; i < g->m; i++) c->row_id[i] = dictionary_id(&d, p->groups[i]);
+        for (int64_t i = 0; i < g->m; i++) c->row_id[i] = dictionary_id(&d, p->labels[i]);
         if (!g->symmetric)
-            for (int64_t j = 0; j < g->n; j++) c->col_id[j] = dictionary_id(&d, p->key_groups[j]);
+            for (int64_t j = 0; j < g->n; j++) c->col_id[j] = dictionary_id(&d, p->key_labels[j]);
     }
     dictionary_close(&d);
     return ok;
@@ -76,9 +76,9 @@ static bool number_groups(hex_classes *c) {
 
 static void number_period(hex_classes *c) {
     int64_t period = c->problem->period;
-    for (int64_t i = 0; i < c->g->m; i++) c->row_id[i] = period > 0 ? (int32_t)(i % period) : NO_GROUP;
+    for (int64_t i = 0; i < c->g->m; i++) c->row_id[i] = period > 0 ? (int32_t)(i % period) : NO_LABEL;
     for (int64_t j = 0; j < c->g->n && (!c->g->symmetric || period == 0); j++)
-        c->col_id[j] = period > 0 ? (int32_t)(j % period) : NO_GROUP - 1;
+        c->col_id[j] = period > 0 ? (int32_t)(j % period) : NO_LABEL - 1;
 }
 
 static void find_ranges(const int32_t *id, int64_t count, int64_t block, int64_t blocks, int32_t *range) {
@@ -99,7 +99,7 @@ static void count_members(int64_t count, const int32_t *id, int32_t *members) {
         if (id[i] >= 0) members[id[i]]++;
 }
 
-static bool count_groups(hex_classes *c) {
+static bool count_labels(hex_classes *c) {
     const hex_geometry *g = c->g;
     int32_t most = 0;
     for (int64_t i = 0; i < g->m; i++) most = c->row_id[i] > most ? c->row_id[i] : most;
@@ -177,7 +177,7 @@ bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, hex_team 
     c->problem = problem;
     c->g = g;
     c->row_id = (int32_t *)memory;
-    c->col_id = g->symmetric && (problem->groups || problem->period > 0) ? c->row_id : c->row_id + g->mp;
+    c->col_id = g->symmetric && (problem->labels || problem->period > 0) ? c->row_id : c->row_id + g->mp;
     c->row_range = c->row_id + g->mp + g->np;
     c->col_range = c->row_range + 2 * g->mb;
     c->positives = c->col_range + 2 * g->nb;
@@ -186,13 +186,13 @@ bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, hex_team 
         count_relation(c, team);
         return true;
     }
-    if (!problem->groups)
+    if (!problem->labels)
         number_period(c);
-    else if (!number_groups(c))
+    else if (!number_labels(c))
         return false;
     find_ranges(c->row_id, g->m, g->block_m, g->mb, c->row_range);
     find_ranges(c->col_id, g->n, g->block_n, g->nb, c->col_range);
-    return count_groups(c);
+    return count_labels(c);
 }
 
 /* May the tile hold anything but plain negatives? */
@@ -214,7 +214,7 @@ typedef struct {
 
 /* The next four change the codes of one panel, negatives all, where they are something else, and flag those rows. */
 
-static void mark_groups(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, hex_code *codes,
+static void mark_labels(const hex_classes *c, const panel_keys *k, int64_t row0, int64_t rows, hex_code *codes,
                         uint8_t *flag) {
     const int64_t panel = c->g->k->panel;
     const int32_t *col = c->col_id + k->col, *row = c->row_id + row0;
@@ -284,10 +284,10 @@ static void fill_codes(const hex_classes *c, int64_t i, int64_t j, int view, boo
         if (view != HEX_VIEW_ALL) {
             if (c->problem->relation)
                 mark_relation(c, &keys, row0, tile->rows, turned, codes, special);
-            else if (!c->problem->groups)
+            else if (!c->problem->labels)
                 mark_period(c, &keys, row0, tile->rows, codes, special);
             else
-                mark_groups(c, &keys, row0, tile->rows, codes, special);
+                mark_labels(c, &keys, row0, tile->rows, codes, special);
             mark_self(c, &keys, row0, tile->rows, codes, special);
         }
         for (int64_t r = 0; keys.count < panel && r < tile->rows; r++) {   /* padding is nobody's */

@@ -68,7 +68,7 @@ hex_room hex_room_for(const hex_geometry *g, int workers, const hex_settings *se
  * the list share no block, so threads seldom wait. Otherwise block of anchors by block of anchors: task i nb + j. */
 void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns);
 
-/* workspace.c: memory that outlives a call, found again by its label. */
+/* workspace.c: memory that outlives a call, found again by its tag. */
 
 /* What the contents of a slab are of: their token, and all that says where in it what lies and of which kind it is, since a hash
  * of 64 bits is not to be trusted with memory. Compared as bytes: all members have the same size. */
@@ -76,17 +76,17 @@ typedef struct {
     uint64_t token;            /* 0: of nothing */
     int64_t m, n, d, block_m, block_n, dtype, symmetric, normalize, normalize_keys;
     int64_t sums;              /* of gradients, and no tiles */
-} hex_label;
-_Static_assert(sizeof(hex_label) == 11 * sizeof(int64_t), "a label has no padding, whose bytes would be compared, too");
+} hex_tag;
+_Static_assert(sizeof(hex_tag) == 11 * sizeof(int64_t), "a tag has no padding, whose bytes would be compared, too");
 
 typedef struct hex_slab hex_slab;
-/* What is kept under a label whose token is not 0, for the caller alone until put back. NULL: there is nothing. */
-hex_slab *hex_slab_find(const hex_label *label);
+/* What is kept under a tag whose token is not 0, for the caller alone until put back. NULL: there is nothing. */
+hex_slab *hex_slab_find(const hex_tag *tag);
 /* Memory for the caller alone until put back. Where it has to be asked for and is not there, all that rests is given back first.
  * NULL: there is none. */
 hex_slab *hex_slab_take(int64_t bytes);
-/* keep: hold the contents under the label; otherwise the slab may be reused at once. label NULL: the contents are of no use. */
-void hex_slab_put(hex_slab *slab, const hex_label *label, bool keep);
+/* keep: hold the contents under the tag; otherwise the slab may be reused at once. tag NULL: the contents are of no use. */
+void hex_slab_put(hex_slab *slab, const hex_tag *tag, bool keep);
 char *hex_slab_memory(hex_slab *slab);
 int64_t hex_slab_size(const hex_slab *slab);
 bool hex_budget_was_set(void);
@@ -154,7 +154,7 @@ static inline void hex_profile_stop(hex_phase phase, int64_t start, int64_t oper
 typedef struct {
     const hex_problem *problem;
     const hex_geometry *g;
-    int32_t *row_id, *col_id;      /* (mp), (np) dense group ids; the same array when symmetric */
+    int32_t *row_id, *col_id;      /* (mp), (np) dense labels; the same array when symmetric */
     int32_t *row_range, *col_range; /* (mb, 2), (nb, 2) least and largest id of a block */
     int32_t *positives, *negatives; /* (hex_anchors) counts among their keys */
 } hex_classes;

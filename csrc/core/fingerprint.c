@@ -73,8 +73,8 @@ uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *p, con
     const double numbers[] = {s->temperature, s->beta, (double)p->period, (double)p->self_offset};
     uint64_t print = print_bytes(embeddings, g->k, numbers, sizeof numbers);
     print = print_bytes(print, g->k, row_state, hex_anchors(p) * HEX_ROW_STATE * (int64_t)sizeof *row_state);
-    print = print_bytes(print, g->k, p->groups, g->m * (int64_t)sizeof *p->groups);
-    print = print_bytes(print, g->k, p->key_groups, g->n * (int64_t)sizeof *p->key_groups);
+    print = print_bytes(print, g->k, p->labels, g->m * (int64_t)sizeof *p->labels);
+    print = print_bytes(print, g->k, p->key_labels, g->n * (int64_t)sizeof *p->key_labels);
     /* M x N bytes, for all threads */
     const hex_matrix relation = {p->relation, g->m, g->n, g->n, 1};
     print = p->relation ? print_matrix(print, g->k, &relation, 1, team) : mix(print, 0);

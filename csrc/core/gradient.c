@@ -39,7 +39,7 @@ static bool weights_can_wait(const hex_run *run, const hex_gradient *gradient) {
 bool hex_weights_late(const hex_run *run, const hex_gradient *gradient) {
     const hex_problem *p = run->problem;
     bool one_side = !run->g.symmetric && !run->g.both_ways && gradient->rows && !gradient->cols;
-    bool negatives_alone = !p->groups && !p->relation && p->period == 0 && p->self_offset < 0;
+    bool negatives_alone = !p->labels && !p->relation && p->period == 0 && p->self_offset < 0;
     return one_side && negatives_alone && gradient->shared && gradient->all_global && weights_can_wait(run, gradient);
 }
 

@@ -262,17 +262,17 @@ hex_status hex_run_call(const hex_problem *problem, hex_lead lead, void *context
     return status;
 }
 
-static hex_label label_of(const hex_run *run, bool sums) {
+static hex_tag tag_of(const hex_run *run, bool sums) {
     const hex_geometry *g = &run->g;
-    return (hex_label){run->token, g->m, g->n, g->d, g->block_m, g->block_n, run->problem->dtype, g->symmetric,
+    return (hex_tag){run->token, g->m, g->n, g->d, g->block_m, g->block_n, run->problem->dtype, g->symmetric,
                        run->problem->normalize, run->problem->normalize_keys, sums};
 }
 
 /* Takes what is kept under run->token, of sums of gradients or not, if there is anything. The header is of the same layout, as the
- * label says; what it says of its room has to lie within the slab all the same. */
+ * tag says; what it says of its room has to lie within the slab all the same. */
 static void find_kept(hex_run *run, bool sums) {
-    const hex_label label = label_of(run, sums);
-    hex_slab *slab = hex_slab_find(&label);
+    const hex_tag tag = tag_of(run, sums);
+    hex_slab *slab = hex_slab_find(&tag);
     if (!slab) return;
     const hex_room room = ((const struct hex_kept *)hex_slab_memory(slab))->room;
     if (room.tiles < 0 || room.tiles > run->g.tasks || hex_kept_bytes(&run->g, room) > hex_slab_size(slab)) {
@@ -389,8 +389,8 @@ int64_t hex_run_close(hex_run *run, bool keep) {
     keep = keep && run->kept && run->token != 0 && hex_workspace_budget() > 0;
     if (run->tiles) *run->header = (struct hex_kept){run->room, run->tiles_ready ? run->token : 0, run->form};
     if (run->scratch) hex_slab_put(run->scratch, NULL, false);
-    const hex_label label = label_of(run, hex_sums_gradients(run->room));
-    if (run->kept) hex_slab_put(run->kept, &label, keep);
+    const hex_tag tag = tag_of(run, hex_sums_gradients(run->room));
+    if (run->kept) hex_slab_put(run->kept, &tag, keep);
     return keep ? (int64_t)run->token : 0;
 }
 

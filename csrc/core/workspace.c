@@ -1,8 +1,8 @@
 /* workspace.c: a small pool of large blocks of memory, so that one loss's steps find each other's tiles and one training
  * step's pages serve the next.
  *
- * A slab is in use (one caller's), held (its contents wait under a label), or free (reusable, contents possibly still
- * those of its label). Held and free slabs together stay within the budget; the oldest go first, and whatever has rested
+ * A slab is in use (one caller's), held (its contents wait under a tag), or free (reusable, contents possibly still
+ * those of its tag). Held and free slabs together stay within the budget; the oldest go first, and whatever has rested
  * untouched for HEX_REST_SECONDS goes with the next call. Callers beyond what the table holds get loose slabs, which live
  * for one call.
  *
@@ -22,7 +22,7 @@ enum slab_state { EMPTY, FREE, HELD, IN_USE, LOOSE };
 struct hex_slab {
     char *memory;          /* NULL where the owner of a slab in use is still asking for it */
     int64_t bytes;
-    hex_label label;       /* token 0: of nothing that can be found again */
+    hex_tag tag;       /* token 0: of nothing that can be found again */
     int64_t touched;       /* by hex_profile_clock, when it was put back; never equal, so that this is their order, too */
     enum slab_state state;
 };
@@ -191,11 +191,11 @@ __attribute__((constructor)) static void survive_fork(void) { pthread_atfork(acq
 
 /* --- slabs --- */
 
-hex_slab *hex_slab_find(const hex_label *label) {
+hex_slab *hex_slab_find(const hex_tag *tag) {
     hex_slab *found = NULL;
     acquire();
     for (int s = 0; !found && s < SLABS; s++)
-        if (rests(slabs + s) && memcmp(&slabs[s].label, label, sizeof *label) == 0) found = slabs + s;
+        if (rests(slabs + s) && memcmp(&slabs[s].tag, tag, sizeof *tag) == 0) found = slabs + s;
     if (found) found->state = IN_USE;
     release();
     return found;
@@ -266,7 +266,7 @@ hex_slab *hex_slab_take(int64_t bytes) {
     return NULL;
 }
 
-void hex_slab_put(hex_slab *slab, const hex_label *label, bool keep) {
+void hex_slab_put(hex_slab *slab, const hex_tag *tag, bool keep) {
     leaving l = {.count = 0};
     if (slab->state == LOOSE) {
         give_back((block){slab->memory, slab->bytes});
@@ -276,7 +276,7 @@ void hex_slab_put(hex_slab *slab, const hex_label *label, bool keep) {
     acquire();
     const int64_t now = hex_profile_clock();
     last_touched = now > last_touched ? now : last_touched + 1;
-    slab->label = label ? *label : (hex_label){0};
+    slab->tag = tag ? *tag : (hex_tag){0};
     slab->touched = last_touched;
     slab->state = keep ? HELD : FREE;
     let_go_of_oldest_held();

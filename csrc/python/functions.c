@@ -23,7 +23,7 @@ typedef struct {
 
 /* Positional and keyword arguments as Python gave them. */
 typedef struct {
-    PyObject *anchors, *keys, *paired, *groups, *key_groups, *relation, *threshold, *grad;
+    PyObject *anchors, *keys, *paired, *labels, *key_labels, *relation, *threshold, *grad;
     long long period, self_offset;
     int normalize, formulation, positives, denominator, reduction;
 } arguments;
@@ -107,16 +107,16 @@ static bool read_exactly(call *c, PyObject *object, const char *name, int type, 
 
 static bool read_problem(call *c, const arguments *a) {
     hex_problem *p = &c->problem;
-    const void *groups = NULL, *key_groups = NULL, *relation = NULL;
+    const void *labels = NULL, *key_labels = NULL, *relation = NULL;
     if (!read_matrix(c, a->anchors, "anchors", true, &p->anchors) ||
         !read_matrix(c, a->keys, "keys", false, &p->keys) || !read_matrix(c, a->paired, "paired", false, &p->paired))
         return false;
     int64_t rows = p->anchors.rows, cols = p->keys.data ? p->keys.rows : rows;
-    if (!read_exactly(c, a->groups, "groups", NPY_INT64, rows, -1, &groups) ||
-        !read_exactly(c, a->key_groups, "key_groups", NPY_INT64, cols, -1, &key_groups) ||
+    if (!read_exactly(c, a->labels, "labels", NPY_INT64, rows, -1, &labels) ||
+        !read_exactly(c, a->key_labels, "key_labels", NPY_INT64, cols, -1, &key_labels) ||
         !read_exactly(c, a->relation, "relation", NPY_INT8, rows, cols, &relation))
         return false;
-    p->groups = groups, p->key_groups = key_groups, p->relation = relation;
+    p->labels = labels, p->key_labels = key_labels, p->relation = relation;
     p->period = a->period, p->self_offset = a->self_offset;
     p->normalize = p->normalize_keys = a->normalize;
     return true;
@@ -222,13 +222,13 @@ static PyObject *measure_arrays(call *c, double quantile, bool negatives_only, i
 }
 
 static PyObject *measure(PyObject *args, PyObject *kwargs, bool reference) {
-    static char *names[] = {"anchors", "keys", "groups", "key_groups", "relation", "period", "self_offset", "normalize",
+    static char *names[] = {"anchors", "keys", "labels", "key_labels", "relation", "period", "self_offset", "normalize",
                             "quantile", "negatives_only", "want", "keep", NULL};
     arguments a = {.self_offset = -1, .normalize = 1};
     double quantile = 0.99;
     int negatives_only = 0, want = HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, keep = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOLLpdpip", names, &a.anchors, &a.keys, &a.groups,
-                                     &a.key_groups, &a.relation, &a.period, &a.self_offset, &a.normalize, &quantile,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOLLpdpip", names, &a.anchors, &a.keys, &a.labels,
+                                     &a.key_labels, &a.relation, &a.period, &a.self_offset, &a.normalize, &quantile,
                                      &negatives_only, &want, &keep))
         return NULL;
     call c = {0};
@@ -316,7 +316,7 @@ static PyObject *contrast_arrays(call *c, const arguments *a, int64_t token, boo
 }
 
 static PyObject *contrast(PyObject *args, PyObject *kwargs, bool reference) {
-    static char *names[] = {"anchors", "keys", "paired", "groups", "key_groups", "relation", "threshold", "temperature",
+    static char *names[] = {"anchors", "keys", "paired", "labels", "key_labels", "relation", "threshold", "temperature",
                             "period", "self_offset", "normalize", "beta", "tau_plus", "local_weight", "formulation",
                             "positives", "denominator", "reduction", "grad", "token", NULL};
     arguments a = {.self_offset = -1, .normalize = 1, .reduction = HEX_REDUCTION_MEAN};
@@ -324,7 +324,7 @@ static PyObject *contrast(PyObject *args, PyObject *kwargs, bool reference) {
     hex_settings *s = &c.settings;
     long long token = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOdLLpdddiiiiOL", names, &a.anchors, &a.keys, &a.paired,
-                                     &a.groups, &a.key_groups, &a.relation, &a.threshold, &s->temperature, &a.period,
+                                     &a.labels, &a.key_labels, &a.relation, &a.threshold, &s->temperature, &a.period,
                                      &a.self_offset, &a.normalize, &s->beta, &s->tau_plus, &s->local_weight,
                                      &a.formulation, &a.positives, &a.denominator, &a.reduction, &a.grad, &token))
         return NULL;

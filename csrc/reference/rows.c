@@ -92,9 +92,9 @@ int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j) {
     const hex_problem *p = r->given;
     if (r->self_offset >= 0 && j == i + r->self_offset) return 0;
     if (p->relation) return p->relation[i * r->n + j];
-    if (p->groups) {
-        const int64_t *key_groups = p->key_groups ? p->key_groups : p->groups;
-        return p->groups[i] == key_groups[j] ? 1 : -1;
+    if (p->labels) {
+        const int64_t *key_labels = p->key_labels ? p->key_labels : p->labels;
+        return p->labels[i] == key_labels[j] ? 1 : -1;
     }
     if (p->period > 0) return i % p->period == j % p->period ? 1 : -1;
     return -1;

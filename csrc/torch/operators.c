@@ -21,13 +21,13 @@
 
 /* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
 #define MEASURE_ARGUMENTS(FIRST, NEXT)                                                                                    \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, groups) NEXT(Tensor, key_groups) NEXT(Tensor, relation)        \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation)        \
     NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)                       \
     NEXT(float, quantile) NEXT(bool, negatives_only) NEXT(int, want) NEXT(bool, keep)
 #define MEASURE_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, mean_quantile) NEXT(Tensor, token)
 
 #define CONTRAST_ARGUMENTS(FIRST, NEXT)                                                                                   \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, groups) NEXT(Tensor, key_groups)          \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels)          \
     NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token)                          \
     NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) NEXT(bool, both_ways) \
     NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives)         \
@@ -38,8 +38,8 @@
     NEXT(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
 
 #define BACKWARD_ARGUMENTS(FIRST, NEXT)                                                                                   \
-    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, groups)           \
-    NEXT(Tensor, key_groups) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state)                     \
+    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels)           \
+    NEXT(Tensor, key_labels) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state)                     \
     NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)   \
     NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation)        \
     NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys)       \
@@ -65,8 +65,8 @@ static const char backward_schema[] =
 
 /* What boxed.h takes for granted. P: the prefix of an operator's slots. */
 #define PROBLEM_IN_ORDER(P, has_paired)                                                                                   \
-    _Static_assert(P##keys == P##anchors + 1 && P##groups == P##anchors + 2 + (has_paired) &&                             \
-                   P##key_groups == P##groups + 1 && P##relation == P##groups + 2 && P##self_offset == P##period + 1 &&   \
+    _Static_assert(P##keys == P##anchors + 1 && P##labels == P##anchors + 2 + (has_paired) &&                             \
+                   P##key_labels == P##labels + 1 && P##relation == P##labels + 2 && P##self_offset == P##period + 1 &&   \
                    P##normalize == P##period + 2 && P##normalize_keys == P##period + 3, "the order of call_problem")
 #define SETTINGS_IN_ORDER(P)                                                                                              \
     _Static_assert(P##paired == P##anchors + 2 && P##both_ways == P##period + 4 && P##tau_plus == P##beta + 1 &&          \

@@ -1,4 +1,4 @@
-/* test_classes: the dictionary of group ids finds a place near where it begins to look, whatever ids a caller has. Counts steps
+/* test_classes: the dictionary of labels finds a place near where it begins to look, whatever ids a caller has. Counts steps
  * of the search, not time. */
 #include <stdio.h>
 

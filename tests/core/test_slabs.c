@@ -1,4 +1,4 @@
-/* test_slabs: the pool of kept memory by itself. A slab has one owner at a time and is found under its own label alone; what
+/* test_slabs: the pool of kept memory by itself. A slab has one owner at a time and is found under its own tag alone; what
  * rests is given back in time, and what is given back has left the process. Under the thread sanitizer: without a race. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -20,19 +20,19 @@ static int failures;
         printf(" (%s)\n", #condition); \
     } while (0)
 
-static hex_label label_of(uint64_t token) { return (hex_label){.token = token, .m = 10, .n = 20, .d = 30, .block_m = 64}; }
+static hex_tag tag_of(uint64_t token) { return (hex_tag){.token = token, .m = 10, .n = 20, .d = 30, .block_m = 64}; }
 
-static void keep(int64_t bytes, hex_label label) {
+static void keep(int64_t bytes, hex_tag tag) {
     hex_slab *slab = hex_slab_take(bytes);
     if (!slab) abort();
     memset(hex_slab_memory(slab), 1, (size_t)bytes);
-    hex_slab_put(slab, &label, true);
+    hex_slab_put(slab, &tag, true);
 }
 
 /* Found and put back as it was? */
-static bool is_kept(hex_label label) {
-    hex_slab *slab = hex_slab_find(&label);
-    if (slab) hex_slab_put(slab, &label, true);
+static bool is_kept(hex_tag tag) {
+    hex_slab *slab = hex_slab_find(&tag);
+    if (slab) hex_slab_put(slab, &tag, true);
     return slab != NULL;
 }
 
@@ -45,17 +45,17 @@ static int64_t mapped(void) {
     return pages * sysconf(_SC_PAGESIZE);
 }
 
-static void test_labels(void) {
-    const hex_label own = label_of(7);
+static void test_tags(void) {
+    const hex_tag own = tag_of(7);
     keep(1000, own);
     CHECK(is_kept(own), "what was kept is not found");
     for (size_t word = 0; word < sizeof own / sizeof(int64_t); word++) {
-        hex_label other = own;
+        hex_tag other = own;
         ((int64_t *)&other)[word] += 1;
-        CHECK(!is_kept(other), "found under a label that differs in number %zu", word);
+        CHECK(!is_kept(other), "found under a tag that differs in number %zu", word);
     }
-    keep(1000, (hex_label){.token = 7});   /* two of one token: neither in the way of the other */
-    CHECK(is_kept(own) && is_kept((hex_label){.token = 7}), "one of two of one token is gone");
+    keep(1000, (hex_tag){.token = 7});   /* two of one token: neither in the way of the other */
+    CHECK(is_kept(own) && is_kept((hex_tag){.token = 7}), "one of two of one token is gone");
     hex_release_workspace();
     CHECK(!is_kept(own), "found after its release");
 }
@@ -66,7 +66,7 @@ static void wait_milliseconds(int milliseconds) {
 
 static void test_rest(void) {
     const int64_t usual = atomic_load(&hex_rest_nanoseconds), large = (int64_t)64 << 20;
-    const hex_label held = label_of(1);
+    const hex_tag held = tag_of(1);
     CHECK(usual == (int64_t)HEX_REST_SECONDS * 1000000000, "%lld ns of rest", (long long)usual);
     hex_release_workspace();
     const int64_t before = mapped();
@@ -94,9 +94,9 @@ static void test_more_than_the_table_holds(void) {
         memset(hex_slab_memory(slabs[s]), s, 4096);
     }
     for (int s = 0; s < 50; s++) {
-        const hex_label label = label_of(100 + (uint64_t)s);
+        const hex_tag tag = tag_of(100 + (uint64_t)s);
         CHECK(hex_slab_memory(slabs[s])[0] == s && hex_slab_memory(slabs[s])[4095] == s, "slab %d is another's, too", s);
-        hex_slab_put(slabs[s], &label, false);
+        hex_slab_put(slabs[s], &tag, false);
     }
     hex_release_workspace();
 }
@@ -108,12 +108,12 @@ static void test_budget(void) {
     CHECK(hex_workspace_budget() == 1 << 20 && !hex_budget_was_set(), "the default was not set");
     hex_set_workspace_budget(4096);
     CHECK(hex_workspace_budget() == 4096 && hex_budget_was_set(), "the budget was not set");
-    keep(4096, label_of(1));
-    CHECK(is_kept(label_of(1)), "what fits is not kept");
-    keep(64, label_of(2));
-    CHECK(!is_kept(label_of(1)) && is_kept(label_of(2)), "not the oldest is given back");
-    keep(8192, label_of(3));
-    CHECK(!is_kept(label_of(3)), "more is kept than the budget");
+    keep(4096, tag_of(1));
+    CHECK(is_kept(tag_of(1)), "what fits is not kept");
+    keep(64, tag_of(2));
+    CHECK(!is_kept(tag_of(1)) && is_kept(tag_of(2)), "not the oldest is given back");
+    keep(8192, tag_of(3));
+    CHECK(!is_kept(tag_of(3)), "more is kept than the budget");
     hex_set_workspace_budget(-1);
     hex_set_default_budget(HEX_DEFAULT_BUDGET);
 }
@@ -126,13 +126,13 @@ static void *work(void *context) {
     intptr_t wrong = 0;
     for (int turn = 0; turn < TURNS; turn++) {
         seed = seed * 1664525 + 1013904223;
-        const hex_label label = label_of(1 + (seed >> 20) % 5);
+        const hex_tag tag = tag_of(1 + (seed >> 20) % 5);
         const int64_t bytes = seed % 97 == 0 ? (int64_t)5 << 20 : 64 + seed % 4096;
-        hex_slab *slab = seed & 1 << 10 ? hex_slab_find(&label) : hex_slab_take(bytes);
+        hex_slab *slab = seed & 1 << 10 ? hex_slab_find(&tag) : hex_slab_take(bytes);
         if (slab) {
             memset(hex_slab_memory(slab), (int)(uintptr_t)context, 64);
             for (int b = 0; b < 64; b++) wrong += hex_slab_memory(slab)[b] != (char)(uintptr_t)context;
-            hex_slab_put(slab, &label, seed & 1 << 11);
+            hex_slab_put(slab, &tag, seed & 1 << 11);
         }
         if (seed % 211 == 0) hex_release_workspace();
         if (seed % 307 == 0) hex_set_workspace_budget(seed & 1 << 12 ? 8192 : -1);
@@ -157,13 +157,13 @@ static void test_threads(void) {
 }
 
 static void test_no_memory(void) {
-    const hex_label held = label_of(1);
+    const hex_tag held = tag_of(1);
     keep(4096, held);
     CHECK(hex_slab_take((int64_t)1 << 60) == NULL && hex_bytes_wanted() == (int64_t)1 << 60, "an exbibyte was there");
     CHECK(!is_kept(held), "an allocation failed with something left to give back");
     CHECK(hex_allocate((int64_t)1 << 59) == NULL && hex_bytes_wanted() == (int64_t)1 << 59, "half an exbibyte was there");
     hex_slab *slab = hex_slab_take(1 << 20);
-    const hex_label free = label_of(2);
+    const hex_tag free = tag_of(2);
     hex_slab_put(slab, &free, false);
     CHECK(!is_kept(free), "memory is short, and some rests that nobody waits for");
     keep(4096, held);
@@ -172,7 +172,7 @@ static void test_no_memory(void) {
 }
 
 int main(void) {
-    test_labels();
+    test_tags();
     test_rest();
     test_more_than_the_table_holds();
     test_budget();
