@@ -11,7 +11,7 @@ typedef struct {
     const double *row_state;
     const hex_gradients *out;
     hex_gradient gradient;
-    double *scale;              /* [hex_anchors] dObjective/dL_i but for the factor */
+    double *scale;              /* [hex_loss_count] dObjective/dL_i but for the factor */
     double factor;
     double *block_sc;           /* [mb or nb] sum of S c */
     double *paired, *paired_s;  /* [mp] cosine and coefficient of the paired positive */
@@ -21,7 +21,7 @@ typedef struct {
 /* As the forward pass has. */
 static void choose_shift(const hex_run *run, backward *b) {
     double lowest = INFINITY;
-    int64_t anchors = hex_anchors(run->problem);
+    int64_t anchors = hex_loss_count(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
         double eps = b->row_state[i * HEX_ROW_STATE + HEX_R_EPS];
         lowest = eps < lowest ? eps : lowest;
@@ -63,7 +63,7 @@ static void choose_scale(const hex_run *run, backward *b, const double *grad) {
 static void accept_exponentials(hex_run *run, const backward *b) {
     const double beta = b->s->beta, *first = b->row_state;
     if (!b->gradient.shared || (beta != 0 && beta != 1)) return;
-    int64_t anchors = hex_anchors(run->problem);
+    int64_t anchors = hex_loss_count(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
         const double *state = b->row_state + i * HEX_ROW_STATE;
         if (state[HEX_R_EPS] != first[HEX_R_EPS] || state[HEX_R_PO] != 0) return;
@@ -180,7 +180,7 @@ static double temperature_gradient(hex_run *run, const backward *b) {
     hex_each_block(run, blocks, b->gradient.rows ? anchors_product : keys_product, (void *)b);
     for (int64_t i = 0; i < blocks; i++) sc += run->g.symmetric ? b->block_sc[i] / 2 : b->block_sc[i];
     for (int64_t i = 0; b->paired && i < run->g.m; i++) sc += b->paired_s[i] * b->paired[i];
-    int64_t anchors = hex_anchors(run->problem);
+    int64_t anchors = hex_loss_count(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
         if (b->scale[i] != 0) direct += b->scale[i] * b->row_state[i * HEX_ROW_STATE + HEX_R_DTAU];
     }
@@ -190,7 +190,7 @@ static double temperature_gradient(hex_run *run, const backward *b) {
 /* Anchors whose loss is NaN have NaN gradients, and so has every key, which all anchors share; both ways, everything. */
 static bool spread_nan(hex_run *run, const backward *b) {
     bool any = false;
-    int64_t anchors = hex_anchors(run->problem);
+    int64_t anchors = hex_loss_count(run->problem);
     for (int64_t i = 0; i < anchors; i++) {
         if (b->row_state[i * HEX_ROW_STATE + HEX_R_VALID] == b->row_state[i * HEX_ROW_STATE + HEX_R_VALID]) continue;
         any = true;

@@ -25,6 +25,7 @@ static const char *check_matrices(const hex_problem *p) {
 static const char *check_classes(const hex_problem *p) {
     int64_t n = p->keys.data ? p->keys.rows : p->anchors.rows;
     if (p->relation && (p->labels || p->key_labels)) return "a relation excludes labels";
+    if (p->period != 0 && (p->relation || p->labels)) return "a period excludes a relation and labels";
     if (p->keys.data && (p->labels != NULL) != (p->key_labels != NULL)) return "labels and key_labels go together";
     if (!p->keys.data && p->key_labels) return "key_labels need keys";
     if (p->period < 0 || p->period > INT32_MAX) return "period must be 0 to 2^31 - 1";
@@ -51,7 +52,7 @@ static const char *check_settings(const hex_problem *p, const hex_settings *s) {
         return "threshold must have no, one, or one per anchor value";
     if (p->both_ways && (s->adaptive || s->threshold_count > 1)) return "both ways takes one threshold or none";
     if (s->adaptive && s->threshold_count != 0) return "an adaptive threshold excludes another";
-    if (s->adaptive && !(s->quantile >= 0 && s->quantile <= 1)) return "quantile must be in [0, 1]";
+    if (s->adaptive && !hex_is_quantile(s->quantile)) return "quantile must be in [0, 1]";
     return NULL;
 }
 

@@ -181,7 +181,7 @@ bool hex_classes_of(const hex_problem *problem, const hex_geometry *g, hex_team 
     c->row_range = c->row_id + g->mp + g->np;
     c->col_range = c->row_range + 2 * g->mb;
     c->positives = c->col_range + 2 * g->nb;
-    c->negatives = c->positives + hex_anchors(problem);
+    c->negatives = c->positives + hex_loss_count(problem);
     if (problem->relation) {
         count_relation(c, team);
         return true;

@@ -156,7 +156,7 @@ typedef struct {
     const hex_geometry *g;
     int32_t *row_id, *col_id;      /* (mp), (np) dense labels; the same array when symmetric */
     int32_t *row_range, *col_range; /* (mb, 2), (nb, 2) least and largest id of a block */
-    int32_t *positives, *negatives; /* (hex_anchors) counts among their keys */
+    int32_t *positives, *negatives; /* (hex_loss_count) counts among their keys */
 } hex_classes;
 
 int64_t hex_classes_bytes(const hex_geometry *g);

@@ -72,7 +72,7 @@ uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *p, con
                                   const double *row_state, hex_team *team) {
     const double numbers[] = {s->temperature, s->beta, (double)p->period, (double)p->self_offset};
     uint64_t print = print_bytes(embeddings, g->k, numbers, sizeof numbers);
-    print = print_bytes(print, g->k, row_state, hex_anchors(p) * HEX_ROW_STATE * (int64_t)sizeof *row_state);
+    print = print_bytes(print, g->k, row_state, hex_loss_count(p) * HEX_ROW_STATE * (int64_t)sizeof *row_state);
     print = print_bytes(print, g->k, p->labels, g->m * (int64_t)sizeof *p->labels);
     print = print_bytes(print, g->k, p->key_labels, g->n * (int64_t)sizeof *p->key_labels);
     /* M x N bytes, for all threads */

@@ -233,7 +233,7 @@ static void loss_block(hex_worker *worker, int64_t b, void *context) {
 }
 
 static bool any_needs_own(const hex_run *run, const contrast *c) {
-    int64_t anchors = hex_anchors(run->problem), paired = run->problem->paired.data ? 1 : 0;
+    int64_t anchors = hex_loss_count(run->problem), paired = run->problem->paired.data ? 1 : 0;
     for (int64_t i = 0; i < anchors; i++)
         if (hex_row_needs_own(c->s, (double)(run->classes.positives[i] + paired))) return true;
     return false;
@@ -252,7 +252,7 @@ static double reduced(const contrast *c, int64_t first, int64_t count) {
 static void reduce(const hex_run *run, const contrast *c, double *out) {
     const int64_t m = run->g.m;
     if (c->s->reduction == HEX_REDUCTION_NONE)
-        memcpy(out, c->losses, (size_t)hex_anchors(run->problem) * sizeof *out);
+        memcpy(out, c->losses, (size_t)hex_loss_count(run->problem) * sizeof *out);
     else
         *out = run->g.both_ways ? (reduced(c, 0, m) + reduced(c, m, run->g.n)) / 2 : reduced(c, 0, m);
 }
@@ -419,6 +419,7 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
     contrast_call call = {problem, *settings, gradients ? hex_needs_of(gradients) : needed, grad, gradients, losses, batch_stats,
                           row_state, token};
     hex_status status = hex_run_call(problem, lead, &call);
+    if (status != HEX_OK) *token = 0;
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return status;
 }

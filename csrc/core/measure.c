@@ -302,6 +302,7 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
                        double *row_stats, double *mean_quantile, int64_t *token) {
     int64_t start = hex_profile_start();
     measure_call call = {problem, {quantile, negatives_only, want, 0, 0, false}, keep, row_stats, mean_quantile, token};
+    *token = 0;
     hex_status status = hex_run_call(problem, lead, &call);
     hex_profile_stop(HEX_PHASE_CALL, start, 0);
     return status;

@@ -1,67 +1,93 @@
-/* rows.c: rows made ready, and who is compared with whom. */
+/* problem.c: what the oracle computes, rows made ready, and who is compared with whom. */
 #include "reference.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
+const char *hex_reference_check(const hex_problem *problem, const hex_settings *settings) {
+    const char *wrong = hex_check(problem, settings);
+    if (wrong)
+        return wrong;
+    if (problem->dtype != HEX_F64)
+        return "the reference computes float64 only";
+    if (problem->both_ways)
+        return "the reference does not compute both ways";
+    if (settings && settings->adaptive)
+        return "the reference takes a threshold that is decided: hex_reference_measure";
+    return NULL;
+}
+
 static double element(const hex_matrix *x, int64_t i, int64_t j) {
     return ((const double *)x->data)[i * x->row_stride + j * x->col_stride];
 }
 
-double hex_ready_dot(const double *x, const double *y, int64_t d) {
+double ref_dot(const double *x, const double *y, int64_t d) {
     long double sum = 0;
-    for (int64_t j = 0; j < d; j++) sum += (long double)x[j] * y[j];
+    for (int64_t j = 0; j < d; j++)
+        sum += (long double)x[j] * y[j];
     return (double)sum;
 }
 
-/* One row into out; its length, which no double may hold, is returned. finite: the row is. */
+/* Writes one row, made ready, to out. Returns its length, which may be more than a double holds. *finite: the row is.
+ */
 static long double ready_row(const hex_matrix *x, int64_t i, bool normalize, double *out, bool *finite) {
     long double squares = 0;
     *finite = true;
     for (int64_t j = 0; j < x->cols; j++) {
         out[j] = element(x, i, j);
         squares += (long double)out[j] * out[j];
-        if (!isfinite(out[j])) *finite = false;
+        if (!isfinite(out[j]))
+            *finite = false;
     }
     long double norm = sqrtl(squares);
-    for (int64_t j = 0; normalize && j < x->cols; j++) out[j] = (double)(out[j] / fmaxl(norm, 1e-12L));
+    for (int64_t j = 0; normalize && j < x->cols; j++)
+        out[j] = (double)(out[j] / fmaxl(norm, 1e-12L));
     return norm;
 }
 
-static long double *lengths(int64_t count) { return malloc(sizeof(long double) * (size_t)count); }
+static long double *lengths(int64_t count) {
+    return malloc(sizeof(long double) * (size_t)count);
+}
 
-/* The longest of the rows as they are ready. */
+/* The length of the longest of the rows that are ready. */
 static long double longest(const long double *norms, int64_t rows, bool normalize) {
     long double most = normalize ? 1 : 0;
-    for (int64_t i = 0; !normalize && i < rows; i++) most = fmaxl(most, norms[i]);
+    for (int64_t i = 0; !normalize && i < rows; i++)
+        most = fmaxl(most, norms[i]);
     return most;
 }
 
-/* Rows of length 1, but for what rounding to double has made of them. */
-static bool is_unit(long double one, long double other) { return one * other <= 1 + 16 * 0x1p-52L; }
+/* True if the rows are of length 1, but for what rounding to double has made of them. */
+static bool is_unit(long double one, long double other) {
+    return one * other <= 1 + 16 * 0x1p-52L;
+}
 
-/* Can the product of two rows of these lengths, or a part of its sum, leave double? */
-static bool may_overflow(long double one, long double other) { return one * other > 0.9L * DBL_MAX; }
+/* True if the product of two rows of these lengths, or a part of its sum, may be more than a double holds. */
+static bool may_overflow(long double one, long double other) {
+    return one * other > 0.9L * DBL_MAX;
+}
 
-static double *doubles(int64_t count) { return malloc(sizeof(double) * (size_t)count); }
+static double *doubles(int64_t count) {
+    return malloc(sizeof(double) * (size_t)count);
+}
 
-void hex_ready_free(hex_ready *r) {
+void ref_close(ref_problem *r) {
     free(r->anchors), free(r->keys), free(r->paired);
     free(r->anchor_norms), free(r->key_norms), free(r->paired_norms);
     free(r->broken), free(r->cosines);
 }
 
-bool hex_ready_make(hex_ready *r, const hex_problem *p) {
+bool ref_open(ref_problem *r, const hex_problem *p) {
     const hex_matrix *keys = p->keys.data ? &p->keys : &p->anchors;
-    *r = (hex_ready){.given = p, .m = p->anchors.rows, .n = keys->rows, .d = p->anchors.cols};
+    *r = (ref_problem){.given = p, .m = p->anchors.rows, .n = keys->rows, .d = p->anchors.cols};
     r->self_offset = p->keys.data ? p->self_offset : 0;
     r->anchors = doubles(r->m * r->d), r->keys = doubles(r->n * r->d), r->paired = doubles(r->m * r->d);
     r->anchor_norms = lengths(r->m), r->key_norms = lengths(r->n), r->paired_norms = lengths(r->m);
     r->broken = malloc(sizeof(bool) * (size_t)r->m), r->cosines = doubles(r->n);
     if (!r->anchors || !r->keys || !r->paired || !r->anchor_norms || !r->key_norms || !r->paired_norms || !r->broken ||
         !r->cosines) {
-        hex_ready_free(r);
+        ref_close(r);
         return false;
     }
     bool finite, keys_finite = true;
@@ -88,25 +114,31 @@ bool hex_ready_make(hex_ready *r, const hex_problem *p) {
     return true;
 }
 
-int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j) {
+int ref_relation(const ref_problem *r, int64_t i, int64_t j) {
     const hex_problem *p = r->given;
-    if (r->self_offset >= 0 && j == i + r->self_offset) return 0;
-    if (p->relation) return p->relation[i * r->n + j];
+    if (r->self_offset >= 0 && j == i + r->self_offset)
+        return 0;
+    if (p->relation)
+        return p->relation[i * r->n + j];
     if (p->labels) {
         const int64_t *key_labels = p->key_labels ? p->key_labels : p->labels;
         return p->labels[i] == key_labels[j] ? 1 : -1;
     }
-    if (p->period > 0) return i % p->period == j % p->period ? 1 : -1;
+    if (p->period > 0)
+        return i % p->period == j % p->period ? 1 : -1;
     return -1;
 }
 
-static double cosine(const hex_ready *r, int64_t i, const double *other, bool unit) {
-    double c = r->broken[i] ? NAN : hex_ready_dot(r->anchors + i * r->d, other, r->d);
+static double cosine(const ref_problem *r, int64_t i, const double *other, bool unit) {
+    double c = r->broken[i] ? NAN : ref_dot(r->anchors + i * r->d, other, r->d);
     return unit && c > 1 ? 1 : unit && c < -1 ? -1 : c;
 }
 
-void hex_ready_cosines(const hex_ready *r, int64_t i) {
-    for (int64_t j = 0; j < r->n; j++) r->cosines[j] = cosine(r, i, r->keys + j * r->d, r->unit);
+void ref_cosines(const ref_problem *r, int64_t i) {
+    for (int64_t j = 0; j < r->n; j++)
+        r->cosines[j] = cosine(r, i, r->keys + j * r->d, r->unit);
 }
 
-double hex_ready_paired_cosine(const hex_ready *r, int64_t i) { return cosine(r, i, r->paired + i * r->d, r->unit_paired); }
+double ref_paired_cosine(const ref_problem *r, int64_t i) {
+    return cosine(r, i, r->paired + i * r->d, r->unit_paired);
+}
