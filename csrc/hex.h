@@ -186,7 +186,7 @@ enum {
 };
 
 /* Numbers per anchor that hex_contrast hands to hex_contrast_backward. They are opaque to callers. */
-enum { HEX_ROW_STATE = 14 };
+enum { HEX_ROW_STATE = 16 };
 
 /* Where gradients go: contiguous, of the problem's dtype and the shape of what they are the gradient of. NULL: that one
  * is not wanted. Where the keys are the anchors, `anchors` gets the gradient of both sides, and `keys` is NULL. */

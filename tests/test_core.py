@@ -36,10 +36,11 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "test_callers": Program(("18 steps compared, 0 failures",)),
-    "test_classes": Program(("206 kinds of ids, 0 failures",), without=("classes",)),
     # 11 problems, every one after every other: gradients of the first and of the second from what is kept
     "test_collisions": Program(("242 gradients compared, 0 failures, 121 pairs of one name",),
                                without=("fingerprint",)),
+    "test_dictionary": Program(("206 kinds of labels, 0 failures",)),
+    "test_row_loss": Program(("20000 rows compared, 0 failures",)),
     "test_slabs": Program(("0 failures",)),
     "test_threads": Program(("96 steps compared, 0 failures", "3 ways of waiting, 0 failures",
                              "calls interrupted, 0 failures"), ("steps", "waiting", "interruption")),
