@@ -108,9 +108,11 @@ def _cached_constant(value: float) -> Tensor:
 
 def _constant(value: float, anchors: Tensor, watched: bool) -> Tensor:
     """A 0-d tensor: one of the anchors' kind that is recorded with them, or the one of earlier calls."""
+    if not watched:
+        return _cached_constant(value)
     if torch.compiler.is_compiling():
         return torch.tensor(value, dtype=torch.float64, device="cpu")
-    return anchors.new_full((), value, dtype=torch.float64) if watched else _cached_constant(value)
+    return anchors.new_full((), value, dtype=torch.float64)
 
 
 def make_problem(anchors: Any, keys: Any, paired: Any, groups: Any, key_groups: Any, relation: Any,
