@@ -3,7 +3,7 @@
 
 #include "../hex.h"
 
-/* Sizes in bytes, of several copies and padded, are then far from overflowing. */
+/* With no more elements, sizes in bytes, of several copies and padded, are far from overflowing. */
 static const int64_t MOST_ELEMENTS = (int64_t)1 << 48;
 
 static const char *check_matrices(const hex_problem *p) {
@@ -34,6 +34,8 @@ static const char *check_classes(const hex_problem *p) {
         return "a period excludes a relation and labels";
     if (p->keys.data && (p->labels != NULL) != (p->key_labels != NULL))
         return "labels and key_labels go together";
+    if (p->labels && p->keys.data && p->anchors.rows + p->keys.rows > INT32_MAX)
+        return "with labels, anchors and keys must have 2^31 - 1 rows or fewer together";
     if (!p->keys.data && p->key_labels)
         return "key_labels need keys";
     if (p->period < 0 || p->period > INT32_MAX)
