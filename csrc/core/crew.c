@@ -17,7 +17,7 @@ static core_worker worker_of(core_run *run, int64_t index) {
     core_worker worker = {.run = run, .index = (int)index};
     core_arena arena = {run->worker_memory + index * run->worker_bytes, 0};
     core_worker_place(&run->g, &arena, &worker);
-    if (index < run->tile_rows)
+    if (index < run->tile_row_count)
         worker.tile_row_memory = run->tile_row_memory + index * core_tile_row_bytes(&run->g);
     return worker;
 }

@@ -7,7 +7,7 @@
 /* What one thread works with during a round. */
 typedef struct {
     core_run *run;
-    int index;                   /* 0 to run->workers */
+    int index;                   /* from 0 to run->workers - 1 */
     void *tile, *out;            /* T[block_m * block_n] each: a tile that does not stay, and coefficients */
     hex_code *codes, *col_codes; /* (block_m * block_n) each: hex_tile's */
     uint8_t *special;            /* (block_m * block_n) hex_tile's */
@@ -21,7 +21,7 @@ typedef struct {
 void core_worker_place(const core_geometry *g, core_arena *arena, core_worker *worker);
 
 /* How many workers core_each_anchor_block has. */
-static inline int64_t core_tile_rows(const core_geometry *g, int workers) {
+static inline int64_t core_tile_row_count(const core_geometry *g, int workers) {
     return workers < g->mb ? workers : g->mb;
 }
 
@@ -43,8 +43,8 @@ void core_each_anchor_block(core_run *run, core_block_body body, void *context);
 /* Runs body(worker, task, context) for the tasks of block i of the anchors, where the problem is not symmetric. */
 void core_tasks_of_block(core_worker *worker, int64_t i, core_task_body body, void *context);
 
-/* Between the two, a task adds to what is summed for block j of the keys: wait returns when the blocks of anchors
- * before i have done so. False: the team is stopped, and nothing may be added. */
+/* Between these two calls a task of block i of the anchors adds to what is summed for block j of the keys. The first
+ * waits until the blocks of anchors before i have done so. False: the team is stopped, and nothing may be added. */
 bool core_turn_wait(core_run *run, int64_t i, int64_t j);
 void core_turn_done(core_run *run, int64_t i, int64_t j);
 

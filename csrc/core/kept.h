@@ -40,13 +40,14 @@ typedef struct {
     double inv_tau, shift, threshold; /* of exponentials */
 } core_tile_form;
 
-/* The beginning of the kept memory. */
+/* What the kept memory begins with. */
 typedef struct {
     core_keep keep;      /* what follows has room for this */
     uint64_t ready;      /* the token for which the tiles were finished; 0: they were not */
     core_tile_form form; /* of those tiles */
 } core_kept_header;
 
+/* The pieces of the kept memory. */
 typedef struct {
     core_kept_header *header;
     core_rows anchors, keys; /* keys is a copy of anchors where symmetric */

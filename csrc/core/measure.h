@@ -28,7 +28,7 @@ static inline double core_moment_sum(const double *moment, int64_t ld) {
     return moment[HEX_MO_SUM * ld] + moment[HEX_MO_COUNT * ld] * moment[HEX_MO_PIVOT * ld];
 }
 
-/* Starts `count` anchors' moments. */
+/* Sets (HEX_MOMENTS, count) moments to those of no members. */
 void core_moments_start(double *moment, int64_t count);
 
 #endif

@@ -112,7 +112,7 @@ static void place_scratch(core_run *run, int64_t extra_bytes, core_arena *arena)
     if (run->problem->paired.data)
         core_rows_place(g, g->mp, false, arena, &run->paired);
     run->extra = core_piece(arena, extra_bytes);
-    run->tile_row_memory = core_piece(arena, run->tile_rows * core_tile_row_bytes(g));
+    run->tile_row_memory = core_piece(arena, run->tile_row_count * core_tile_row_bytes(g));
     run->worker_memory = core_piece(arena, run->workers * run->worker_bytes);
 }
 
@@ -193,7 +193,7 @@ static void give_all_back(core_run *run) {
 hex_status core_open(core_run *run, core_keep keep, int64_t extra_bytes) {
     const core_geometry *g = &run->g;
     const hex_problem *problem = run->problem;
-    run->tile_rows = core_any_sums(keep.sums) ? core_tile_rows(g, run->workers) : 0;
+    run->tile_row_count = core_any_sums(keep.sums) ? core_tile_row_count(g, run->workers) : 0;
     /* Where sums are ready no tile is looked at. Classes come before rows are packed, since the other threads are
      * waking. */
     if (!take_scratch(run, extra_bytes) || (run->ready != CORE_SUMS_READY && !open_tasks(run)) ||

@@ -14,6 +14,10 @@
 
 typedef enum { MAXIMA, MOMENTS, SUMS, OWN } pass;
 
+_Static_assert(HEX_P_SHIFT_G + (int)HEX_M_GLOBAL == HEX_P_SHIFT_G && HEX_P_SHIFT_G + (int)HEX_M_HARD == HEX_P_SHIFT_H &&
+                   HEX_P_SHIFT_G + (int)HEX_M_POS == HEX_P_SHIFT_P,
+               "the shifts of classes are in the order of their maxima");
+
 /* --- one tile in one pass --- */
 
 static void run_kernel(core_worker *worker, const core_contrast *c, pass which, const hex_tile *tile,
@@ -278,7 +282,7 @@ static void start_all(const core_run *run, core_contrast *c) {
         core_moments_start(c->moment, ap);
     set_thresholds(run, c);
     if (c->strategy->one_shift)
-        run->k->fill(core_param(run, c->params, HEX_P_SHIFT_G, 0), 3 * ap, c->strategy->shift);
+        run->k->fill(core_param(run, c->params, HEX_P_SHIFT_G, 0), HEX_MAXIMA * ap, c->strategy->shift);
     else
         run->k->fill(c->maxima, HEX_MAXIMA * ap, -INFINITY);
 }

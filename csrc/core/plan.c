@@ -24,7 +24,7 @@ core_sums core_sums_for(int needed, bool symmetric) {
 /* Tiles of more than FREELY_KEPT bytes are all kept only where three steps use them or the user has set the budget.
  * Otherwise those of SHARE of an M x N array are: of a symmetric problem's tiles a good two thirds. Multiplying the
  * rest anew costs a twentieth of the time, and without it a loss holds a fifth of what one with N x N arrays does
- * (docs/performance.md). */
+ * (docs/performance.md, measured on AVX-512). */
 enum { FREELY_KEPT = 16 << 20 };
 static const double SHARE = 0.35;
 
@@ -38,12 +38,13 @@ static int64_t plan_tiles(const core_geometry *g, bool adaptive) {
  * alone and one number will scale all of them, unless all tiles are needed for a threshold first and can be kept from
  * then on. */
 static core_keep plan_keep(const core_geometry *g, int workers, const hex_settings *s, int needed, bool measured) {
-    const int64_t tiles = plan_tiles(g, s->adaptive), tile_rows = core_tile_rows(g, workers) * core_tile_row_bytes(g);
+    const int64_t tiles = plan_tiles(g, s->adaptive),
+                  tile_rows_bytes = core_tile_row_count(g, workers) * core_tile_row_bytes(g);
     const core_keep sums = {.sums = core_sums_for(needed, g->symmetric)};
     const bool alone = !g->symmetric && !g->both_ways, one_number = s->reduction != HEX_REDUCTION_NONE;
     measured = measured || (s->adaptive && tiles == g->tasks);
     if (core_any_sums(sums.sums) && alone && one_number && !measured &&
-        core_kept_bytes(g, sums) + tile_rows <= hex_workspace_budget())
+        core_kept_bytes(g, sums) + tile_rows_bytes <= hex_workspace_budget())
         return sums;
     return (core_keep){.tiles = needed & ~HEX_NEED_PAIRED || s->adaptive ? tiles : 0};
 }

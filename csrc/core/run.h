@@ -27,10 +27,10 @@ typedef struct {
     core_slab *scratch_slab; /* the memory of all that follows */
     core_rows paired;        /* without r_major */
     core_classes classes;
-    core_task *task;   /* (g.tasks) */
-    atomic_int *turns; /* (mb + nb) how many tasks of a block are done */
-    char *extra;       /* the caller's extra bytes, aligned as the kernels demand, uninitialised */
-    int64_t tile_rows; /* workers that have a tile row: all that may work on blocks of anchors, or 0 */
+    core_task *task;        /* (g.tasks) */
+    atomic_int *turns;      /* (mb + nb) how many tasks of a block are done */
+    char *extra;            /* the caller's extra bytes, aligned as the kernels demand, uninitialised */
+    int64_t tile_row_count; /* workers that have a tile row: all that may work on blocks of anchors, or 0 */
     char *tile_row_memory, *worker_memory;
     int64_t worker_bytes; /* of one worker */
 } core_run;

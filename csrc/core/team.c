@@ -104,7 +104,7 @@ bool core_team_stopped(core_team *team) {
 /* --- waiting --- */
 
 /* Nanoseconds for which a thread that waits stays awake. What lies between two rounds of a small batch is shorter than
- * waking up, which takes some 50 microseconds on Linux on x86-64. A longer wait would keep a core from others, and the
+ * waking up, which takes some 50 microseconds. A longer wait would keep a core from others, and the
  * leader from its power. */
 static const int64_t AWAKE = 100 * 1000;
 enum { SPINS = 100 }; /* turns before other threads are let to the core: a microsecond or a few */

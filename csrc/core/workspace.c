@@ -25,8 +25,8 @@ struct core_slab {
     enum slab_state state;
 };
 
-/* Forward passes whose backward never comes must not pile up: only the latest stay held. Eight are more than the losses
- * of one training step that are known to us (multi-crop methods); beyond them tiles are multiplied anew. */
+/* Forward passes whose backward never comes must not pile up: only the latest stay held. A training step that makes
+ * more losses than this before one backward multiplies the tiles of the first ones anew. */
 enum { HELD_MOST = 8 };
 
 enum { SLABS = 32, HUGE_PAGE = 2 << 20 };
