@@ -241,8 +241,8 @@ def _problem(anchors: ArrayLike, keys: ArrayLike | None, groups: ArrayLike | Non
         if keys is not None and (groups is None or key_groups is None):
             raise ValueError("groups, key_groups: one given without the other; accepted: both or neither with keys")
         assert groups is not None
-        problem["groups"] = _ids("groups", groups, rows.shape[0])
-        problem["key_groups"] = None if key_groups is None else _ids("key_groups", key_groups, columns.shape[0])
+        problem["labels"] = _ids("groups", groups, rows.shape[0])
+        problem["key_labels"] = None if key_groups is None else _ids("key_groups", key_groups, columns.shape[0])
     elif keys is not None and paired is None:
         problem["period"] = max(rows.shape[0], columns.shape[0])
     elif paired is None:

@@ -121,7 +121,7 @@ WRONG_BACKWARD: list[dict[str, Any]] = [
     {"grad_loss": torch.ones((), dtype=torch.int64)},
     {"row_state": NONE},
     {"row_state": torch.zeros(M, 12, dtype=torch.float64)},
-    {"row_state": torch.zeros(M, 14)},
+    {"row_state": torch.zeros(M, _C.ROW_STATE)},
     {"row_state": torch.zeros(13, M, dtype=torch.float64).T},
 ]
 
@@ -248,7 +248,7 @@ def test_shapes_and_dtypes_of_the_outputs() -> None:
     assert [tuple(gradient.shape) for gradient in gradients] == [(0,)] * 4
     assert (loss.shape, loss.dtype) == ((M,), torch.float32)
     assert (batch_stats.shape, batch_stats.dtype) == ((6,), torch.float64)
-    assert (row_state.shape, row_state.dtype) == ((M, 14), torch.float64)
+    assert (row_state.shape, row_state.dtype) == ((M, _C.ROW_STATE), torch.float64)
     assert (token.shape, token.dtype) == ((), torch.int64)
     anchors, keys, paired, temperature = call("contrast_backward", backward_arguments(**half))
     assert (anchors.shape, anchors.dtype) == ((M, D), torch.float16)
@@ -388,7 +388,7 @@ def test_gradients_at_once_are_those_of_backward(name: str, reduction: int, scal
     plain, found = (call("contrast", CONTRAST, **who, at_once=at_once, scale=scale) for at_once in (False, True))
     for one, other in zip(plain[:2], found[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    assert found[2].shape == (0, 14) and found[3].item() == 0
+    assert found[2].shape == (0, _C.ROW_STATE) and found[3].item() == 0
     names = ("anchors", "keys", "paired", "temperature")
     wants = {f"need_{one}": bool(who["needed"] & 1 << i) for i, one in enumerate(names)}
     backward = backward_arguments(**who, **wants)

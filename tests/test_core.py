@@ -32,14 +32,17 @@ class Program(NamedTuple):
     prints: tuple[str, ...]
     parts: tuple[str, ...] = ()     # further files of tests/core
     without: tuple[str, ...] = ()   # files of csrc/core whose functions it brings itself
+    reference: tuple[str, ...] = ()  # files of csrc/reference that it calls
 
 
 PROGRAMS = {
     "test_callers": Program(("18 steps compared, 0 failures",)),
-    "test_classes": Program(("206 kinds of ids, 0 failures",), without=("classes",)),
+    "test_check": Program(("49 answers checked, 0 failures",), reference=("problem",)),
     # 11 problems, every one after every other: gradients of the first and of the second from what is kept
     "test_collisions": Program(("242 gradients compared, 0 failures, 121 pairs of one name",),
                                without=("fingerprint",)),
+    "test_dictionary": Program(("206 kinds of labels, 0 failures",)),
+    "test_row_loss": Program(("20000 rows compared, 0 failures",)),
     "test_slabs": Program(("0 failures",)),
     "test_threads": Program(("96 steps compared, 0 failures", "3 ways of waiting, 0 failures",
                              "calls interrupted, 0 failures"), ("steps", "waiting", "interruption")),
@@ -58,9 +61,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
             pytest.skip(f"no C compiler for {HERE}: cc is not installed")
         core = [path for path in sorted((ROOT / "csrc" / "core").glob("*.c"))
                 if path.stem not in PROGRAMS[name].without]
+        reference = [ROOT / "csrc" / "reference" / f"{file}.c" for file in PROGRAMS[name].reference]
         own = [ROOT / "tests" / "core" / f"{part}.c" for part in (name, *PROGRAMS[name].parts)]
-        return kernels.build(Path(name), [*core, *own], HERE, compiler, folder(sanitizers), SANITIZERS[sanitizers],
-                             ["-lpthread"])
+        return kernels.build(Path(name), [*core, *reference, *own], HERE, compiler, folder(sanitizers),
+                             SANITIZERS[sanitizers], ["-lpthread"])
 
     return build
 

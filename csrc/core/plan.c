@@ -1,127 +1,241 @@
-/* plan.c: how a problem is cut into tiles, and in which order they are visited. */
-#include <stdatomic.h>
-#include <unistd.h>
+/* plan.c: decides how a problem is computed, once. */
+#include "plan.h"
 
-#include "core.h"
+#include <float.h>
+#include <math.h>
 
-/* Bytes of a core's second-level cache; 0 where the system does not say. */
-static int64_t second_level_cache(void) {
-    static _Atomic int64_t found = -1;
-    int64_t bytes = atomic_load_explicit(&found, memory_order_relaxed);
-    if (bytes >= 0) return bytes;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    bytes = bytes > 0 ? bytes : 0;
-    atomic_store_explicit(&found, bytes, memory_order_relaxed);
-    return bytes;
+#include "cosines.h"
+#include "crew.h"
+#include "row_loss.h"
+
+/* --- what is kept --- */
+
+int core_needs_of(const hex_gradients *gradients) {
+    return (gradients->anchors ? HEX_NEED_ANCHORS : 0) | (gradients->keys ? HEX_NEED_KEYS : 0) |
+           (gradients->paired ? HEX_NEED_PAIRED : 0) | (gradients->temperature ? HEX_NEED_TEMPERATURE : 0);
 }
 
-enum { LEAST_CACHE = 256 << 10 };   /* assumed where the system does not say: cores of the last ten years have more */
-
-/* Rows per block: small enough that few rows still make work for several threads and that a tile of cosines and its
- * coefficients stay in the second-level cache; large enough that a block's products outweigh moving it. Independent of
- * the number of threads, as results must be. */
-static int64_t block_rows(int64_t count, int64_t element) {
-    int64_t cache = second_level_cache(), block = count <= 512 ? 64 : count <= 4096 ? 128 : HEX_TILE_ROWS;
-    cache = cache > LEAST_CACHE ? cache : LEAST_CACHE;
-    while (block > 64 && 2 * block * block * element > cache) block /= 2;
-    return block;
+core_sums core_sums_for(int needed, bool symmetric) {
+    const bool keys = needed & HEX_NEED_KEYS;
+    const bool rows = needed & HEX_NEED_ANCHORS || (needed & HEX_NEED_TEMPERATURE && !keys);
+    return (core_sums){.rows = rows, .cols = symmetric ? rows : keys};
 }
 
-void hex_geometry_of(const hex_problem *problem, hex_geometry *g) {
-    g->k = hex_kernels_for(problem->dtype);
-    g->symmetric = problem->keys.data == NULL;
-    g->m = problem->anchors.rows;
-    g->n = g->symmetric ? g->m : problem->keys.rows;
-    g->d = problem->anchors.cols;
-    g->d_panels = (g->d + g->k->panel - 1) / g->k->panel;
-    g->dp = g->d_panels * g->k->panel;
-    g->both_ways = problem->both_ways;
-    int64_t most = g->m > g->n ? g->m : g->n;
-    g->block_m = block_rows(g->both_ways ? most : g->m, g->k->size);
-    g->block_n = block_rows(g->both_ways ? most : g->n, g->k->size);
-    g->mb = (g->m + g->block_m - 1) / g->block_m;
-    g->nb = (g->n + g->block_n - 1) / g->block_n;
-    g->mp = g->mb * g->block_m;
-    g->np = g->nb * g->block_n;
-    g->ab = g->mb + (g->both_ways ? g->nb : 0);
-    g->ap = g->ab * g->block_m;
-    g->tasks = g->symmetric ? g->mb * (g->mb + 1) / 2 : g->mb * g->nb;
-}
-
-/* Of all tiles, or as many as can be said. */
-static int64_t bytes_of_tiles(const hex_geometry *g) {
-    int64_t tile = hex_tile_bytes(g);
-    return g->tasks > INT64_MAX / tile ? INT64_MAX : g->tasks * tile;
-}
-
-/* Tiles beyond so many bytes are all kept only where three steps use them or the user set the budget. Otherwise those of this
- * share of an M x N array: of a symmetric problem's a good two thirds, whose rest costs a twentieth of the time, and without
- * which a loss holds a fifth of what one with N x N arrays does. */
+/* Tiles of more than FREELY_KEPT bytes are all kept only where three steps use them or the user has set the budget.
+ * Otherwise those of SHARE of an M x N array are: of a symmetric problem's tiles a good two thirds. Multiplying the
+ * rest anew costs a twentieth of the time, and without it a loss holds a fifth of what one with N x N arrays does
+ * (docs/performance.md, measured on AVX-512). */
 enum { FREELY_KEPT = 16 << 20 };
 static const double SHARE = 0.35;
 
-static int64_t tiles_for(const hex_geometry *g, bool adaptive) {
-    int64_t most = hex_kept_tiles(g), share = (int64_t)(SHARE * (double)(g->mb * g->nb));
-    bool all = adaptive || bytes_of_tiles(g) <= FREELY_KEPT || hex_budget_was_set();
+static int64_t plan_tiles(const core_geometry *g, bool adaptive) {
+    const int64_t most = core_tiles_that_fit(g), share = (int64_t)(SHARE * (double)(g->mb * g->nb));
+    const bool all = adaptive || core_all_tiles_bytes(g) <= FREELY_KEPT || core_budget_was_set();
     return all || most < share ? most : share;
 }
 
-/* The sums of gradients, where an anchor's loss depends on its own tiles alone and one number will scale them all, unless all
- * tiles are needed for a threshold first and can be kept from then on. */
-hex_room hex_room_for(const hex_geometry *g, int workers, const hex_settings *s, int needed, bool found) {
-    int64_t tiles = tiles_for(g, s->adaptive), strips = hex_strips(g, workers) * hex_strip_bytes(g);
-    hex_room sums = {.row_grad = hex_needs_row_sums(needed), .col_grad = hex_needs_col_sums(needed, g->symmetric)};
-    bool alone = !g->symmetric && !g->both_ways, one_number = s->reduction != HEX_REDUCTION_NONE;
-    bool measured = found || (s->adaptive && tiles == g->tasks);
-    if (hex_sums_gradients(sums) && alone && one_number && !measured &&
-        hex_kept_bytes(g, sums) + strips <= hex_workspace_budget())
+/* measured: all tiles are there. Gradients are summed with the losses where an anchor's loss depends on its own tiles
+ * alone and one number will scale all of them, unless all tiles are needed for a threshold first and can be kept from
+ * then on. */
+static core_keep plan_keep(const core_geometry *g, int workers, const hex_settings *s, int needed, bool measured) {
+    const int64_t tiles = plan_tiles(g, s->adaptive),
+                  tile_rows_bytes = core_tile_row_count(g, workers) * core_tile_row_bytes(g);
+    const core_keep sums = {.sums = core_sums_for(needed, g->symmetric)};
+    const bool alone = !g->symmetric && !g->both_ways, one_number = s->reduction != HEX_REDUCTION_NONE;
+    measured = measured || (s->adaptive && tiles == g->tasks);
+    if (core_any_sums(sums.sums) && alone && one_number && !measured &&
+        core_kept_bytes(g, sums) + tile_rows_bytes <= hex_workspace_budget())
         return sums;
-    return (hex_room){.tiles = needed & ~HEX_NEED_PAIRED || s->adaptive ? tiles : 0};
+    return (core_keep){.tiles = needed & ~HEX_NEED_PAIRED || s->adaptive ? tiles : 0};
+}
+
+void core_plan_memory(core_strategy *strategy, const core_run *run, const hex_settings *s, int needed) {
+    *strategy = (core_strategy){.keep = plan_keep(&run->g, run->workers, s, needed, run->keep.tiles == run->g.tasks)};
+    if (!s->adaptive)
+        return;
+    strategy->measure =
+        (core_measurement){.quantile = s->quantile, .negatives_only = s->negatives_only, .want = HEX_WANT_QUANTILE};
+    core_plan_lists(&strategy->measure, &run->g, run->workers);
+}
+
+void core_plan_less_memory(core_strategy *strategy, const core_run *run) {
+    strategy->keep.sums = (core_sums){false, false};
+    strategy->measure.by_block = true;
+    core_plan_lists(&strategy->measure, &run->g, run->workers);
 }
 
 void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan) {
-    hex_settings settings = {.adaptive = adaptive, .reduction = HEX_REDUCTION_MEAN};
-    hex_geometry g;
-    hex_geometry_of(problem, &g);
-    hex_room room = hex_room_for(&g, hex_threads(), &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false);
-    *plan = (hex_plan){g.block_m, g.block_n, g.tasks, bytes_of_tiles(&g), room.tiles, hex_kept_bytes(&g, room),
-                       hex_sums_gradients(room), second_level_cache()};
+    const hex_settings settings = {.adaptive = adaptive, .reduction = HEX_REDUCTION_MEAN};
+    core_geometry g;
+    core_geometry_of(problem, &g);
+    const core_keep keep = plan_keep(&g, core_threads(), &settings, HEX_NEED_ANCHORS | HEX_NEED_KEYS, false);
+    *plan = (hex_plan){.anchor_rows = g.block_m,
+                       .key_rows = g.block_n,
+                       .tiles = g.tasks,
+                       .tile_bytes = core_all_tiles_bytes(&g),
+                       .kept_tiles = keep.tiles,
+                       .kept_bytes = core_kept_bytes(&g, keep),
+                       .fused = core_any_sums(keep.sums),
+                       .cache = core_second_level_cache()};
 }
 
-static void add_task(const hex_geometry *g, hex_task *task, int64_t *count, int32_t *turns, int64_t i, int64_t j) {
-    int32_t *turn_i = turns + i, *turn_j = g->symmetric ? turns + j : turns + g->mb + j;
-    hex_task *t = task + (*count)++;
-    t->i = (int32_t)i;
-    t->j = (int32_t)j;
-    t->turn_i = (*turn_i)++;
-    t->turn_j = turn_j == turn_i ? t->turn_i : (*turn_j)++;
+/* --- how a quantile is measured --- */
+
+/* The lists of all anchors may take LISTS_BYTES, or one in LISTS_SHARE bytes of the budget where that is more. */
+static const int64_t LISTS_BYTES = 32 << 20, LISTS_SHARE = 4;
+
+/* Room for the k-th of all keys; + 1, since a row with fewer members may round the other way. */
+static int64_t capacity_of(double quantile, const core_geometry *g) {
+    const int64_t index = core_nearest_index(quantile, g->n), k = quantile >= 0.5 ? g->n - index : index + 1;
+    return hex_list_capacity(k + 1, g->block_m > g->block_n ? g->block_m : g->block_n);
 }
 
-/* Symmetric: the diagonal first, then a round-robin tournament (circle method) in which every block meets every
- * other once and each round's pairs are disjoint. */
-void hex_schedule(const hex_geometry *g, hex_task *task, int32_t *turns) {
-    int64_t count = 0;
-    for (int64_t b = 0; b < g->mb + g->nb; b++) turns[b] = 0;
-    if (g->symmetric) {
-        int64_t seats = g->mb + (g->mb & 1);   /* an odd block sits out */
-        for (int64_t b = 0; b < g->mb; b++) add_task(g, task, &count, turns, b, b);
-        for (int64_t round = 0; round + 1 < seats; round++)
-            for (int64_t pair = 0; pair < seats / 2; pair++) {
-                int64_t x = pair == 0 ? seats - 1 : (round + pair) % (seats - 1);
-                int64_t y = (round + seats - 1 - pair) % (seats - 1);
-                if (x >= g->mb || y >= g->mb) continue;
-                add_task(g, task, &count, turns, x < y ? x : y, x < y ? y : x);
-            }
-    } else {
-        for (int64_t i = 0; i < g->mb; i++)
-            for (int64_t j = 0; j < g->nb; j++) add_task(g, task, &count, turns, i, j);
+void core_plan_lists(core_measurement *what, const core_geometry *g, int workers) {
+    const int64_t share = hex_workspace_budget() / LISTS_SHARE, most = share > LISTS_BYTES ? share : LISTS_BYTES;
+    what->capacity = what->want & HEX_WANT_QUANTILE ? capacity_of(what->quantile, g) : 0;
+    /* in double, as the product may be more than an int64 holds */
+    what->by_block |= (double)g->mp * (double)what->capacity * (double)g->k->size > (double)most;
+    what->lists = what->by_block ? workers * g->block_m : g->mp;
+}
+
+/* Standard deviations above the mean that a share `tail` of normal values exceeds (Mills' ratio, by iteration), less
+ * four standard errors of the mean of a sample. */
+static double guess_of(double quantile, int64_t n, int64_t sample) {
+    double tail = quantile >= 0.5 ? 1 - quantile : quantile, x = 1;
+    if (tail * (double)n < 1)
+        tail = 1 / (double)n;
+    if (tail > 0.1)
+        return 0; /* lists would be long, whatever the bound */
+    for (int step = 0; step < 20; step++)
+        x = sqrt(-2 * log(tail * 2.5066 * x / (1 - 1 / (1 + x * x))));
+    return x - 4 / sqrt((double)sample);
+}
+
+void core_plan_guess(core_measurement *what, const core_run *run) {
+    /* A second pass is cheap only over tiles that are kept. */
+    const bool cheap = run->keep.tiles == run->g.tasks && !what->negatives_only;
+    what->guess = cheap ? guess_of(what->quantile, run->g.n, run->g.block_n) : 0;
+}
+
+/* --- how losses and gradients are computed --- */
+
+/* 1 / temperature in T, as the kernels use it, so that all terms agree. NaN for what is no temperature, and for one
+ * whose inverse T does not hold with room to spare: below T's smallest normal number, or infinite. */
+static double inverse_of(const hex_kernels *k, double temperature) {
+    const double least = k->size == 4 ? (double)FLT_MIN : DBL_MIN, inverse = 1 / temperature;
+    if (!(temperature >= least && temperature <= DBL_MAX))
+        return NAN;
+    return k->size == 4 ? (double)(float)inverse : inverse;
+}
+
+static double lowest_threshold(const core_run *run, const hex_settings *s) {
+    double lowest = INFINITY;
+    for (int64_t i = 0; i < s->threshold_count; i++) {
+        const double threshold = core_threshold_in_t(run, s->threshold[i]);
+        lowest = threshold < lowest ? threshold : lowest;
     }
-    for (int64_t b = 0; b < g->mb + g->nb; b++) turns[b] = 0;
-    for (int64_t t = 0; t < count; t++) {
-        bool diagonal = g->symmetric && task[t].i == task[t].j;
-        task[t].first_row = turns[task[t].i]++ == 0;
-        task[t].first_col = !diagonal && turns[g->mb + task[t].j]++ == 0;
-    }
+    return lowest;
+}
+
+/* One exponential e^(s - shift) serves every class of both sides of a tile when nothing it is used in can leave the
+ * number format: e^s itself, and e^(beta s) of the hierarchical negatives, which are divided by its own sum, with
+ * weights that are not steep (HEX_STEEP). lowest: of the thresholds, in T. The power is no less than the largest
+ * logit's. */
+static void choose_shift(core_strategy *strategy, const core_run *run, double lowest) {
+    const double inv_tau = strategy->inv_tau, beta = strategy->beta, key = run->kept.keys.longest;
+    const double paired = run->problem->paired.data ? run->paired.longest : 0;
+    const double bound = run->kept.anchors.longest * (key > paired ? key : paired);
+    double hard = lowest > -bound ? bound - lowest : 2 * bound; /* how far hierarchical cosines lie apart at most */
+    hard = hard > 0 ? hard : 0;
+    const double whole = ceil(bound * inv_tau * HEX_LOG2_E);
+    const double more = whole / HEX_LOG2_E - bound * inv_tau; /* what the shift is above the largest logit */
+    strategy->one_shift =
+        (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit && beta <= HEX_STEEP;
+    strategy->power = strategy->one_shift ? whole : 0;
+    strategy->shift = strategy->power / HEX_LOG2_E;
+    strategy->least = exp(-inv_tau - strategy->shift);
+}
+
+/* Sums of exponentials times keys, before their weights, which are about the inverse: true if they cannot leave T. */
+static bool weights_can_wait(const core_strategy *strategy, const core_run *run) {
+    const double half = (double)run->k->limit / 2, range = exp(half), longest = run->kept.keys.longest;
+    const double lowest = -2 * strategy->power / HEX_LOG2_E; /* s - shift is no less */
+    return lowest >= -half && longest * (double)run->g.n <= range && longest * range >= 1;
+}
+
+/* True if dL/ds_ij = w_i e^(s_ij - shift) for all keys j, and every loss is of its own tiles alone. */
+static bool has_one_factor(const core_strategy *strategy, const core_run *run) {
+    const hex_problem *p = run->problem;
+    const bool one_side = !run->g.symmetric && !run->g.both_ways;
+    const bool negatives_alone = !p->labels && !p->relation && p->period == 0 && p->self_offset < 0;
+    return one_side && negatives_alone && strategy->one_shift && strategy->all_global &&
+           weights_can_wait(strategy, run);
+}
+
+static bool any_row_needs_own(const core_run *run, const hex_settings *s) {
+    const int64_t count = hex_loss_count(run->problem), paired = run->problem->paired.data ? 1 : 0;
+    for (int64_t i = 0; i < count; i++)
+        if (core_row_needs_own(s, (double)(run->classes.positives[i] + paired)))
+            return true;
+    return false;
+}
+
+/* All cosines less those of others, summed in T, would leave little but rounding errors of a smaller share of
+ * negatives. */
+static const double SPARSE = 1.0 / 16;
+
+static bool are_negatives_sparse(const core_run *run) {
+    double negatives = 0;
+    for (int64_t i = 0; i < run->g.m; i++)
+        negatives += run->classes.negatives[i]; /* both ways keys have as many */
+    return negatives > 0 && negatives < SPARSE * (double)run->g.m * (double)run->g.n;
+}
+
+static void plan_rows(core_strategy *strategy, const core_run *run, const hex_settings *s) {
+    strategy->inv_tau = inverse_of(run->k, s->temperature);
+    strategy->beta = s->beta;
+    strategy->bound = core_cosine_bound(run, &run->kept.keys, false);
+    strategy->unit_cosines = core_cosine_bound(run, &run->kept.keys, true) == 1;
+}
+
+void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_settings *s, core_wanted wanted) {
+    const double lowest = lowest_threshold(run, s);
+    const bool one_threshold = s->threshold_count <= 1, whole_beta = s->beta == 0 || s->beta == 1;
+    const bool tiles_stay = core_any_sums(run->keep.sums) || (run->kept.tiles && wanted.tiles_are_found);
+    plan_rows(strategy, run, s);
+    choose_shift(strategy, run, lowest);
+    strategy->all_global = lowest == INFINITY;
+    strategy->one_factor = has_one_factor(strategy, run);
+    strategy->own_pass = any_row_needs_own(run, s);
+    strategy->moments_pass = wanted.statistics && are_negatives_sparse(run);
+    strategy->exponentials = strategy->one_shift && one_threshold && whole_beta && !strategy->own_pass;
+    strategy->leave = strategy->exponentials && wanted.gradients && tiles_stay;
+}
+
+/* --- how the strategy comes to the backward --- */
+
+enum { ONE_SHIFT = 1, ALL_GLOBAL = 2, ONE_FACTOR = 4, EXPONENTIALS = 8, WAYS = 16 };
+
+void core_store_strategy(const core_strategy *strategy, double *state) {
+    state[CORE_R_WAY] = (strategy->one_shift ? ONE_SHIFT : 0) + (strategy->all_global ? ALL_GLOBAL : 0) +
+                        (strategy->one_factor ? ONE_FACTOR : 0) + (strategy->exponentials ? EXPONENTIALS : 0);
+    state[CORE_R_POWER] = strategy->power;
+}
+
+/* The row state comes from outside: what no forward pass can have written is no way. */
+static int way_in(const double *row_state) {
+    const double way = row_state[CORE_R_WAY];
+    return way >= 0 && way < WAYS && way == floor(way) ? (int)way : 0;
+}
+
+void core_recall_strategy(core_strategy *strategy, const core_run *run, const hex_settings *s,
+                          const double *row_state) {
+    const int way = way_in(row_state); /* every row has the same */
+    *strategy = (core_strategy){.one_shift = way & ONE_SHIFT,
+                                .all_global = way & ALL_GLOBAL,
+                                .one_factor = way & ONE_FACTOR,
+                                .exponentials = way & EXPONENTIALS};
+    plan_rows(strategy, run, s);
+    strategy->power = strategy->one_shift ? row_state[CORE_R_POWER] : 0;
+    strategy->shift = strategy->power / HEX_LOG2_E;
 }

@@ -19,22 +19,22 @@ typedef struct {
     hex_settings settings;
     PyObject *held[MAX_HELD];
     int held_count;
-} call;
+} numpy_call;
 
 /* Positional and keyword arguments as Python gave them. */
 typedef struct {
-    PyObject *anchors, *keys, *paired, *groups, *key_groups, *relation, *threshold, *grad;
+    PyObject *anchors, *keys, *paired, *labels, *key_labels, *relation, *threshold, *grad;
     long long period, self_offset;
     int normalize, formulation, positives, denominator, reduction;
 } arguments;
 
-static void release(call *c) {
+static void drop_references(numpy_call *c) {
     for (int i = 0; i < c->held_count; i++)
         Py_DECREF(c->held[i]);
 }
 
 /* The object as an array of a type and rank, held until the call ends; type NPY_NOTYPE: as it is. NULL: exception. */
-static PyArrayObject *hold(call *c, PyObject *object, const char *name, int type, int dim, int requirements) {
+static PyArrayObject *hold(numpy_call *c, PyObject *object, const char *name, int type, int dim, int requirements) {
     if (c->held_count == MAX_HELD) {
         PyErr_Format(PyExc_SystemError, "%s: a call holds up to %d arrays", name, MAX_HELD);
         return NULL;
@@ -62,7 +62,7 @@ static bool read_dtype(PyArrayObject *array, hex_dtype *dtype) {
 }
 
 /* An embedding matrix of float32, float64 or float16; first: its dtype becomes the problem's. */
-static bool read_matrix(call *c, PyObject *object, const char *name, bool first, hex_matrix *out) {
+static bool read_matrix(numpy_call *c, PyObject *object, const char *name, bool first, hex_matrix *out) {
     if (!object || object == Py_None)
         return true;
     PyArrayObject *array = hold(c, object, name, NPY_NOTYPE, 2, 0);
@@ -87,7 +87,7 @@ static bool read_matrix(call *c, PyObject *object, const char *name, bool first,
 }
 
 /* A contiguous array of one type and shape (rows,) or (rows, cols); cols < 0: one dimension. */
-static bool read_exactly(call *c, PyObject *object, const char *name, int type, int64_t rows, int64_t cols,
+static bool read_exactly(numpy_call *c, PyObject *object, const char *name, int type, int64_t rows, int64_t cols,
                          const void **out) {
     if (!object || object == Py_None)
         return true;
@@ -105,18 +105,18 @@ static bool read_exactly(call *c, PyObject *object, const char *name, int type, 
     return true;
 }
 
-static bool read_problem(call *c, const arguments *a) {
+static bool read_problem(numpy_call *c, const arguments *a) {
     hex_problem *p = &c->problem;
-    const void *groups = NULL, *key_groups = NULL, *relation = NULL;
+    const void *labels = NULL, *key_labels = NULL, *relation = NULL;
     if (!read_matrix(c, a->anchors, "anchors", true, &p->anchors) ||
         !read_matrix(c, a->keys, "keys", false, &p->keys) || !read_matrix(c, a->paired, "paired", false, &p->paired))
         return false;
     int64_t rows = p->anchors.rows, cols = p->keys.data ? p->keys.rows : rows;
-    if (!read_exactly(c, a->groups, "groups", NPY_INT64, rows, -1, &groups) ||
-        !read_exactly(c, a->key_groups, "key_groups", NPY_INT64, cols, -1, &key_groups) ||
+    if (!read_exactly(c, a->labels, "labels", NPY_INT64, rows, -1, &labels) ||
+        !read_exactly(c, a->key_labels, "key_labels", NPY_INT64, cols, -1, &key_labels) ||
         !read_exactly(c, a->relation, "relation", NPY_INT8, rows, cols, &relation))
         return false;
-    p->groups = groups, p->key_groups = key_groups, p->relation = relation;
+    p->labels = labels, p->key_labels = key_labels, p->relation = relation;
     p->period = a->period, p->self_offset = a->self_offset;
     p->normalize = p->normalize_keys = a->normalize;
     return true;
@@ -130,7 +130,7 @@ static bool choice(const char *name, int value, int highest) {
 }
 
 /* The enums and the threshold; the plain numbers are in place. */
-static bool read_settings(call *c, const arguments *a) {
+static bool read_settings(numpy_call *c, const arguments *a) {
     hex_settings *s = &c->settings;
     if (!choice("formulation", a->formulation, HEX_RELEASED) ||
         !choice("positives", a->positives, HEX_POSITIVES_MEAN) ||
@@ -153,16 +153,14 @@ static bool read_settings(call *c, const arguments *a) {
     return true;
 }
 
-static bool check(const call *c, bool with_settings, bool reference) {
+static bool check(const numpy_call *c, bool with_settings, bool reference) {
     const char *error = hex_cpu_error();
     if (error) {
         PyErr_SetString(PyExc_RuntimeError, error);
         return false;
     }
-    if (reference && c->problem.dtype != HEX_F64)
-        error = "the reference computes float64 only";
-    if (!error)
-        error = hex_check(&c->problem, with_settings ? &c->settings : NULL);
+    const hex_settings *settings = with_settings ? &c->settings : NULL;
+    error = reference ? hex_reference_check(&c->problem, settings) : hex_check(&c->problem, settings);
     if (error)
         PyErr_SetString(PyExc_ValueError, error);
     return !error;
@@ -182,11 +180,13 @@ static PyObject *new_array(int dim, npy_intp rows, npy_intp cols, int type) {
 
 static PyObject *doubles(int dim, npy_intp rows, npy_intp cols) { return new_array(dim, rows, cols, NPY_DOUBLE); }
 
-/* After HEX_NO_MEMORY, on the thread that was told so. */
 static void *data_of(PyObject *array) { return array ? PyArray_DATA((PyArrayObject *)array) : NULL; }
 
-static PyObject *failed(hex_status status) {
-    if (status != HEX_INTERRUPTED)
+/* Sets the exception of a status other than HEX_OK, on the thread that was told it; NULL. */
+static PyObject *failed(hex_status status, bool reference) {
+    if (status == HEX_NO_MEMORY && reference)
+        return PyErr_NoMemory();
+    if (status == HEX_NO_MEMORY)
         return PyErr_Format(PyExc_MemoryError,
                             "out of memory: %lld bytes were wanted, with nothing kept that could be given back",
                             (long long)hex_bytes_wanted());
@@ -194,11 +194,11 @@ static PyObject *failed(hex_status status) {
     return NULL;
 }
 
-static PyObject *measure_arrays(call *c, double quantile, bool negatives_only, int want, bool keep, bool reference) {
+static PyObject *measure_arrays(numpy_call *c, double quantile, bool negatives_only, int want, bool keep, bool reference) {
     double mean = 0;
     int64_t token = 0;
     hex_status status = HEX_OK;
-    if (!(quantile >= 0 && quantile <= 1)) {
+    if (!hex_is_quantile(quantile)) {
         PyErr_SetString(PyExc_ValueError, "quantile: accepted: a number in [0, 1]");
         return NULL;
     }
@@ -210,32 +210,32 @@ static PyObject *measure_arrays(call *c, double quantile, bool negatives_only, i
     double *out = data_of(rows);
     Py_BEGIN_ALLOW_THREADS
     if (reference)
-        hex_reference_measure(&c->problem, quantile, negatives_only, out, &mean);
+        status = hex_reference_measure(&c->problem, quantile, negatives_only, out, &mean);
     else
         status = hex_measure(&c->problem, quantile, negatives_only, want, keep, out, &mean, &token);
     Py_END_ALLOW_THREADS
     if (status != HEX_OK) {
         Py_DECREF(rows);
-        return failed(status);
+        return failed(status, reference);
     }
     return Py_BuildValue("NdL", rows, mean, (long long)token);
 }
 
 static PyObject *measure(PyObject *args, PyObject *kwargs, bool reference) {
-    static char *names[] = {"anchors", "keys", "groups", "key_groups", "relation", "period", "self_offset", "normalize",
+    static char *names[] = {"anchors", "keys", "labels", "key_labels", "relation", "period", "self_offset", "normalize",
                             "quantile", "negatives_only", "want", "keep", NULL};
     arguments a = {.self_offset = -1, .normalize = 1};
     double quantile = 0.99;
     int negatives_only = 0, want = HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, keep = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOLLpdpip", names, &a.anchors, &a.keys, &a.groups,
-                                     &a.key_groups, &a.relation, &a.period, &a.self_offset, &a.normalize, &quantile,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOLLpdpip", names, &a.anchors, &a.keys, &a.labels,
+                                     &a.key_labels, &a.relation, &a.period, &a.self_offset, &a.normalize, &quantile,
                                      &negatives_only, &want, &keep))
         return NULL;
-    call c = {0};
+    numpy_call c = {0};
     PyObject *result = NULL;
     if (read_problem(&c, &a))
         result = measure_arrays(&c, quantile, negatives_only, want, keep, reference);
-    release(&c);
+    drop_references(&c);
     return result;
 }
 
@@ -254,7 +254,7 @@ static bool like(const hex_problem *problem, const hex_matrix *matrix, PyObject 
     return *out != NULL;
 }
 
-static bool allocate(const call *c, bool backward, results *r) {
+static bool allocate(const numpy_call *c, bool backward, results *r) {
     const hex_problem *p = &c->problem;
     bool per_anchor = c->settings.reduction == HEX_REDUCTION_NONE;
     r->losses = doubles(per_anchor, p->anchors.rows, 0);
@@ -266,20 +266,18 @@ static bool allocate(const call *c, bool backward, results *r) {
 }
 
 /* Without the GIL. grad == NULL: forward only. */
-static hex_status compute(const call *c, const double *grad, int64_t token, bool reference, results *r) {
+static hex_status compute(const numpy_call *c, const double *grad, int64_t token, bool reference, results *r) {
     hex_gradients gradients = {data_of(r->anchors), data_of(r->keys), data_of(r->paired), &r->temperature};
     double *losses = data_of(r->losses), *batch_stats = data_of(r->batch_stats);
-    if (reference) {
-        hex_reference_contrast(&c->problem, &c->settings, grad, losses, batch_stats, grad ? &gradients : NULL);
-        return HEX_OK;
-    }
+    if (reference)
+        return hex_reference_contrast(&c->problem, &c->settings, grad, losses, batch_stats, grad ? &gradients : NULL);
     return hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, grad, grad ? &gradients : NULL, losses, batch_stats,
                         NULL, &token);
 }
 
 static PyObject *or_none(PyObject *array) { return array ? array : Py_None; }
 
-static PyObject *contrast_arrays(call *c, const arguments *a, int64_t token, bool reference) {
+static PyObject *contrast_arrays(numpy_call *c, const arguments *a, int64_t token, bool reference) {
     int64_t losses = c->settings.reduction == HEX_REDUCTION_NONE ? c->problem.anchors.rows : 1;
     results r = {0};
     PyObject *result = NULL;
@@ -300,7 +298,7 @@ static PyObject *contrast_arrays(call *c, const arguments *a, int64_t token, boo
         status = compute(c, grad, token, reference, &r);
         Py_END_ALLOW_THREADS
         if (status != HEX_OK)
-            failed(status);
+            failed(status, reference);
         else if (grad)
             result = Py_BuildValue("OO(OOOd)", r.losses, r.batch_stats, or_none(r.anchors), or_none(r.keys),
                                    or_none(r.paired), r.temperature);
@@ -316,20 +314,20 @@ static PyObject *contrast_arrays(call *c, const arguments *a, int64_t token, boo
 }
 
 static PyObject *contrast(PyObject *args, PyObject *kwargs, bool reference) {
-    static char *names[] = {"anchors", "keys", "paired", "groups", "key_groups", "relation", "threshold", "temperature",
+    static char *names[] = {"anchors", "keys", "paired", "labels", "key_labels", "relation", "threshold", "temperature",
                             "period", "self_offset", "normalize", "beta", "tau_plus", "local_weight", "formulation",
                             "positives", "denominator", "reduction", "grad", "token", NULL};
     arguments a = {.self_offset = -1, .normalize = 1, .reduction = HEX_REDUCTION_MEAN};
-    call c = {.settings = {.temperature = 0.1, .beta = 1, .tau_plus = 0.1, .local_weight = 1}};
+    numpy_call c = {.settings = {.temperature = 0.1, .beta = 1, .tau_plus = 0.1, .local_weight = 1}};
     hex_settings *s = &c.settings;
     long long token = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOOOOOdLLpdddiiiiOL", names, &a.anchors, &a.keys, &a.paired,
-                                     &a.groups, &a.key_groups, &a.relation, &a.threshold, &s->temperature, &a.period,
+                                     &a.labels, &a.key_labels, &a.relation, &a.threshold, &s->temperature, &a.period,
                                      &a.self_offset, &a.normalize, &s->beta, &s->tau_plus, &s->local_weight,
                                      &a.formulation, &a.positives, &a.denominator, &a.reduction, &a.grad, &token))
         return NULL;
     PyObject *result = read_problem(&c, &a) && read_settings(&c, &a) ? contrast_arrays(&c, &a, token, reference) : NULL;
-    release(&c);
+    drop_references(&c);
     return result;
 }
 

@@ -1,80 +1,86 @@
-/* reference.h: the naive oracle. Every pair is looked at in turn, in long double, one anchor after the other; the gradients
- * are the derivatives written out by hand. Nothing here is fast, and nothing should be made so.
+/* reference.h: the naive oracle. Every pair is looked at in turn, in long double, one anchor after the other; the
+ * gradients are the derivatives written out by hand. Nothing here is fast, and nothing should be made so.
  *
- * Every sum of exponentials is kept as its logarithm, relative to the logit of its set's largest cosine (hex_log): logits may be
- * so large that they keep no digits of their differences, and the losses are made of those alone.
- * A row that is not finite makes an anchor "broken", a key every anchor: its loss and all that it touches are NaN. */
-#ifndef HEX_REFERENCE_H
-#define HEX_REFERENCE_H
+ * Every sum of exponentials is kept as its logarithm, relative to the logit of its set's largest cosine (ref_log):
+ * logits may be so large that they keep no digits of their differences, and the losses are made of those alone.
+ *
+ * A row that is not finite makes its anchor "broken", and a key makes every anchor so: the loss of a broken anchor and
+ * all that it touches are NaN. */
+#ifndef REFERENCE_H
+#define REFERENCE_H
 
 #include "../hex.h"
 
-/* ---- rows.c ---- */
+/* --- problem.c: rows made ready, and who is compared with whom --- */
 
-/* The problem with its rows made ready: contiguous, of unit length if asked for. */
+/* A problem whose rows are contiguous, and of unit length if that was asked for. */
 typedef struct {
     const hex_problem *given;
-    int64_t m, n, d;
-    int64_t self_offset;
-    double *anchors, *keys, *paired;                      /* (m, d), (n, d), (m, d) */
-    long double *anchor_norms, *key_norms, *paired_norms; /* lengths of the given rows */
-    bool *broken;                                         /* (m,) */
+    int64_t m, n, d;                                      /* anchors, keys, columns */
+    int64_t self_offset;                                  /* of the problem; 0 where the keys are the anchors */
+    double *anchors, *keys, *paired;                      /* (m, d), (n, d), (m, d): the rows that are ready */
+    long double *anchor_norms, *key_norms, *paired_norms; /* (m), (n), (m): lengths of the rows as they were given */
+    bool *broken;                                         /* (m) */
     bool finite;                                          /* no anchor is broken */
-    bool unit, unit_paired;                               /* of keys, of the paired: cosines are in [-1, 1], and cut to it */
-    double *cosines;                                      /* (n,) of the anchor at hand */
-} hex_ready;
+    bool unit, unit_paired; /* cosines with keys, with paired rows, are in [-1, 1], and rounding is cut off there */
+    double *cosines;        /* (n) of the anchor that is looked at; ref_cosines fills them */
+} ref_problem;
 
-/* False: out of memory, and there is nothing to free. */
-bool hex_ready_make(hex_ready *r, const hex_problem *problem);
-void hex_ready_free(hex_ready *r);
+/* False: out of memory, and there is nothing to close. */
+bool ref_open(ref_problem *r, const hex_problem *problem);
+void ref_close(ref_problem *r);
 
 /* > 0: key j is a positive of anchor i; < 0: a negative; 0: neither. */
-int hex_ready_relation(const hex_ready *r, int64_t i, int64_t j);
+int ref_relation(const ref_problem *r, int64_t i, int64_t j);
 
-/* The cosines of anchor i with every key into r->cosines. */
-void hex_ready_cosines(const hex_ready *r, int64_t i);
-double hex_ready_paired_cosine(const hex_ready *r, int64_t i);
+/* Fills r->cosines with those of anchor i and every key. */
+void ref_cosines(const ref_problem *r, int64_t i);
+double ref_paired_cosine(const ref_problem *r, int64_t i);
 
-double hex_ready_dot(const double *x, const double *y, int64_t d);
+double ref_dot(const double *x, const double *y, int64_t d);
 
-/* ---- anchor.c; r->cosines holds the anchor's ---- */
+/* --- anchor.c: the loss of one anchor, whose cosines are in r->cosines --- */
 
-typedef enum { NEITHER, POSITIVE, GLOBAL, HARD } hex_set;
+typedef enum { NEITHER, POSITIVE, GLOBAL, HARD } ref_set;
 
-/* A positive number, e^(top / temperature + log); log -inf: 0. */
+/* The positive number e^(top / temperature + log); log -inf: 0. */
 typedef struct {
     double top;
     long double log;
-} hex_log;
+} ref_log;
 
 /* What one anchor's loss is made of. */
 typedef struct {
-    double positives, globals, hards; /* sizes; the paired positive is counted */
-    hex_log mean_pos;                 /* the geometric mean of e^s over the positives */
-    hex_log pos, global;              /* sum of e^s over the positives, the global negatives */
-    double top;                       /* largest cosine of the hard ones; x = s - top / temperature */
-    long double weights;              /* sum over the hard ones of e^(beta x) */
-    long double excess;               /* mean of expm1(x) with these weights */
-    hex_log raw, debit;               /* |H| A/B; tau_plus |H| mean of e^s over the positives */
-    hex_log local;                    /* the local term, without its weight */
-    hex_log neg;                      /* weight x local + global */
+    double positives, globals, hards; /* sizes of the sets; the paired positive is counted */
+    ref_log mean_pos;                 /* the geometric mean of e^s over the positives */
+    ref_log pos, global;              /* the sums of e^s over the positives and over the global negatives */
+    double top;                       /* the largest cosine of the hard ones; below, x = s - top / temperature */
+    long double weights;              /* the sum over the hard ones of e^(beta x) */
+    long double excess;               /* the mean of expm1(x) with these weights */
+    ref_log raw;                      /* |H| times the weighted mean of e^s */
+    ref_log debit;                    /* tau_plus |H| times the mean of e^s over the positives */
+    ref_log local;                    /* the local term, without its weight */
+    ref_log neg;                      /* local_weight times local, plus global */
     bool floored;                     /* the local term is at its floor */
-    bool broken, counts;              /* the loss is NaN, by its rows or the temperature; it is not left out */
+    bool broken;                      /* the loss is NaN, because of its rows or the temperature */
+    bool counts;                      /* the anchor is not left out */
     double loss;
-} hex_anchor;
+} ref_terms;
 
-/* dL/d of the quantities of hex_anchor that the logits enter through. */
+/* dL/d of the quantities of ref_terms through which the logits enter, as logarithms. */
 typedef struct {
-    long double mean_pos, pos, own, neg; /* own: negatives / (e^s + negatives) of every positive, times this */
+    long double mean_pos, pos, neg;
+    long double own; /* times negatives / (e^s + negatives) of every positive */
     long double global, raw;
-    long double temperature;             /* what does not pass through a logit */
-} hex_slopes;
+    long double temperature; /* the part that does not pass through a logit */
+} ref_slopes;
 
-hex_set hex_anchor_set(const hex_ready *r, const hex_settings *o, int64_t i, int64_t j);
-hex_anchor hex_anchor_forward(const hex_ready *r, const hex_settings *o, int64_t i);
-hex_slopes hex_anchor_slopes(const hex_ready *r, const hex_settings *o, int64_t i, const hex_anchor *t);
+/* The set in which anchor i has key j. */
+ref_set ref_set_of(const ref_problem *r, const hex_settings *o, int64_t i, int64_t j);
+ref_terms ref_forward(const ref_problem *r, const hex_settings *o, int64_t i);
+ref_slopes ref_slopes_of(const ref_problem *r, const hex_settings *o, int64_t i, const ref_terms *t);
 
-/* dL_i/ds for a cosine of the given set. */
-double hex_anchor_coefficient(const hex_settings *o, const hex_anchor *t, const hex_slopes *d, hex_set which, double c);
+/* dL_i/ds of a key in the given set, with cosine c. */
+double ref_coefficient(const hex_settings *o, const ref_terms *t, const ref_slopes *d, ref_set which, double c);
 
 #endif

@@ -150,8 +150,8 @@ static bool read_matrix(call *c, int slot, const char *name, int32_t dtype, hex_
     return true;
 }
 
-/* One side's group ids, or absent. */
-static bool read_groups(call *c, int slot, const char *name, int64_t rows, const int64_t **out) {
+/* One side's labels, or absent. */
+static bool read_labels(call *c, int slot, const char *name, int64_t rows, const int64_t **out) {
     tensor_view view;
     if (!call_tensor(c, slot, name, &view))
         return false;
@@ -178,8 +178,8 @@ bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem 
         (has_paired && !read_matrix(c, first + 2, "paired", view.dtype, &problem->paired)))
         return false;
     int64_t rows = problem->anchors.rows, cols = problem->keys.data ? problem->keys.rows : rows;
-    if (!read_groups(c, ids, "groups", rows, &problem->groups) ||
-        !read_groups(c, ids + 1, "key_groups", cols, &problem->key_groups) ||
+    if (!read_labels(c, ids, "labels", rows, &problem->labels) ||
+        !read_labels(c, ids + 1, "key_labels", cols, &problem->key_labels) ||
         !call_tensor(c, ids + 2, "relation", &view))
         return false;
     if (view.numel > 0) {

@@ -60,7 +60,7 @@ bool call_exact_tensor(call *c, int slot, const char *name, int32_t dtype, const
 /* A float32 or float64 tensor with `count` elements in at most one dimension, any stride, as doubles. */
 bool call_doubles(call *c, const tensor_view *view, const char *name, int64_t count, double *out);
 
-/* anchors, keys, [paired], groups, key_groups, relation from slot `first`; period, self_offset, normalize, normalize_keys,
+/* anchors, keys, [paired], labels, key_labels, relation from slot `first`; period, self_offset, normalize, normalize_keys,
  * [both_ways] from slot `scalars`, those in brackets where has_paired. The core has nothing against what it returns. */
 bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem *problem);
 

@@ -21,13 +21,13 @@
 
 /* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
 #define MEASURE_ARGUMENTS(FIRST, NEXT)                                                                                    \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, groups) NEXT(Tensor, key_groups) NEXT(Tensor, relation)        \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation)        \
     NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)                       \
     NEXT(float, quantile) NEXT(bool, negatives_only) NEXT(int, want) NEXT(bool, keep)
 #define MEASURE_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, mean_quantile) NEXT(Tensor, token)
 
 #define CONTRAST_ARGUMENTS(FIRST, NEXT)                                                                                   \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, groups) NEXT(Tensor, key_groups)          \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels)          \
     NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token)                          \
     NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) NEXT(bool, both_ways) \
     NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives)         \
@@ -38,8 +38,8 @@
     NEXT(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
 
 #define BACKWARD_ARGUMENTS(FIRST, NEXT)                                                                                   \
-    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, groups)           \
-    NEXT(Tensor, key_groups) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state)                     \
+    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels)           \
+    NEXT(Tensor, key_labels) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state)                     \
     NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)   \
     NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation)        \
     NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys)       \
@@ -65,8 +65,8 @@ static const char backward_schema[] =
 
 /* What boxed.h takes for granted. P: the prefix of an operator's slots. */
 #define PROBLEM_IN_ORDER(P, has_paired)                                                                                   \
-    _Static_assert(P##keys == P##anchors + 1 && P##groups == P##anchors + 2 + (has_paired) &&                             \
-                   P##key_groups == P##groups + 1 && P##relation == P##groups + 2 && P##self_offset == P##period + 1 &&   \
+    _Static_assert(P##keys == P##anchors + 1 && P##labels == P##anchors + 2 + (has_paired) &&                             \
+                   P##key_labels == P##labels + 1 && P##relation == P##labels + 2 && P##self_offset == P##period + 1 &&   \
                    P##normalize == P##period + 2 && P##normalize_keys == P##period + 3, "the order of call_problem")
 #define SETTINGS_IN_ORDER(P)                                                                                              \
     _Static_assert(P##paired == P##anchors + 2 && P##both_ways == P##period + 4 && P##tau_plus == P##beta + 1 &&          \
@@ -92,7 +92,7 @@ static bool measure(call *c) {
     if (!call_problem(c, M_anchors, false, M_period, &problem) ||
         !call_choice(c, M_want, "want", HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, &want))
         return false;
-    if (!(quantile >= 0 && quantile <= 1))
+    if (!hex_is_quantile(quantile))
         return fail(c, "quantile must be in [0, 1], got %g", quantile);
     int32_t float64 = hex_torch.aoti_torch_dtype_float64();
     if (!call_output(c, float64, 2, (int64_t[]){problem.anchors.rows, HEX_ROW_STATS}, &row_stats) ||
@@ -163,7 +163,7 @@ static bool contrast(call *c) {
         !call_threshold(c, C_threshold, C_adaptive, problem.anchors.rows, &settings) || !call_token(c, C_token, &kept) ||
         !call_choice(c, C_needed, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
         return false;
-    int64_t rows = hex_anchors(&problem);
+    int64_t rows = hex_loss_count(&problem);
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
     bool at_once = call_boolean(c, C_at_once);
     double scale = call_number(c, C_scale);
@@ -204,11 +204,11 @@ static bool contrast_backward(call *c) {
     int64_t kept;
     if (!call_problem(c, B_anchors, true, B_period, &problem) || !call_settings(c, B_temperature, B_beta, &settings) ||
         !call_token(c, B_token, &kept) || !call_check(c, &problem, &settings) ||
-        !call_exact_tensor(c, B_row_state, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_anchors(&problem),
+        !call_exact_tensor(c, B_row_state, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_loss_count(&problem),
                          HEX_ROW_STATE, &row_state))
         return false;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
-    int64_t losses = per_anchor ? hex_anchors(&problem) : 1;
+    int64_t losses = per_anchor ? hex_loss_count(&problem) : 1;
     int wanted = HEX_NEED_ANCHORS * call_boolean(c, B_need_anchors) | HEX_NEED_KEYS * call_boolean(c, B_need_keys) |
                  HEX_NEED_PAIRED * call_boolean(c, B_need_paired) | HEX_NEED_TEMPERATURE * call_boolean(c, B_need_temperature);
     double *grad_loss = call_buffer(c, losses);

@@ -60,7 +60,7 @@ int check_interruption(void) {
     static result expected;
     int failures = 0, tried = 0;
     double held = 0;
-    hex_ask_every = 0;
+    core_ask_every = 0;
     for (int n = 0; n < PROBLEMS * WAYS; n++) {
         const enum problem which = n % PROBLEMS;
         const int way = n / PROBLEMS;

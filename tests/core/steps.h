@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../../csrc/core/core.h"
+#include "../../csrc/core/team.h"
 
 enum { MOST_THREADS = 5, M = 400, N = 500, D = 100 };
 

@@ -5,16 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../csrc/core/core.h"
+#include "../../csrc/core/fingerprint.h"
 
-uint64_t hex_fingerprint(const hex_problem *problem, const hex_geometry *g, hex_team *team) {
+uint64_t core_fingerprint(const hex_problem *problem, const core_geometry *g, core_team *team) {
     (void)problem, (void)g, (void)team;
     return 42;
 }
 
 /* The same number again: gradients, too, are taken for tiles, and tiles for gradients. */
-uint64_t hex_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const hex_geometry *g,
-                                  const hex_settings *settings, const double *row_state, hex_team *team) {
+uint64_t core_gradient_fingerprint(uint64_t embeddings, const hex_problem *problem, const core_geometry *g,
+                                  const hex_settings *settings, const double *row_state, core_team *team) {
     (void)embeddings, (void)problem, (void)g, (void)settings, (void)row_state, (void)team;
     return 42;
 }

@@ -20,37 +20,37 @@ static void sleep_once(int64_t begin, int64_t end, void *context) {
 
 static void wait_for_last(int64_t begin, int64_t end, void *context) {
     (void)end;
-    hex_team *team = context;
+    core_team *team = context;
     if (begin != 2) {
-        hex_team_wait(team, &told, 1);
+        core_team_wait(team, &told, 1);
         return;
     }
     usleep(LONG);
-    hex_team_tell(team, &told, 1);
+    core_team_tell(team, &told, 1);
 }
 
 /* Helpers wait for a round that comes late. */
-static hex_status serial_work(hex_team *team, void *context) {
+static hex_status serial_work(core_team *team, void *context) {
     (void)context;
-    hex_team_round(team, 3, nothing, team);
+    core_team_round(team, 3, nothing, team);
     usleep(LONG);
-    hex_team_round(team, 3, nothing, team);
+    core_team_round(team, 3, nothing, team);
     usleep(LONG);
     return HEX_OK;
 }
 
 /* The leader and others wait for the end of a round. */
-static hex_status uneven_round(hex_team *team, void *context) {
+static hex_status uneven_round(core_team *team, void *context) {
     (void)context;
-    hex_team_round(team, 3, sleep_once, team);
+    core_team_round(team, 3, sleep_once, team);
     return HEX_OK;
 }
 
 /* Two wait within a round for what the third does. */
-static hex_status turns(hex_team *team, void *context) {
+static hex_status turns(core_team *team, void *context) {
     (void)context;
     atomic_store(&told, 0);
-    hex_team_round(team, 3, wait_for_last, team);
+    core_team_round(team, 3, wait_for_last, team);
     return HEX_OK;
 }
 
@@ -87,14 +87,14 @@ static void together(int64_t tasks, hex_body body, void *context) {
 int check_waiting(void) {
     static const struct {
         const char *name;
-        hex_lead lead;
+        core_lead lead;
     } cases[] = {{"serial work", serial_work}, {"the end of a round", uneven_round}, {"a turn", turns}};
     int failures = 0;
     threads = 3;
     hex_set_pool(together, thread_count);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         double start_time = processor_milliseconds();
-        if (hex_with_team(threads, cases[c].lead, NULL) != HEX_OK) abort();
+        if (core_with_team(threads, cases[c].lead, NULL) != HEX_OK) abort();
         double used = processor_milliseconds() - start_time;
         if (used <= SHORT) continue;
         failures++;

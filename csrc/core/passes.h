@@ -1,0 +1,31 @@
+/* passes.h: from tiles to losses. Tiles stream past every anchor's sums, once or several times, as the strategy says.
+ */
+#ifndef CORE_PASSES_H
+#define CORE_PASSES_H
+
+#include "gradient.h"
+
+/* A contrast, while it goes on. */
+typedef struct {
+    const hex_settings *settings;
+    const core_strategy *strategy;
+    core_gradient gradient; /* of the plain sum of all losses, where sums are kept and so formed here */
+    char *params;           /* T[HEX_PARAMS][ap] */
+    char *maxima;           /* T[HEX_MAXIMA][ap]; used without one_shift */
+    double *sums;           /* (HEX_SUMS, ap) */
+    double *own;            /* (2, ap) the sums of hex_kernels.own */
+    double *negatives;      /* (2, ap) hex_sides.row_neg */
+    double *paired;         /* (mp) cosines with the paired positives, as core_paired_cosines has them */
+    double *losses;         /* (hex_loss_count) */
+    double *moment;         /* (HEX_MOMENTS, ap) of the negatives; used with moments_pass */
+    double *row_state;      /* (hex_loss_count, HEX_ROW_STATE) */
+} core_contrast;
+
+/* Takes the memory from an arena; row_state is the caller's where that is not NULL. */
+void core_contrast_place(const core_geometry *g, double *row_state, core_arena *arena, core_contrast *c);
+
+/* Fills in losses, sums, moment, row_state and paired, from an open run; settings and strategy are set. Where the run
+ * keeps sums, these are formed, too. */
+void core_contrast_run(core_run *run, core_contrast *c);
+
+#endif
