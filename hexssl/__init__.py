@@ -26,8 +26,16 @@ except ModuleNotFoundError as error:
                       "with `pip install -e .`, or start Python in another folder to use the installed package"
                       ) from error
 from hexssl import arrays, thresholds, workspace  # noqa: E402
-from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
-from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402
+from hexssl.functional import (  # noqa: E402
+    HEXStats,
+    RowStats,
+    cross_hex_loss,
+    cross_info_nce,
+    hex_loss,
+    info_nce,
+    similarity_stats,
+)
+from hexssl.losses import CrossHEXLoss, CrossInfoNCELoss, HEXLoss, InfoNCELoss  # noqa: E402
 from hexssl.profiling import from_environment as _profile_from_environment  # noqa: E402
 from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
@@ -36,5 +44,6 @@ _profile_from_environment()
 workspace.from_environment()
 
 __version__ = "0.1.0"
-__all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "RowStats",
-           "arrays", "hex_loss", "info_nce", "similarity_stats", "thresholds", "workspace"]
+__all__ = ["CrossHEXLoss", "CrossInfoNCELoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss",
+           "RowStats", "arrays", "cross_hex_loss", "cross_info_nce", "hex_loss", "info_nce", "similarity_stats",
+           "thresholds", "workspace"]

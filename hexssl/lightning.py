@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hexssl import validation
-from hexssl.losses import _Loss
+from hexssl.criterion import Criterion
 from hexssl.thresholds import Threshold
 
 try:
@@ -81,7 +81,7 @@ class HEXMonitor(pl.Callback):
         _tell_epoch(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not any(isinstance(module, _Loss | Threshold) for module in pl_module.modules()):
+        if not any(isinstance(module, Criterion | Threshold) for module in pl_module.modules()):
             raise ValueError(f"HEXMonitor: {type(pl_module).__name__} holds no loss and no threshold of hexssl as a "
                              "submodule; accepted: a LightningModule with at least one")
         _tell_epoch(trainer, pl_module)
@@ -114,7 +114,7 @@ class HEXMonitor(pl.Callback):
                 logger.log_metrics(metrics, step=self._step)
 
     def _metrics(self, pl_module: nn.Module) -> dict[str, float]:
-        losses = {name: module for name, module in pl_module.named_modules() if isinstance(module, _Loss)}
+        losses = {name: module for name, module in pl_module.named_modules() if isinstance(module, Criterion)}
         metrics = {}
         for name, loss in losses.items():
             stats = loss.stats
@@ -128,7 +128,7 @@ class HEXMonitor(pl.Callback):
 
 def _tell_epoch(trainer: pl.Trainer, pl_module: nn.Module, unknown_only: bool = False) -> None:
     for module in pl_module.modules():
-        if not isinstance(module, _Loss | Threshold):
+        if not isinstance(module, Criterion | Threshold):
             continue
         threshold = module if isinstance(module, Threshold) else module.threshold
         if not (unknown_only and isinstance(threshold, Threshold) and threshold.epoch is not None):

@@ -26,7 +26,7 @@ from peers import (
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss
 from hexssl.compat.info_nce import InfoNCE, info_nce
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
@@ -120,9 +120,9 @@ def test_hex(threshold, settings):
     query, positive, negatives = rows(3, 10, 5), rows(4, 10, 5), rows(5, 30, 5)
     both = {"threshold": threshold, **settings}
     assert_close(info_nce(query, positive, temperature=0.3, **both),
-                 hex_loss(query, positive, temperature=0.3, **both), EXACT)
+                 cross_hex_loss(query, positive, temperature=0.3, **both), EXACT)
     assert_close(info_nce(query, positive, negatives, 0.3, **both),
-                 hex_loss(query, negatives, paired=positive, temperature=0.3, **both), EXACT)
+                 cross_hex_loss(query, negatives, paired=positive, temperature=0.3, **both), EXACT)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -206,7 +206,7 @@ def test_released_without_a_threshold_is_the_library_s_loss(shape):
 
 def one_by_one(query, positive, negatives, temperature, threshold, reduction, settings):
     """A problem for each query, its loss by the core; and the statistics, each the mean of those that are numbers."""
-    results = [hex_loss(query[i : i + 1], negatives[i], paired=positive[i : i + 1], threshold=threshold(i),
+    results = [cross_hex_loss(query[i : i + 1], negatives[i], paired=positive[i : i + 1], threshold=threshold(i),
                         temperature=temperature, return_stats=True, **settings) for i in range(len(query))]
     losses, seen = torch.stack([loss for loss, _ in results]), torch.stack([torch.stack(stats) for _, stats in results])
     stats = torch.cat((seen[:, :5].nanmean(0), seen[:, 5:].sum(0)))

@@ -28,7 +28,7 @@ from peers import (
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss, hex_loss
 from hexssl.compat import lightly
 from hexssl.thresholds import AdaptiveThreshold
 
@@ -309,7 +309,8 @@ def test_bank_and_half_precision(dtypes):
     a, b = (x.to(dtype).requires_grad_() for x, dtype in zip(rows(1, 2, 4, 3), dtypes, strict=True))
     loss = lightly.NTXentLoss(0.3, memory_bank_size=(8, 3))
     bank = loss.memory_bank.bank.clone()
-    expected = hex_loss(unit(a.float()), bank, paired=unit(b.float()), threshold=None, temperature=0.3, normalize=False)
+    expected = cross_hex_loss(unit(a.float()), bank, paired=unit(b.float()), threshold=None, temperature=0.3,
+                              normalize=False)
     got = loss(a, b)
     assert got.dtype == torch.float32
     assert_close(got, expected, 1e-6)  # float32
@@ -351,14 +352,14 @@ def test_hex(threshold, settings):
     bank = lightly.NTXentLoss(0.3, (30, 5), **both)
     bank.memory_bank.bank *= 0.5 + torch.rand(30, 1, generator=torch.Generator().manual_seed(0))  # used as it is
     for got, expected in (
-        (lightly.NTXentLoss(0.3, **both)(a, b), hex_loss(z, temperature=0.3, **both)),
-        (bank(a, b), hex_loss(unit(a), bank.memory_bank.bank.double(), paired=unit(b), temperature=0.3, normalize=False,
-                              **both)),
+        (lightly.NTXentLoss(0.3, **both)(a, b), hex_loss(*z.chunk(2), temperature=0.3, **both)),
+        (bank(a, b), cross_hex_loss(unit(a), bank.memory_bank.bank.double(), paired=unit(b), temperature=0.3,
+                                    normalize=False, **both)),
         (lightly.DCLLoss(0.3, **both)(a, b),
-         hex_loss(z, temperature=0.3, **both, denominator="all" if released else "negatives")),
+         hex_loss(*z.chunk(2), temperature=0.3, **both, denominator="all" if released else "negatives")),
         (lightly.DCLLoss(0.3, lambda a, b: torch.ones(12), **both)(a, b), lightly.DCLLoss(0.3, **both)(a, b)),
         (lightly.SupConLoss(0.3, **both)(a, b, labels),
-         0.3 * hex_loss(z, groups=labels.repeat(2), temperature=0.3, **both,
+         0.3 * hex_loss(z, labels=labels.repeat(2), temperature=0.3, **both,
                         positives="sum" if released else "mean")),
     ):
         assert_close(got, expected, EXACT)
@@ -476,7 +477,7 @@ def test_both_directions_of_moco_with_a_bank_each(bank_loss):
     (lambda: lightly.NTXentLoss(memory_bank_size=(9, 2))(rows(1, 4, 3), rows(1, 4, 3)), "memory_bank_size"),
     (lambda: lightly.SupConLoss()(rows(1, 4, 3), rows(1, 4, 3), torch.arange(3)), "labels"),
     (lambda: lightly.DCLLoss(threshold="high"), "threshold"),
-    (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), [0, 1, 0]), "labels"),
+    (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), [0.0, 1.0, 0.0]), "labels"),
     (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), torch.eye(3, dtype=torch.int64)), "labels"),
     (lambda: lightly.DCLWLoss()(rows(1, 4, 3), rows(1, 4, 3).half()), "out1"),
     (lambda: lightly.DCLWLoss()(rows(1, 4, 3).long(), rows(1, 4, 3).long()), "out0"),

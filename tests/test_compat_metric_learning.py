@@ -212,7 +212,7 @@ def test_hex(name, threshold, settings):
     x, labels = rows(3, 24, 5), torch.arange(12).repeat(2)  # one positive each: the averages agree
     form = {} if "formulation" in settings else {
         "positives": "mean", "denominator": "own" if name == "NTXentLoss" else "all"}
-    expected = hex_loss(x, threshold=threshold, temperature=0.3, **settings, **form)
+    expected = hex_loss(*x.chunk(2), threshold=threshold, temperature=0.3, **settings, **form)
     loss = OURS[name](0.3, threshold=threshold, **settings)
     assert_close(loss(x, labels), expected, EXACT)
     assert loss.stats.hierarchical_fraction > 0

@@ -27,7 +27,7 @@ from peers import (
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss
 from hexssl.compat.open_clip import ClipLoss
 from hexssl.thresholds import AdaptiveThreshold
 
@@ -246,7 +246,7 @@ def test_hex(threshold, settings):
     images, texts = unit(rows(3, 2, 12, 5))
     both = {"threshold": threshold, "temperature": 0.2, **settings}
     loss = ClipLoss(threshold=threshold, **settings)
-    expected = (hex_loss(images, texts, **both) + hex_loss(texts, images, **both)) / 2
+    expected = (cross_hex_loss(images, texts, **both) + cross_hex_loss(texts, images, **both)) / 2
     assert_close(loss(images, texts, 5.0), expected, EXACT)
     assert 0 < loss.stats.hierarchical_fraction < 1
 

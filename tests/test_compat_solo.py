@@ -27,7 +27,7 @@ from peers import (
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss, hex_loss
 from hexssl.compat import solo
 from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold
 
@@ -236,7 +236,7 @@ def test_thresholds_for_which_the_published_code_is_nan(fraction, left_out):
     assert_same(lambda z, t: solo.simclr_loss_func_hex_fixed(z, indexes, t, fraction),
                 lambda z, t: published(z, indexes, t, fraction, None, 1.0, 0.1, 1.0, "released"),
                 [z, torch.tensor(0.3, dtype=torch.float64)])
-    _, stats = hex_loss(z, temperature=0.3, threshold=RowRangeThreshold(fraction), formulation="released",
+    _, stats = hex_loss(*z.chunk(2), temperature=0.3, threshold=RowRangeThreshold(fraction), formulation="released",
                         return_stats=True)
     assert stats.skipped_anchors == left_out
 
@@ -262,7 +262,7 @@ def test_weighted_does_not():
     with pytest.raises(ValueError, match="tau_plus"):
         solo.simclr_loss_func_hex_adaptive(z, indexes, 0.3, formulation="weighted")  # the published default is 1
     loss = solo.simclr_loss_func_hex_adaptive(z, indexes, 0.3, 1.0, 0.1, formulation="weighted")
-    assert_close(loss, hex_loss(z, temperature=0.3), EXACT)
+    assert_close(loss, hex_loss(*z.chunk(2), temperature=0.3), EXACT)
 
 
 def test_published_names():
@@ -305,11 +305,11 @@ def test_hex(threshold, settings):
     plain = {"threshold": None} if threshold is None else both  # solo-learn's loss whichever form HEX would have
     queue = unit(rows(4, 30, 5))
     for got, expected in (
-        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(z, temperature=0.3, **plain)),
-        (solo.nnclr_loss_func(a, k, 0.3, **both), hex_loss(a, k, temperature=0.3, **plain)),
+        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(*z.chunk(2), temperature=0.3, **plain)),
+        (solo.nnclr_loss_func(a, k, 0.3, **both), cross_hex_loss(a, k, temperature=0.3, **plain)),
         (solo.mocov2plus_loss_func(unit(a), unit(k), queue.T, 0.3, **both),
-         hex_loss(a, queue, paired=k, temperature=0.3, **plain)),
-        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * hex_loss(a, k, temperature=0.3, **plain)),
+         cross_hex_loss(a, queue, paired=k, temperature=0.3, **plain)),
+        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * cross_hex_loss(a, k, temperature=0.3, **plain)),
     ):
         assert_close(got, expected, EXACT)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peers import SEEDS, assert_close, drawn, rows, unit
 from torch import Tensor, nn
 
-from hexssl import CrossHEXLoss, HEXLoss, HEXRegularized, InfoNCELoss, hex_loss, info_nce
+from hexssl import CrossHEXLoss, HEXLoss, HEXRegularized, InfoNCELoss, cross_info_nce, hex_loss
 from hexssl.compat import info_nce as infonce
 from hexssl.compat import lightly, metric_learning, solo
 
@@ -23,9 +23,9 @@ A, K = rows(1, 6, 4), rows(2, 6, 4)
 Z, QUEUE, OWN = torch.cat((A, K)), unit(rows(3, 9, 4)), rows(4, 6, 5, 4)  # OWN: five negatives for each query
 
 FUNCTIONS: dict[str, Callable[[Any], Tensor]] = {
-    "hex_loss": lambda t: hex_loss(Z, threshold=0.2, temperature=t),
-    "hex_loss none": lambda t: hex_loss(Z, threshold=0.2, temperature=t, reduction="none").sum(),
-    "info_nce": lambda t: info_nce(A, K, temperature=t),
+    "hex_loss": lambda t: hex_loss(*Z.chunk(2), threshold=0.2, temperature=t),
+    "hex_loss none": lambda t: hex_loss(*Z.chunk(2), threshold=0.2, temperature=t, reduction="none").sum(),
+    "info_nce": lambda t: cross_info_nce(A, K, temperature=t),
     "solo simclr": lambda t: solo.simclr_loss_func(Z, torch.arange(6).repeat(2), t),
     "solo nnclr": lambda t: solo.nnclr_loss_func(A, K, t),
     "solo mocov2plus": lambda t: solo.mocov2plus_loss_func(unit(A), unit(K), QUEUE.T, t),
@@ -107,7 +107,7 @@ def test_any_number_of_dimensions_of_length_one(seed, value, dimensions, reducti
     z = rows(seed, 8, 3)
     plain = torch.tensor(value, dtype=dtype, requires_grad=True)
     shaped = torch.full((1,) * dimensions, value, dtype=dtype, requires_grad=True)
-    losses = [hex_loss(z, threshold=0.1, temperature=t, reduction=reduction) for t in (plain, shaped)]
+    losses = [hex_loss(*z.chunk(2), threshold=0.1, temperature=t, reduction=reduction) for t in (plain, shaped)]
     assert torch.equal(*losses)
     for loss in losses:
         loss.sum().backward()
@@ -166,10 +166,10 @@ def test_the_loss_has_the_embeddings_dtype(shape):
 def test_other_devices():
     z = Z.float().to("meta")
     temperature = torch.full((1,), 0.3, device="meta", requires_grad=True)
-    hex_loss(z, threshold=0.2, temperature=temperature).backward()
+    hex_loss(*z.chunk(2), threshold=0.2, temperature=temperature).backward()
     assert temperature.grad.shape == (1,)
     with pytest.raises(ValueError, match=r"^temperature: got .*on cpu; accepted"):
-        hex_loss(z, temperature=torch.full((1,), 0.3))
+        hex_loss(*z.chunk(2), temperature=torch.full((1,), 0.3))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
