@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import formulas
 import pytest
 import torch
 from hypothesis import given
@@ -21,7 +22,6 @@ from peers import (
     real,
     rows,
     same_error,
-    unit,
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,20 +34,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 MODES = ["batch", "unpaired", "paired"]
-
-
-def formula(query: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor, reduction: str) -> Tensor:
-    """One query at a time: cross entropy of its positive among its keys."""
-    losses = []
-    for i in range(len(query)):
-        if negatives is None:
-            keys = torch.cat((positive[i : i + 1], positive[:i], positive[i + 1 :]))
-        else:
-            keys = torch.cat((positive[i : i + 1], negatives if negatives.dim() == 2 else negatives[i]))
-        logits = unit(keys) @ unit(query[i]) / temperature
-        losses.append(logits.logsumexp(0) - logits[0])
-    losses = torch.stack(losses)
-    return losses if reduction == "none" else getattr(losses, reduction)()
 
 
 def negatives_of(mode: str, seed: int, samples: int, columns: int, length: int) -> list[Tensor]:
@@ -67,7 +53,7 @@ def test_value_and_gradients(mode, seed, samples, columns, length, temperature, 
         return info_nce(query, positive, *rest[:-1], temperature=rest[-1], reduction=reduction, negative_mode=word)
 
     def theirs(query, positive, *rest):
-        return formula(query, positive, rest[0] if len(rest) == 2 else None, rest[-1], reduction)
+        return formulas.info_nce_one_by_one(query, positive, rest[0] if len(rest) == 2 else None, rest[-1], reduction)
 
     assert_same(ours, theirs, inputs)
 
@@ -107,8 +93,11 @@ def test_unknown_mode_is_refused():
 
 def test_state_of_the_real_one():
     theirs, ours = real("info_nce").InfoNCE(), InfoNCE()
-    ours.load_state_dict(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == []  # either loads the other's
+    with_hex = InfoNCE(threshold="adaptive")
+    with_hex.set_epoch(2)
+    with_hex.load_state_dict(theirs.state_dict())
+    assert with_hex.threshold.epoch == 2
 
 
 SETTINGS = [{}, {"beta": 0.5, "tau_plus": 0.0, "local_weight": 2.0}, {"formulation": "released"}]
