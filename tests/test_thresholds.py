@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hexssl import HEXLoss, hex_loss, info_nce, thresholds
+from hexssl import HEXLoss, hex_loss, info_nce
 from hexssl.compat.info_nce import InfoNCE
 from hexssl.thresholds import (
     AdaptiveThreshold,
@@ -21,6 +21,7 @@ from hexssl.thresholds import (
     RowRangeThreshold,
     StepSchedule,
     Threshold,
+    buffers,
 )
 
 # float64 sums of at most a few thousand cosines: rounding is far below this
@@ -326,8 +327,8 @@ def test_no_float64_reaches_a_device_without_it(monkeypatch):
         assert value.dtype == torch.float32
         return Elsewhere
 
-    monkeypatch.setattr(thresholds, "_widest", lambda value, device: (value.item(), device.type))
-    assert thresholds._moved(torch.tensor(0.5, dtype=torch.float64), to_mps) == (0.5, "mps")
+    monkeypatch.setattr(buffers, "widest", lambda value, device: (value.item(), device.type))
+    assert buffers._moved(torch.tensor(0.5, dtype=torch.float64), to_mps) == (0.5, "mps")
 
 
 def built_on_meta(make):
