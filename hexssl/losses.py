@@ -100,6 +100,13 @@ class _Loss(nn.Module):
         else:
             validation.integer("epoch", epoch, 0, "an int >= 0")
 
+    def set_step(self, step: int) -> None:
+        """Tell the threshold which step of the whole training it is, counted from 0; as `set_epoch` otherwise."""
+        if isinstance(self.threshold, Threshold):
+            self.threshold.set_step(step)
+        else:
+            validation.integer("step", step, 0, "an int >= 0")
+
     @property
     def stats(self) -> HEXStats | None:
         """What the loss saw in the last batch, or None before the first."""

@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from hexssl import HEXLoss, hex_loss, info_nce
+from hexssl import CrossHEXLoss, HEXLoss, HEXRegularized, hex_loss, info_nce
 from hexssl.compat.info_nce import InfoNCE
+from hexssl.compat.lightly import NTXentLoss
 from hexssl.thresholds import (
     AdaptiveThreshold,
     CosineSchedule,
     FixedThreshold,
+    LinearSchedule,
     MeanStdThreshold,
     RowRangeThreshold,
+    Schedule,
     StepSchedule,
     Threshold,
     buffers,
@@ -131,12 +134,41 @@ def test_cosine_schedule():
     assert schedule(41) == schedule(1000) == 0.3
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.9, 0.3), (-0.5, 0.5)])
+def test_linear_schedule(start, end):
+    schedule = LinearSchedule(start, end, epochs=8)
+    # eighths of these numbers, with a few roundings of a number below 1
+    assert all(abs(schedule(epoch) - (start + epoch / 8 * (end - start))) <= 1e-15 for epoch in range(9))
+    assert schedule(0) == start and schedule(8) == schedule(9) == schedule(1000) == end
+
+
+class Halving(Schedule):
+    """A schedule of a user's own."""
+
+    def __call__(self, at):
+        return 0.8 / 2**at
+
+
+def halving(at):
+    return 0.8 / 2**at
+
+
+SCHEDULES = [CosineSchedule(0.9, 0.3, epochs=10), LinearSchedule(0.9, 0.3, epochs=10), StepSchedule(0.9, 0.3, 0.1, 2),
+             Halving(), halving, lambda at: 0.8 - at / 100, lambda at: 1 - at // 100]  # the last returns an int
+
+
+@pytest.mark.parametrize("per", ["epoch", "step"])
 @pytest.mark.parametrize("kind", [FixedThreshold, RowRangeThreshold])
-def test_scheduled_threshold_follows_the_epoch(kind):
-    scheduled = kind(CosineSchedule(0.9, 0.3, epochs=10))
-    for epoch in (0, 5, 12):
-        scheduled.set_epoch(epoch)
-        assert torch.equal(used(scheduled), used(kind(CosineSchedule(0.9, 0.3, epochs=10)(epoch))))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_scheduled_threshold_follows_the_epoch_or_the_step(schedule, kind, per):
+    scheduled, tell, other = kind(schedule, per=per), f"set_{per}", "set_step" if per == "epoch" else "set_epoch"
+    getattr(scheduled, other)(7)  # not what it follows
+    with pytest.raises(ValueError, match=rf"depends on the {per}, which is not known; call set_{per}\({per}\)"):
+        used(scheduled)
+    for at in (0, 5, 12, 1):
+        getattr(scheduled, tell)(at)
+        getattr(scheduled, other)(at + 1)
+        assert torch.equal(used(scheduled), used(kind(schedule(at))))
 
 
 @pytest.mark.parametrize("threshold", [
@@ -144,10 +176,66 @@ def test_scheduled_threshold_follows_the_epoch(kind):
     RowRangeThreshold(CosineSchedule(1, 0, 9)),
 ])
 def test_epoch_must_be_known(threshold):
-    with pytest.raises(ValueError, match="set_epoch"):
+    threshold.set_step(4)
+    with pytest.raises(ValueError, match=r"set_epoch\(epoch\) .* at the start of every epoch"):
         used(threshold)
     threshold.set_epoch(4)
     assert torch.isfinite(used(threshold))
+
+
+@pytest.mark.parametrize("criterion", [
+    HEXLoss(threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+    CrossHEXLoss(threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+    HEXRegularized(nn.MSELoss(), threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+    NTXentLoss(threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+])
+def test_warmup_in_steps(criterion):
+    z1, z2 = batch().view(2, 10, 6)
+    criterion.set_epoch(9)
+    with pytest.raises(ValueError, match=r"warmup=3 depends on the step.*call set_step\(step\) .* every step"):
+        criterion(z1, z2)
+    inner = criterion.hex if isinstance(criterion, HEXRegularized) else criterion
+    for step in range(6):
+        criterion.set_step(step)
+        criterion(z1, z2)
+        assert (inner.stats.threshold == float("inf")) == (step <= 3)
+    assert inner.threshold.epoch == 9 and inner.threshold.step == 5
+
+
+@pytest.mark.parametrize("kind", [FixedThreshold, RowRangeThreshold])
+@pytest.mark.parametrize(("error", "returned"), [
+    (ValueError, float("nan")), (TypeError, None), (TypeError, "0.5"), (TypeError, True),
+    (TypeError, torch.tensor(0.5)),
+])
+def test_what_a_schedule_returns_is_checked(kind, error, returned):
+    threshold = kind(lambda at: 0.5 if at < 2 else returned)
+    threshold.set_epoch(1)
+    before = used(threshold)
+    message = r"^(value|fraction) at epoch 2: got .*; accepted: a (finite )?number from <function"
+    with pytest.raises(error, match=message):
+        threshold.set_epoch(2)
+    with pytest.raises(ValueError, match="set_epoch"):  # the number of another epoch is not used in its place
+        used(threshold)
+    threshold.set_epoch(0)
+    assert torch.equal(used(threshold), before)
+
+
+def test_infinity_from_a_schedule():
+    threshold = FixedThreshold(lambda at: float("inf"))
+    threshold.set_epoch(0)
+    assert used(threshold) == float("inf")
+    with pytest.raises(ValueError, match="fraction at epoch 0: got inf"):
+        RowRangeThreshold(lambda at: float("inf")).set_epoch(0)
+
+
+def test_a_loss_without_a_threshold_object_takes_a_step_as_well():
+    for threshold in (None, 0.3, "adaptive"):
+        criterion = HEXLoss(threshold=threshold)
+        criterion.set_step(3)
+        with pytest.raises(ValueError, match="step: got -1"):
+            criterion.set_step(-1)
+        with pytest.raises(TypeError, match="step: got 1.5"):
+            criterion.set_step(1.5)
 
 
 def test_warmup_includes_its_last_epoch():
@@ -207,20 +295,38 @@ def test_batch_without_negatives_leaves_the_running_value():
     lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True, warmup=1),
     lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)),
     lambda: RowRangeThreshold(CosineSchedule(0.9, 0.3, 8)),
+    lambda: RowRangeThreshold(halving),
+    lambda: FixedThreshold(LinearSchedule(0.9, 0.3, 25), per="step"),
+    lambda: AdaptiveThreshold(0.9, momentum=0.9, warmup=31, per="step"),  # ends after the break
 ])
 def test_resumed_run_continues_exactly(make, tmp_path):
+    def tell(threshold, epoch):
+        threshold.set_epoch(epoch)
+        threshold.set_step(10 * epoch)
+
     first = make()
     for epoch in range(4):
-        first.set_epoch(epoch)
+        tell(first, epoch)
         used(first, batch(epoch))
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second = make()
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert second.epoch == 3
+    assert second.epoch == 3 and second.step == 30
     for epoch in (3, 4):
         assert torch.equal(used(first, batch(epoch + 9)), used(second, batch(epoch + 9)))
-        first.set_epoch(epoch + 1)
-        second.set_epoch(epoch + 1)
+        tell(first, epoch + 1)
+        tell(second, epoch + 1)
+
+
+@pytest.mark.parametrize("epoch", [-1, 5])
+def test_a_checkpoint_of_before_there_were_steps(epoch):
+    threshold = HEXLoss(threshold=FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)))
+    threshold.set_step(8)
+    state = {**threshold.state_dict(), "threshold._extra_state": torch.tensor(epoch)}  # 0-d: the epoch alone
+    threshold.load_state_dict(state)
+    assert threshold.threshold.epoch == (None if epoch < 0 else epoch) and threshold.threshold.step is None
+    if epoch >= 0:
+        assert torch.equal(used(threshold.threshold), used(FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)(5))))
 
 
 def test_state_before_an_epoch_is_known():
@@ -373,13 +479,16 @@ def test_state_keeps_its_width_however_it_is_loaded(make, assign):
 
 @pytest.mark.parametrize("make", [
     lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True, warmup=1, sync=True),
-    lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)), lambda: MeanStdThreshold(1.0, sync=False), Learned])
+    lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)), lambda: MeanStdThreshold(1.0, sync=False), Learned,
+    lambda: RowRangeThreshold(halving, per="step")])
 def test_copies(make):
     threshold = make()
     threshold.set_epoch(3)
+    threshold.set_step(2)
     used(threshold)
     for other in (copy.deepcopy(threshold), pickle.loads(pickle.dumps(threshold))):
-        assert other.epoch == 3 and other.sync is threshold.sync and repr(other) == repr(threshold)
+        assert other.epoch == 3 and other.step == 2 and other.per == threshold.per
+        assert other.sync is threshold.sync and repr(other) == repr(threshold)
         assert all(torch.equal(value, held(threshold)[name]) and value is not held(threshold)[name]
                    for name, value in held(other).items())
         assert torch.equal(used(copy.deepcopy(threshold), batch(1)), used(other, batch(1)))
@@ -404,6 +513,23 @@ def test_compiled(make):
             assert torch.equal(step(y[:10], y[10:]), plain(z[:10], z[10:]))
     for name, value in held(compiled.threshold).items():
         assert torch.equal(value, held(plain.threshold)[name])
+
+
+@pytest.mark.parametrize("kind", [FixedThreshold, RowRangeThreshold])
+def test_nothing_is_compiled_anew_from_step_to_step(kind):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    criterion = HEXLoss(threshold=kind(LinearSchedule(0.9, 0.1, 5), per="step"))
+    step, (z1, z2) = torch.compile(criterion, backend=backend, fullgraph=True), batch().view(2, 10, 6)
+    for at in range(4):
+        criterion.set_step(at)
+        assert torch.equal(step(z1, z2), criterion(z1, z2))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("make", [
@@ -491,6 +617,12 @@ def test_own_threshold_object():
     (ValueError, lambda: StepSchedule(0.3, 0.9, 0.1, 5)), (ValueError, lambda: StepSchedule(0.9, 0.3, -0.1, 5)),
     (ValueError, lambda: StepSchedule(0.9, 0.3, 0.1, 0)), (TypeError, lambda: CosineSchedule(0.9, 0.3, 2.5)),
     (ValueError, lambda: CosineSchedule(0.9, 0.3, 0)), (ValueError, lambda: AdaptiveThreshold().set_epoch(-1)),
+    (ValueError, lambda: LinearSchedule(0.9, 0.3, 0)), (TypeError, lambda: LinearSchedule(0.9, 0.3, 2.5)),
+    (ValueError, lambda: LinearSchedule(float("inf"), 0.3, 4)), (ValueError, lambda: LinearSchedule(0.9, math.nan, 4)),
+    (ValueError, lambda: AdaptiveThreshold(warmup=1, per="batch")), (TypeError, lambda: FixedThreshold(0.3, per=None)),
+    (ValueError, lambda: RowRangeThreshold(0.3, per="steps")), (TypeError, lambda: FixedThreshold(StepSchedule)),
+    (TypeError, lambda: FixedThreshold(FixedThreshold(0.3))), (TypeError, lambda: FixedThreshold(torch.tensor(0.3))),
+    (TypeError, lambda: AdaptiveThreshold().set_step(1.0)), (ValueError, lambda: FixedThreshold(0.3).set_step(-1)),
     (TypeError, lambda: AdaptiveThreshold().set_epoch(1.0)), (TypeError, lambda: AdaptiveThreshold().set_epoch(True)),
 ])
 def test_wrong_settings(error, make):

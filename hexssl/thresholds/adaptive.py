@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 from hexssl import validation
-from hexssl.thresholds.base import QUANTILE, Measurement, Threshold, check_sync, inf_if_undefined, needs_epoch
+from hexssl.thresholds.base import QUANTILE, Measurement, Threshold, check_per, check_sync, inf_if_undefined, needs_time
 from hexssl.thresholds.buffers import scalar
 
 
@@ -23,7 +23,8 @@ class AdaptiveThreshold(Threshold):
         With "negatives" anchors without a negative are left out.
     warmup : int >= 0
         With ``warmup > 0``, epochs ``0 .. warmup`` (counted from 0, the last included, as in the authors' code) have no
-        adaptive threshold, and `set_epoch` must be called. 0: no warm-up.
+        adaptive threshold, and `set_epoch` must be called; with ``per="step"`` steps ``0 .. warmup``, and `set_step`.
+        0: no warm-up.
     momentum : float in [0, 1) or None
         Exponential moving average ``momentum * average + (1 - momentum) * batch`` in place of the batch's estimate.
     monotone : bool
@@ -35,6 +36,8 @@ class AdaptiveThreshold(Threshold):
         threshold. Every rank must then compute the loss equally often. Only in training: training mode, with gradients
         on. None: in loss modules, and in drop-ins that gather rows over the ranks, but not in functions such as
         `hexssl.hex_loss`, which communicate only where they are told to by True.
+    per : "epoch" or "step"
+        What the warm-up counts. Steps suit runs of few epochs.
 
     Notes
     -----
@@ -62,8 +65,10 @@ class AdaptiveThreshold(Threshold):
     warmup_threshold: Tensor
 
     def __init__(self, quantile: float = 0.99, rows: str = "all", warmup: int = 0, momentum: float | None = None,
-                 monotone: bool = False, warmup_value: float | None = None, sync: bool | None = None) -> None:
+                 monotone: bool = False, warmup_value: float | None = None, sync: bool | None = None,
+                 per: str = "epoch") -> None:
         super().__init__()
+        self.per = check_per(per)
         self.quantile = validation.statistic(quantile, rows)
         self.rows = rows
         self.warmup = validation.integer("warmup", warmup, 0, "an int >= 0")
@@ -72,7 +77,7 @@ class AdaptiveThreshold(Threshold):
         self.warmup_value = warmup_value
         self.sync = check_sync(sync)
         self._measurement = Measurement(self.quantile, rows)
-        self._warming: bool | None = None if warmup > 0 else False  # None: not known before set_epoch
+        self._warming: bool | None = None if warmup > 0 else False  # None: not known yet
         if momentum is not None:
             self.momentum = validation.number("momentum", momentum, 0.0, 1.0, open_high=True,
                                               accepted="None or a number in [0, 1)")
@@ -83,13 +88,14 @@ class AdaptiveThreshold(Threshold):
             self.warmup_value = validation.number("warmup_value", warmup_value, accepted="None or a number")
             self.register_buffer("warmup_threshold", scalar(self.warmup_value), persistent=False)
 
-    def _follow_epoch(self) -> None:
+    def _follow_time(self) -> None:
         if self.warmup > 0:
-            self._warming = None if self.epoch is None else self.epoch <= self.warmup
+            time = self._time()
+            self._warming = None if time is None else time <= self.warmup
 
     def measures(self) -> Measurement | None:
         if self._warming is None:
-            raise needs_epoch(self, f"warmup={self.warmup}")
+            raise needs_time(self, f"warmup={self.warmup}")
         return None if self._warming else self._measurement
 
     def is_mean_quantile(self) -> bool:
@@ -138,4 +144,5 @@ class AdaptiveThreshold(Threshold):
         parts += [f"momentum={self.momentum}"] if self.momentum is not None else []
         parts += ["monotone=True"] if self.monotone else []
         parts += [f"sync={self.sync}"] if self.sync is not None else []
+        parts += [f"per={self.per!r}"] if self.per != "epoch" else []
         return ", ".join(parts)

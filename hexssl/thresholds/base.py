@@ -40,13 +40,17 @@ class Threshold(WideBuffers):
     One with running values has them as buffers and changes them in `follow`, or in `decide` if they are to follow in
     evaluation too; one that is to be the same on all ranks overrides `pool`.
 
-    The epoch is a plain int (in ``state_dict`` as an int64 tensor, -1 for none); what follows from it is worked out
-    in `set_epoch`, so that nothing recompiles from epoch to epoch. Floating-point buffers are float64 whatever the
-    module is cast to (float32 on devices without float64). Other buffers, parameters and submodules follow it, as in
-    any module. All of them must be on the embeddings' device when a loss is computed.
+    Epoch and step are plain ints (in ``state_dict`` as one int64 tensor of both, -1 for none); what follows from them
+    is worked out in `set_epoch` and `set_step`, so that nothing recompiles from one to the next. Floating-point buffers
+    are float64 whatever the module is cast to (float32 on devices without float64). Other buffers, parameters and
+    submodules follow it, as in any module. All of them must be on the embeddings' device when a loss is computed.
 
     Attributes
     ----------
+    epoch, step : int or None
+        As `set_epoch` and `set_step` were told; None: not yet.
+    per : "epoch" or "step"
+        Which of them a schedule or a warm-up follows.
     sync : bool or None
         Whether `pool` is called in training under ``torch.distributed`` with several ranks. None, where it is not set:
         by the loss modules, and by the drop-ins that gather rows, but not by functions such as `hexssl.hex_loss`.
@@ -68,10 +72,12 @@ class Threshold(WideBuffers):
     """
 
     sync: bool | None = None
+    per: str = "epoch"
 
     def __init__(self) -> None:
         super().__init__()
         self.epoch: int | None = None
+        self.step: int | None = None
 
     def forward(self, row_stats: Tensor | None, mean_quantile: Tensor | None, sync: bool = False) -> Tensor | None:
         """The threshold of this batch, as a loss asks for it: `pool` and `follow` in training, then `decide`.
@@ -146,21 +152,35 @@ class Threshold(WideBuffers):
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch it is, counted from 0; call it where a distributed sampler's ``set_epoch`` is called."""
         self.epoch = validation.integer("epoch", epoch, 0, "an int >= 0")
-        self._follow_epoch()
+        if self.per == "epoch":
+            self._follow_time()
 
-    def _follow_epoch(self) -> None:
-        """Work out what depends on the epoch."""
+    def set_step(self, step: int) -> None:
+        """Say which step of the whole training it is, counted from 0; call it before the loss of every step."""
+        self.step = validation.integer("step", step, 0, "an int >= 0")
+        if self.per == "step":
+            self._follow_time()
+
+    def _time(self) -> int | None:
+        """The epoch or the step, whichever counts; None where it is not known."""
+        return self.epoch if self.per == "epoch" else self.step
+
+    def _follow_time(self) -> None:
+        """Work out what depends on the epoch or the step."""
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(-1 if self.epoch is None else self.epoch, dtype=torch.int64, device="cpu")
+        times = [-1 if time is None else time for time in (self.epoch, self.step)]
+        return torch.tensor(times, dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        epoch = int(state)
+        """Epoch and step, or the epoch alone, 0-d, from a checkpoint of before there were steps."""
+        epoch, step = [int(state), -1] if state.dim() == 0 else state.tolist()
         self.epoch = None if epoch < 0 else epoch
-        self._follow_epoch()
+        self.step = None if step < 0 else step
+        self._follow_time()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint from before this loss was used knows no epoch: nothing is missing then."""
+        """A checkpoint from before this loss was used knows no epoch and no step: nothing is missing then."""
         state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -183,9 +203,16 @@ class Threshold(WideBuffers):
                 yield name, tensor
 
 
-def needs_epoch(threshold: Threshold, why: str) -> ValueError:
-    return ValueError(f"threshold: {type(threshold).__name__} with {why} depends on the epoch, which is not known; "
-                      "call set_epoch(epoch) on it, or on the loss module that holds it, at the start of every epoch")
+def needs_time(threshold: Threshold, why: str) -> ValueError:
+    """The error of a threshold that must know the epoch, or the step, and does not."""
+    per = threshold.per
+    when = "at the start of every epoch" if per == "epoch" else "before the loss of every step"
+    return ValueError(f"threshold: {type(threshold).__name__} with {why} depends on the {per}, which is not known; "
+                      f"call set_{per}({per}) on it, or on the loss module that holds it, {when}")
+
+
+def check_per(per: Any) -> str:
+    return validation.choice("per", per, ("epoch", "step"))
 
 
 def check_sync(sync: Any) -> bool | None:
