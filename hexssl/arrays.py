@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hexssl import _C, validation
+from hexssl.thresholds import WORDS
 
 __all__ = ["Gradients", "HEXResult", "HEXStats", "RowStats", "hex_loss", "info_nce", "similarity_stats"]
 
@@ -292,7 +293,8 @@ def _arithmetic(temperature: float, beta: float, dtype: np.dtype[Any]) -> None:
 
 def _threshold(value: Any, rows: int) -> Any:
     """None, a float or a float64 array of one value or one per anchor."""
-    accepted = f"'adaptive', None, a number, or an array of floats of shape () or ({rows},), without NaN"
+    accepted = ("'adaptive', 'adaptive-negatives', None, a number, or an array of floats of shape () or "
+                f"({rows},), without NaN")
     if value is None:
         return None
     if isinstance(value, str):
@@ -333,10 +335,10 @@ def hex_loss(
         In place of group ids: +1 positive, -1 negative, 0 neither; or True positive, False negative.
     self_offset : int in [0, N - M] or None
         Key ``i + self_offset`` is anchor i itself. None: 0 where the keys are the anchors, else none is.
-    threshold : "adaptive", number, () or (M,) array of floats, or None
+    threshold : "adaptive", "adaptive-negatives", number, () or (M,) array of floats, or None
         On the cosine; negatives strictly above it are hierarchical: none where it is >= 1, all where it is < -1.
-        "adaptive": the mean over the anchors of the 0.99 quantile of their cosines. None: no hierarchical negatives,
-        which with formulation="weighted" is InfoNCE.
+        "adaptive": the mean over the anchors of the 0.99 quantile of their cosines; "adaptive-negatives": of those with
+        their negatives. None: no hierarchical negatives, which with formulation="weighted" is InfoNCE.
     temperature : float > 0
         Finite, and no less than the smallest normal number of the dtype of computation (1.2e-38; 2.3e-308 for float64).
     beta : float >= 0
@@ -381,9 +383,13 @@ def hex_loss(
     _arithmetic(settings["temperature"], settings["beta"], problem["anchors"].dtype)
     _flag("return_gradients", return_gradients)
     rows, token = problem["anchors"].shape[0], 0
-    if isinstance(threshold, str) and threshold == "adaptive":
+    if isinstance(threshold, str) and threshold in WORDS:
         who = {name: value for name, value in problem.items() if name != "paired"}
-        _, threshold, token = _C.measure(**who, quantile=0.99, want=_WANT_QUANTILE, keep=True)
+        negatives_only = _ROWS[WORDS[threshold]]
+        _, threshold, token = _C.measure(**who, quantile=0.99, negatives_only=negatives_only, want=_WANT_QUANTILE,
+                                         keep=True)
+        if negatives_only and np.isnan(threshold):  # there are none
+            threshold = inf
     else:
         threshold = _threshold(threshold, rows)
     grad = np.ones(rows if reduction == "none" else ()) if return_gradients else None

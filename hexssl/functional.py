@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hexssl import operators, reference, validation
 from hexssl.distributed import world_size
-from hexssl.thresholds import AdaptiveThreshold, Measurement, Threshold
+from hexssl.thresholds import WORDS, Measurement, Threshold, named
 
 
 class HEXStats(NamedTuple):
@@ -97,7 +97,7 @@ class Settings(NamedTuple):
     reduction: str
 
 
-_ADAPTIVE = AdaptiveThreshold()
+_NAMED = {word: named(word) for word in WORDS}  # stateless, so that all calls may share them
 
 
 @lru_cache(maxsize=256)
@@ -238,7 +238,7 @@ def _decide(problem: Problem, settings: Settings, threshold: Any,
 
 
 def _object(threshold: Any) -> Any:
-    return _ADAPTIVE if isinstance(threshold, str) and threshold == "adaptive" else threshold
+    return _NAMED.get(threshold, threshold) if isinstance(threshold, str) else threshold
 
 
 def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0,
@@ -376,11 +376,11 @@ def hex_loss(
     self_offset : int in [0, N - M] or None
         Key ``i + self_offset`` is anchor i itself (keys gathered from all ranks: rank * M). None: 0 where the
         keys are the anchors, else no key is an anchor.
-    threshold : "adaptive", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
+    threshold : "adaptive", "adaptive-negatives", number, 0-d or (M,) tensor, object of `hexssl.thresholds`, or None
         On the cosine; negatives strictly above it are hierarchical: none where it is >= 1, all where it is < -1.
-        "adaptive" is ``AdaptiveThreshold()``. None: no hierarchical negatives, which with formulation="weighted" is
-        InfoNCE. Under ``torch.distributed`` it is this rank's own, unless an object with ``sync=True`` says otherwise.
-        No gradient flows through it.
+        "adaptive" is ``AdaptiveThreshold()``, "adaptive-negatives" ``AdaptiveThreshold(rows="negatives")``. None:
+        no hierarchical negatives, which with formulation="weighted" is InfoNCE. Under ``torch.distributed`` it is this
+        rank's own, unless an object with ``sync=True`` says otherwise. No gradient flows through it.
     temperature : float > 0, or tensor of one element, of any shape, that may require grad
         Finite, and no less than the smallest normal number of the dtype of computation (1.2e-38; 2.3e-308 for
         float64). A tensor's value is not read: one that is outside gives a NaN loss.

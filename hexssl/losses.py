@@ -17,7 +17,7 @@ from hexssl.functional import (
     make_problem,
     make_settings,
 )
-from hexssl.thresholds import AdaptiveThreshold, Threshold
+from hexssl.thresholds import Threshold, named, warn_of_positives
 
 _VIEWS = "two or more views of shape (B, D), or one stacked tensor (rows, D) with groups=(rows,)"
 
@@ -66,9 +66,8 @@ class _Loss(nn.Module):
             self.register_buffer("temperature", temperature)
         else:
             self.temperature = temperature
-        if isinstance(threshold, str) and threshold == "adaptive":
-            threshold = AdaptiveThreshold()
-        elif threshold is not None and not isinstance(threshold, Threshold):
+        threshold = named(threshold)
+        if threshold is not None and not isinstance(threshold, Threshold):
             threshold = validation.threshold(threshold)
         if isinstance(threshold, Tensor):
             self.register_buffer("threshold", threshold.detach())
@@ -91,6 +90,7 @@ class _Loss(nn.Module):
         return self.formulation, self.positives, self.denominator
 
     def _evaluate(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        warn_of_positives(self.threshold, problem)
         return evaluate(problem, self._settings(problem), self.threshold, sync=self._sync)
 
     def set_epoch(self, epoch: int) -> None:
@@ -144,9 +144,10 @@ class HEXLoss(_Loss):
 
     A `temperature` tensor of one element is held in its shape as a buffer, or as a parameter if it is an
     ``nn.Parameter``; one that was computed with gradient is refused, since its graph ends with the first backward.
-    "adaptive" makes an `hexssl.thresholds.AdaptiveThreshold` of its own; threshold objects become submodules, whose
-    running values and epoch are part of ``state_dict``. Under ``torch.distributed`` the ranks agree on a threshold in
-    training: training mode, with gradients on.
+    "adaptive" and "adaptive-negatives" make an `hexssl.thresholds.AdaptiveThreshold` of its own; threshold objects are
+    submodules, whose running values, epoch and step are part of ``state_dict``. Under ``torch.distributed`` the ranks
+    agree on a threshold in training: training mode, with gradients on. The first batch is warned of if its shapes, or
+    its labels on the CPU, make the quantile of "adaptive" that of positives, so that HEX is all but InfoNCE.
 
     Attributes
     ----------
@@ -297,6 +298,7 @@ class CrossHEXLoss(_Loss):
         if self.reduction == "none" and anchors.shape[0] != keys.shape[0]:
             raise ValueError(f"keys: got {validation.describe(keys)} with symmetric=True and reduction='none'; "
                              f"accepted: as many rows as anchors, {anchors.shape[0]}")
+        warn_of_positives(self.threshold, there)
         loss, self._seen = evaluate_both_ways(there, self._settings(there), self.threshold, self._sync)
         return loss
 

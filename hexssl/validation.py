@@ -131,9 +131,8 @@ def arithmetic(temperature: Any, beta: float, dtype: torch.dtype) -> None:
 
 def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:
     """A number that is not NaN, or a floating-point tensor of shape () or (rows,)."""
-    accepted = ("'adaptive', None, a number, a threshold of hexssl.thresholds (a schedule goes into FixedThreshold), "
-                "or a floating-point tensor of shape () or (anchors,) on the embeddings' "
-                "device")
+    accepted = ("'adaptive', 'adaptive-negatives', None, a number, a threshold of hexssl.thresholds (a schedule goes "
+                "into FixedThreshold), or a floating-point tensor of shape () or (anchors,) on the embeddings' device")
     if isinstance(value, str):
         _wrong_value("threshold", value, accepted)
     if not isinstance(value, Tensor):

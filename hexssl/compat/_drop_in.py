@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hexssl.functional import Settings, evaluate, evaluate_both_ways, make_problem
 from hexssl.losses import _Loss
+from hexssl.thresholds import warn_of_positives
 
 
 @contextmanager
@@ -63,6 +64,7 @@ class DropIn(_Loss):
         settings = self._settings(problem, temperature, normalize, reduction, normalize_keys)
         if denominator is not None:
             settings = settings._replace(denominator=denominator)
+        warn_of_positives(self.threshold, problem)
         loss, seen = evaluate(problem, settings, self.threshold, sync=self._sync)
         self._seen = (seen,)
         return loss
@@ -70,6 +72,7 @@ class DropIn(_Loss):
     def contrast_both_ways(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
         """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
         problem = make_problem(anchors, keys, None, None, None, None, None)
+        warn_of_positives(self.threshold, problem)
         loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature), self.threshold, self._sync)
         return loss
 

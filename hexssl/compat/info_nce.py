@@ -16,7 +16,8 @@ from hexssl.compat._drop_in import DropIn, formulation_of, named
 from hexssl.devices import widest_dtype
 from hexssl.functional import Settings, hex_loss, make_settings
 from hexssl.reference import Form, cut, exceeded, inverse_of, ready, row_losses
-from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, AdaptiveThreshold, Threshold
+from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, Threshold
+from hexssl.thresholds import named as named_threshold
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -122,7 +123,7 @@ class InfoNCE(DropIn):
 
     def _decide(self, cosines: Tensor) -> float | Tensor | None:
         """From the rows (N, M) of all queries, without gradient; every key is a negative, whichever rows count."""
-        threshold = AdaptiveThreshold() if self.threshold == "adaptive" else self.threshold
+        threshold = named_threshold(self.threshold)
         if not isinstance(threshold, Threshold):
             return validation.threshold(threshold, len(cosines), cosines.device)
         threshold.check_device(cosines.device)

@@ -14,10 +14,11 @@ happens in evaluation mode or under ``torch.no_grad()``.
 
 from hexssl.thresholds.adaptive import AdaptiveThreshold
 from hexssl.thresholds.base import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, Measurement, Threshold
+from hexssl.thresholds.choice import WORDS, named, warn_of_positives
 from hexssl.thresholds.moments import MeanStdThreshold
 from hexssl.thresholds.scheduled import FixedThreshold, RowRangeThreshold
 from hexssl.thresholds.schedules import CosineSchedule, LinearSchedule, Schedule, StepSchedule
 
-__all__ = ["COUNT", "MAX", "MEAN", "MIN", "QUANTILE", "VARIANCE", "AdaptiveThreshold", "CosineSchedule",
+__all__ = ["COUNT", "MAX", "MEAN", "MIN", "QUANTILE", "VARIANCE", "WORDS", "AdaptiveThreshold", "CosineSchedule",
            "FixedThreshold", "LinearSchedule", "Measurement", "MeanStdThreshold", "RowRangeThreshold", "Schedule",
-           "StepSchedule", "Threshold"]
+           "StepSchedule", "Threshold", "named", "warn_of_positives"]

@@ -63,6 +63,7 @@ class AdaptiveThreshold(Threshold):
     average: Tensor
     lowest: Tensor
     warmup_threshold: Tensor
+    looked_at = False  # by `choice.warn_of_positives`, which warns once
 
     def __init__(self, quantile: float = 0.99, rows: str = "all", warmup: int = 0, momentum: float | None = None,
                  monotone: bool = False, warmup_value: float | None = None, sync: bool | None = None,
