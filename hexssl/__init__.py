@@ -31,10 +31,11 @@ from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402
 from hexssl.profiling import from_environment as _profile_from_environment  # noqa: E402
 from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
+from hexssl.temperature import LogTemperature  # noqa: E402
 
 _profile_from_environment()
 workspace.from_environment()
 
 __version__ = "0.1.0"
-__all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "RowStats",
-           "arrays", "hex_loss", "info_nce", "similarity_stats", "thresholds", "workspace"]
+__all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "LogTemperature",
+           "RowStats", "arrays", "hex_loss", "info_nce", "similarity_stats", "thresholds", "workspace"]

@@ -111,6 +111,18 @@ def golden() -> list[dict[str, Any]]:
     return read_golden()
 
 
+# Where tests run that say so: the CPU, and the accelerator (CUDA, MPS, XPU) where torch finds one.
+DEVICES = [torch.device("cpu")]
+if torch.accelerator.is_available():
+    DEVICES.append(torch.accelerator.current_accelerator())
+
+
+@pytest.fixture(params=DEVICES, ids=str)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """A device to compute on; `hexssl.devices.widest_dtype` says whether it has float64."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For many small problems, whose threads would do little but wait for each other."""
