@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hexssl import _C, validation
+from hexssl import validation
+from hexssl.core import _C
 from hexssl.thresholds import WORDS
 
 __all__ = ["Gradients", "HEXResult", "HEXStats", "RowStats", "hex_loss", "info_nce", "similarity_stats"]

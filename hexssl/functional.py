@@ -11,9 +11,12 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from hexssl import operators, reference, validation
+from hexssl import core, reference, validation
 from hexssl.distributed import world_size
 from hexssl.thresholds import WORDS, Measurement, Threshold, named
+
+if core.available():
+    from hexssl import operators
 
 
 class HEXStats(NamedTuple):
@@ -97,6 +100,7 @@ class Settings(NamedTuple):
     reduction: str
 
 
+_NO_TOKEN = operators.NO_TOKEN if core.available() else torch.zeros((), dtype=torch.int64, device="cpu")
 _NAMED = {word: named(word) for word in WORDS}  # stateless, so that all calls may share them
 
 
@@ -196,12 +200,12 @@ def _who(problem: Problem) -> dict[str, Any]:
 def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
             normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row statistics (M, 6), the mean quantile, and a token for what is kept for the contrast that follows."""
-    if not problem.anchors.is_cpu:
+    if not core.computes(problem.anchors):
         with torch.no_grad():
             stats, mean = reference.similarity_stats(
                 problem.anchors, **_who(problem), quantile=0.0 if quantile is None else quantile,
                 rows=rows, normalize=normalize, normalize_keys=normalize_keys)
-        return stats, mean, operators.NO_TOKEN
+        return stats, mean, _NO_TOKEN
     want = operators.WANT_MOMENTS if moments else 0
     if quantile is not None:
         want |= operators.WANT_QUANTILE
@@ -215,14 +219,14 @@ def _decide(problem: Problem, settings: Settings, threshold: Any,
             sync: bool) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
     """The settings and the threshold of this batch, or from what the core shall take that; and a token."""
     if threshold is None:
-        return settings, None, operators.NO_TOKEN
+        return settings, None, _NO_TOKEN
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
-        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), operators.NO_TOKEN
+        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), _NO_TOKEN
     if threshold._buffers or threshold._parameters or threshold._modules:  # most hold nothing that has a device
         threshold.check_device(problem.anchors.device)
-    wanted, token = threshold.measures(), operators.NO_TOKEN
-    if (wanted is not None and problem.anchors.is_cpu and threshold.is_mean_quantile()
+    wanted, token = threshold.measures(), _NO_TOKEN
+    if (wanted is not None and core.computes(problem.anchors) and threshold.is_mean_quantile()
             and not threshold.pools(sync)):
         return settings, wanted, token
     stats, mean = None, None
@@ -265,7 +269,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any,
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = _decide(problem, settings, threshold, sync)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
-    if shared and problem.anchors.is_cpu:
+    if shared and core.computes(problem.anchors):
         loss, seen = _contrast(problem._replace(both_ways=True), form, decided, token)
         if settings.reduction == "none":
             loss = loss.view(2, -1).mean(0)
@@ -281,7 +285,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any,
 def _contrast(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
               scale: float = 1.0, statistics: bool = True) -> tuple[Tensor, Tensor]:
     """Loss, times `scale`, and statistics, as the operator has them; given the threshold, or what it comes from."""
-    if not problem.anchors.is_cpu:
+    if not core.computes(problem.anchors):
         assert not isinstance(decided, Measurement)
         loss, seen = reference.hex_loss(problem.anchors, paired=problem.paired, **_who(problem),
                                         threshold=decided, **settings._asdict())

@@ -36,6 +36,7 @@ ON_ONE_TIER = {
     "test_reference.py": "the reference in plain torch",
     "test_reference_edges.py": "the reference in plain torch",
     "test_unsupported_tensors.py": "errors before any work",
+    "test_without_core.py": "the reference in plain torch, against whichever kernels",
 }
 
 # Files that take minutes each, compiling or waiting. Several processes (pytest -n) begin with them: none is left over.
