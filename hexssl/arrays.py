@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hexssl import _C, validation
+from hexssl import validation
+from hexssl.core import _C
+from hexssl.thresholds import WORDS
 
 __all__ = ["Gradients", "HEXResult", "HEXStats", "RowStats", "ViewGradients", "cross_hex_loss", "cross_info_nce",
            "hex_loss", "info_nce", "similarity_stats"]
@@ -262,9 +264,6 @@ def _settings(temperature: float, beta: float, tau_plus: float, local_weight: fl
             "denominator": validation.DENOMINATORS[denominator], "reduction": validation.REDUCTIONS[reduction]}
 
 
-_ADAPTIVE = {"adaptive": False, "adaptive-negatives": True}  # whether the negatives alone count
-
-
 def _threshold(value: Any, rows: int) -> Any:
     """None, a float or a float64 array of one value or one per anchor."""
     accepted = ("'adaptive', 'adaptive-negatives', None, a number, or an array of floats of shape () or "
@@ -288,8 +287,8 @@ def _contrast(problem: dict[str, Any], settings: dict[str, Any], threshold: Any,
     """Loss, statistics and the core's gradients of `weight` times the loss, of its anchors, keys, paired and
     temperature; None: no gradients."""
     anchors, token = problem["anchors"], 0
-    if isinstance(threshold, str) and threshold in _ADAPTIVE:
-        of_negatives = _ADAPTIVE[threshold]
+    if isinstance(threshold, str) and threshold in WORDS:
+        of_negatives = validation.ROWS[WORDS[threshold]]
         who = {name: value for name, value in problem.items() if name != "paired"}
         _, threshold, token = _C.measure(**who, quantile=0.99, negatives_only=of_negatives, want=_C.WANT_QUANTILE,
                                          keep=True)

@@ -16,11 +16,11 @@ from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
-from hexssl import _C, operators
+from hexssl import operators
+from hexssl.core import _C, NO_TOKEN
 from hexssl.operators import NO_REDUCTION, Adaptive, ContrastSettings, Rest
 
 _ABSENT = torch.empty(0, device="cpu")
-NO_TOKEN = torch.zeros((), dtype=torch.int64, device="cpu")
 
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
 _traced_by_jit, _has_key = torch._C._is_tracing, torch._C._dispatch_tls_is_dispatch_key_included

@@ -11,7 +11,7 @@ from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, own_threshold
 from hexssl.problem import Problem, Settings, current_temperature, make_settings
 from hexssl.results import HEXStats, batch_stats
-from hexssl.thresholds import Threshold
+from hexssl.thresholds import Threshold, warn_of_positives
 
 SETTINGS = ("temperature", "threshold", "beta", "tau_plus", "local_weight", "formulation", "positives", "denominator",
              "normalize", "reduction")
@@ -102,6 +102,7 @@ class Criterion(nn.Module):
 
     def _loss_of(self, problem: Problem) -> Tensor:
         """The loss of the problem; what it saw goes to `stats`."""
+        warn_of_positives(self.threshold, problem)
         loss, seen = evaluate(problem, self._settings(problem.anchors.device), self.threshold,
                               statistics=self._wants_stats, sync=self._sync)
         self._remember(seen)
@@ -109,6 +110,7 @@ class Criterion(nn.Module):
 
     def _loss_both_ways(self, problem: Problem) -> Tensor:
         """The mean of the problem's loss and of that of its keys as anchors."""
+        warn_of_positives(self.threshold, problem)
         loss, seen = evaluate_both_ways(problem, self._settings(problem.anchors.device), self.threshold,
                                         self._wants_stats, self._sync)
         self._remember(seen)
@@ -124,6 +126,13 @@ class Criterion(nn.Module):
             self.threshold.set_epoch(epoch)
         else:
             validation.integer("epoch", epoch, 0, "an int >= 0")
+
+    def set_step(self, step: int) -> None:
+        """Tell the threshold which step of the whole training it is, counted from 0; as `set_epoch` otherwise."""
+        if isinstance(self.threshold, Threshold):
+            self.threshold.set_step(step)
+        else:
+            validation.integer("step", step, 0, "an int >= 0")
 
     @property
     def stats(self) -> HEXStats | None:

@@ -6,19 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from hexssl import autograd, backends, validation
-from hexssl.backends import cpu
+from hexssl import backends, core, validation
+from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
-from hexssl.thresholds import AdaptiveThreshold, Measurement, Threshold
+from hexssl.thresholds import WORDS, Measurement, Threshold, named
 
-_WORDS = {"adaptive": "all", "adaptive-negatives": "negatives"}  # which rows `AdaptiveThreshold` counts
-_SHARED = {word: AdaptiveThreshold(rows=rows) for word, rows in _WORDS.items()}  # of functions; they have no state
+_SHARED = {word: named(word) for word in WORDS}  # stateless, so that all calls of functions may share them
 
 
 def own_threshold(value: Any) -> Any:
     """What a module holds: for a word a threshold object of its own, an object as it is, anything else checked."""
-    if isinstance(value, str) and value in _WORDS:
-        return AdaptiveThreshold(rows=_WORDS[value])
+    value = named(value)
     return value if value is None or isinstance(value, Threshold) else validation.threshold(value)
 
 
@@ -34,14 +32,14 @@ def decide(problem: Problem, settings: Settings, threshold: Any,
            sync: bool) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
     """The settings and the threshold of this batch, or from what the core shall take that; and a token."""
     if threshold is None:
-        return settings, None, autograd.NO_TOKEN
+        return settings, None, NO_TOKEN
     if not isinstance(threshold, Threshold):
         threshold = validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
-        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), autograd.NO_TOKEN
+        return settings, (threshold.detach() if isinstance(threshold, Tensor) else threshold), NO_TOKEN
     if threshold._buffers or threshold._parameters or threshold._modules:  # most hold nothing that has a device
         threshold.check_device(problem.anchors.device)
-    wanted, token = threshold.measures(), autograd.NO_TOKEN
-    if (wanted is not None and backends.of(problem.anchors) is cpu and threshold.is_mean_quantile()
+    wanted, token = threshold.measures(), NO_TOKEN
+    if (wanted is not None and core.computes(problem.anchors) and threshold.is_mean_quantile()
             and not threshold.pools(sync)):
         return settings, wanted, token
     stats, mean = None, None
@@ -88,8 +86,8 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = decide(problem, settings, threshold, sync)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
-    if shared and backend is cpu:
-        loss, seen = cpu.loss(problem._replace(both_ways=True), form, decided, token, 1.0, statistics)
+    if shared and core.computes(problem.anchors):
+        loss, seen = backend.loss(problem._replace(both_ways=True), form, decided, token, 1.0, statistics)
         if settings.reduction == "none":
             loss = loss.view(2, -1).mean(0)
         return loss, (seen[0], seen[1])

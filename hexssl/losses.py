@@ -17,10 +17,11 @@ class HEXLoss(Criterion):
 
     A `temperature` tensor of one element is held in its shape as a buffer, or as a parameter if it is an
     ``nn.Parameter``; one that was computed with gradient is refused, since its graph ends with the first backward. A
-    module, such as one that holds a parameter's logarithm, becomes a submodule and is called once in every call.
+    module, such as `hexssl.LogTemperature`, becomes a submodule and is called once in every call.
     "adaptive" and "adaptive-negatives" make an `hexssl.thresholds.AdaptiveThreshold` of its own; threshold objects
-    become submodules, whose running values and epoch are part of ``state_dict``. Under ``torch.distributed`` the ranks
-    agree on a threshold in training: training mode, with gradients on.
+    become submodules, whose running values, epoch and step are part of ``state_dict``. Under ``torch.distributed`` the
+    ranks agree on a threshold in training: training mode, with gradients on. The first batch is warned of if its
+    shapes, or its labels on the CPU, make the quantile of "adaptive" that of positives, so that HEX is all but InfoNCE.
 
     All settings are attributes and may be assigned: ``criterion.threshold = 0.2``.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 from torch.utils.checkpoint import checkpoint
 
+from hexssl.devices import widest_dtype
 from hexssl.dtypes import full_precision
 
 CHUNK_BYTES = 64 * 2**20
@@ -119,7 +120,7 @@ def hex_loss(
     batch_stats : (6,) tensor, detached
         Threshold, share of hierarchical among the negatives, mean cosine of positives, negatives and hierarchical
         negatives (NaN where there are none or an embedding is not finite), number of anchors left out.
-        float64 (float32 on MPS).
+        float64 (float32 on devices without it).
 
     Examples
     --------
@@ -164,7 +165,7 @@ def similarity_stats(
     -------
     row_stats : (M, 6) tensor
         Minimum, maximum, mean, population variance, count, quantile; all but the count NaN where a row is empty or
-        something in it is not finite. float64 (float32 on MPS).
+        something in it is not finite. float64 (float32 on devices without it).
     mean_quantile : 0-d tensor of the same dtype
         Mean of the quantile over the rows that are not empty, NaN if all are.
 
@@ -189,7 +190,7 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, labels
              key_labels: Tensor | None, relation: Tensor | None, self_offset: int | None, normalize: bool,
              normalize_keys: bool | None) -> _Problem:
     """The defaults filled in and the rows made ready."""
-    wide = torch.float32 if anchors.device.type == "mps" else torch.float64
+    wide = widest_dtype(anchors.device)
     dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32
     m, n = anchors.shape[0], (anchors if keys is None else keys).shape[0]
     if labels is None and relation is None and paired is None:

@@ -152,6 +152,10 @@ class HEXRegularized(nn.Module):
         """As `HEXLoss.set_epoch`."""
         self.hex.set_epoch(epoch)
 
+    def set_step(self, step: int) -> None:
+        """As `HEXLoss.set_step`."""
+        self.hex.set_step(step)
+
     @property
     def stats(self) -> HEXStats | None:
         """What HEX saw in the last batch, or None before the first."""
@@ -272,3 +276,8 @@ class All4OneLoss(nn.Module):
         """As `HEXLoss.set_epoch`."""
         self.neighbour_contrast.set_epoch(epoch)
         self.centroid_contrast.set_epoch(epoch)
+
+    def set_step(self, step: int) -> None:
+        """As `HEXLoss.set_step`."""
+        self.neighbour_contrast.set_step(step)
+        self.centroid_contrast.set_step(step)

@@ -14,9 +14,13 @@ from types import ModuleType
 
 from torch import Tensor
 
-from hexssl.backends import cpu, torch_ops
+from hexssl import core
+from hexssl.backends import torch_ops
+
+if core.available():
+    from hexssl.backends import cpu
 
 
 def of(rows: Tensor) -> ModuleType:
-    """The compiled core for tensors on the CPU, torch's operations for all others."""
-    return cpu if rows.is_cpu else torch_ops
+    """The compiled core for tensors on the CPU, where there is one; torch's operations for all others."""
+    return cpu if core.computes(rows) else torch_ops

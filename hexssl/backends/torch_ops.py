@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hexssl import autograd, reference
+from hexssl import reference
+from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
 
 
@@ -36,7 +37,7 @@ def row_statistics(problem: Problem, quantile: float | None, rows: str, moments:
         stats, mean = reference.similarity_stats(
             problem.anchors, **who(problem), quantile=0.0 if quantile is None else quantile, rows=rows,
             normalize=normalize, normalize_keys=normalize_keys)
-    return stats, mean, autograd.NO_TOKEN
+    return stats, mean, NO_TOKEN
 
 
 def loss(problem: Problem, settings: Settings, decided: float | Tensor | None, token: Tensor, scale: float,

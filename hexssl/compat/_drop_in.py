@@ -12,6 +12,7 @@ from torch import Tensor
 from hexssl.criterion import SETTINGS, Criterion
 from hexssl.evaluation import evaluate, evaluate_both_ways
 from hexssl.problem import Problem, Settings, make_problem
+from hexssl.thresholds import warn_of_positives
 
 
 @contextmanager
@@ -68,6 +69,7 @@ class DropIn(Criterion):
         changes = {name: value for name, value in changes.items() if value is not None}
         if "normalize" in changes:
             changes.setdefault("normalize_keys", changes["normalize"])
+        warn_of_positives(self.threshold, problem)
         loss, seen = evaluate(problem, self._settings_with(problem, temperature, changes), self.threshold,
                               sync=self._sync)
         self._remember(seen)
@@ -76,6 +78,7 @@ class DropIn(Criterion):
     def _loss_among_both(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
         """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
         problem = make_problem(anchors, keys)
+        warn_of_positives(self.threshold, problem)
         loss, seen = evaluate_both_ways(problem, self._settings_with(problem, temperature, {}), self.threshold,
                                         sync=self._sync)
         self._remember(seen)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from hexssl import dtypes, validation
 from hexssl.compat._drop_in import DropIn, formulation_of, named
+from hexssl.devices import widest_dtype
 from hexssl.functional import cross_hex_loss
 from hexssl.problem import Settings
 from hexssl.reference import Form, cut, exceeded, inverse_of, ready, row_losses
@@ -159,7 +160,7 @@ def _own_cosines(query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> 
 
 
 def _wide(like: Tensor) -> torch.dtype:
-    return torch.float32 if like.device.type == "mps" else torch.float64  # which MPS does not have
+    return widest_dtype(like.device)
 
 
 def _row_statistics(cosines: Tensor, quantile: float | None) -> Tensor:
