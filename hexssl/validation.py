@@ -319,10 +319,10 @@ def signs(lowest: int, highest: int) -> None:
         return  # negatives, or no pair at all
     _signs_are_known = True
     warnings.warn("relation: got an int8 one without a -1, so that no pair is a negative; accepted: 1 positive, -1 "
-                  "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=_outside())
+                  "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=users_level())
 
 
-def _outside() -> int:
+def users_level() -> int:
     """The level of the stack, as a caller of this counts, at which a warning points to the user's code."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("hexssl", "torch"):

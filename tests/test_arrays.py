@@ -13,7 +13,7 @@ import pytest
 import torch
 from problems import FORMS, PROBLEMS, THRESHOLDS, Problem, form_name, general_hex_loss, problem, threshold
 
-from hexssl import _C, arrays, reference
+from hexssl import _C, array_problem, arrays, reference
 
 # float64 sums of a few dozen terms of order one, in different orders
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
@@ -30,7 +30,7 @@ def to_numpy(kwargs: dict[str, Any]) -> dict[str, Any]:
 def of_the_core(given: Problem) -> dict[str, Any]:
     """The problem in the words of the core."""
     who = to_numpy({**given.kwargs(), **given.who()} if given.paired is None else given.kwargs())
-    return arrays._problem(*(who.get(field) for field in (
+    return array_problem.make_problem(*(who.get(field) for field in (
         "anchors", "keys", "paired", "labels", "key_labels", "relation", "self_offset")), who.get("normalize", True))
 
 
@@ -76,7 +76,7 @@ def test_loss_gradients_and_statistics(name: str, form: dict[str, str], kind: st
 def test_naive_reference(name: str, form: dict[str, str]) -> None:
     """The double loops of csrc/reference give what the core gives."""
     who = of_the_core(problem(name))
-    settings = arrays._settings(0.2, 1.5, 0.1, 1.0, **{
+    settings = array_problem.make_settings(0.2, 1.5, 0.1, 1.0, **{
         "formulation": "weighted", "positives": "sum", "denominator": "all", "reduction": "mean", **form})
     expected = _C.reference_contrast(**who, **settings, threshold=0.25, grad=1.0)
     found = _C.contrast(**who, **settings, threshold=0.25, grad=1.0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from problems import FORMS, general_hex_loss
 from torch import Tensor
 
-from hexssl import _C, arrays, reference
+from hexssl import _C, array_problem, reference
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,10 +139,10 @@ def test_naive_loops(seed: int) -> None:
     ids = {name: np.array(ids) for name, ids in case.labels.items() if ids}
     if "keys" not in given_rows and "paired" not in given_rows and "labels" not in ids:  # two stacked views
         ids["labels"] = np.arange(len(given_rows["anchors"])) % (len(given_rows["anchors"]) // 2)
-    who = arrays._problem(*map(given_rows.get, ("anchors", "keys", "paired")), ids.get("labels"), ids.get("key_labels"),
-                          None, None, True)
+    who = array_problem.make_problem(*map(given_rows.get, ("anchors", "keys", "paired")), ids.get("labels"),
+                                     ids.get("key_labels"), None, None, True)
     limit = np.array(case.limit) if isinstance(case.limit, list) else case.limit
     for contrast in (_C.reference_contrast, _C.contrast):
         loss, _, (anchors, keys, paired, tau) = contrast(
-            **who, **arrays._settings(**case.form), threshold=limit, grad=np.array(1.0))
+            **who, **array_problem.make_settings(**case.form), threshold=limit, grad=np.array(1.0))
         case.check(float(loss), {"anchors": anchors, "keys": keys, "paired": paired}, tau, torch.float64)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hexssl import validation
 from hexssl.thresholds.adaptive import AdaptiveThreshold
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def warn_of_positives(threshold: Any, problem: Problem) -> None:
             "anchor itself or of a positive, once positives are the most similar keys. Few negatives or none lie above "
             "it, and HEX is InfoNCE, or all but. threshold=\"adaptive-negatives\", which is "
             "AdaptiveThreshold(rows=\"negatives\"), takes the quantile of the negatives alone",
-            UserWarning, stacklevel=_users_level())
+            UserWarning, stacklevel=validation.users_level())
 
 
 def _is_positives(quantile: float, problem: Problem) -> bool:
@@ -70,13 +69,3 @@ def _is_positives(quantile: float, problem: Problem) -> bool:
              - torch.searchsorted(ascending, problem.labels))  # keys with the anchor's label
     alike = alike[alike > int(oneself)]  # anchors without a positive have no loss
     return alike.numel() > 0 and bool((alike >= from_top).all())
-
-
-def _users_level() -> int:
-    """The stacklevel of the first caller that is neither in this package nor in torch."""
-    homes = tuple(str(Path(file).parent) for file in (__file__, torch.__file__) if file)
-    homes = (str(Path(homes[0]).parent), homes[1])
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(homes):
-        level, frame = level + 1, frame.f_back
-    return level
