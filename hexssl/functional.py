@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, measure
-from hexssl.problem import Problem, cross_problem, make_settings, statistics_problem, view_problem
+from hexssl.problem import Labels, Problem, cross_problem, make_settings, statistics_problem, view_problem
 from hexssl.results import HEXStats, RowStats, batch_stats
 from hexssl.thresholds import Threshold
 
@@ -39,8 +39,8 @@ class Relations(TypedDict, total=False):
     """Those that say who is compared with whom."""
 
     paired: Tensor | None
-    labels: Any
-    key_labels: Any
+    labels: Labels | None
+    key_labels: Labels | None
     relation: Tensor | None
     self_offset: int | None
     symmetric: bool
@@ -55,17 +55,17 @@ class CrossHEXOptions(HEXOptions, Relations, total=False):
 
 
 @overload
-def hex_loss(*views: Tensor, labels: Any = None, return_stats: Literal[False] = False,
+def hex_loss(*views: Tensor, labels: Labels | None = None, return_stats: Literal[False] = False,
              **options: Unpack[HEXOptions]) -> Tensor: ...
 
 
 @overload
-def hex_loss(*views: Tensor, labels: Any = None, return_stats: Literal[True],
+def hex_loss(*views: Tensor, labels: Labels | None = None, return_stats: Literal[True],
              **options: Unpack[HEXOptions]) -> tuple[Tensor, HEXStats]: ...
 
 
 def hex_loss(
-    *views: Tensor, labels: Any = None, threshold: str | float | Tensor | Threshold | None = "adaptive",
+    *views: Tensor, labels: Labels | None = None, threshold: str | float | Tensor | Threshold | None = "adaptive",
     temperature: float | Tensor | nn.Module = 0.1, beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0,
     formulation: str = "weighted", positives: str = "sum", denominator: str = "all", normalize: bool = True,
     reduction: str = "mean", return_stats: bool = False,
@@ -146,17 +146,17 @@ def hex_loss(
 
 
 @overload
-def info_nce(*views: Tensor, labels: Any = None, return_stats: Literal[False] = False,
+def info_nce(*views: Tensor, labels: Labels | None = None, return_stats: Literal[False] = False,
              **options: Unpack[InfoNCEOptions]) -> Tensor: ...
 
 
 @overload
-def info_nce(*views: Tensor, labels: Any = None, return_stats: Literal[True],
+def info_nce(*views: Tensor, labels: Labels | None = None, return_stats: Literal[True],
              **options: Unpack[InfoNCEOptions]) -> tuple[Tensor, HEXStats]: ...
 
 
 def info_nce(
-    *views: Tensor, labels: Any = None, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum",
+    *views: Tensor, labels: Labels | None = None, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum",
     denominator: str = "all", normalize: bool = True, reduction: str = "mean", return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """InfoNCE (NT-Xent) of several views: `hex_loss` without hierarchical negatives.
@@ -188,8 +188,9 @@ def cross_hex_loss(anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *
 
 
 def cross_hex_loss(
-    anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, paired: Tensor | None = None, labels: Any = None,
-    key_labels: Any = None, relation: Tensor | None = None, self_offset: int | None = None, symmetric: bool = False,
+    anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, paired: Tensor | None = None,
+    labels: Labels | None = None, key_labels: Labels | None = None, relation: Tensor | None = None,
+    self_offset: int | None = None, symmetric: bool = False,
     threshold: str | float | Tensor | Threshold | None = "adaptive", temperature: float | Tensor | nn.Module = 0.1,
     beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
@@ -271,8 +272,9 @@ def cross_info_nce(anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *
 
 
 def cross_info_nce(
-    anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, paired: Tensor | None = None, labels: Any = None,
-    key_labels: Any = None, relation: Tensor | None = None, self_offset: int | None = None, symmetric: bool = False,
+    anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, paired: Tensor | None = None,
+    labels: Labels | None = None, key_labels: Labels | None = None, relation: Tensor | None = None,
+    self_offset: int | None = None, symmetric: bool = False,
     temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
     normalize: bool = True, reduction: str = "mean", return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
@@ -306,7 +308,7 @@ def _result(problem: Problem, settings: Any, threshold: Any, return_stats: Any,
 
 
 def similarity_stats(
-    anchors: Tensor, keys: Tensor | None = None, *, labels: Any = None, key_labels: Any = None,
+    anchors: Tensor, keys: Tensor | None = None, *, labels: Labels | None = None, key_labels: Labels | None = None,
     relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
     normalize: bool = True,
 ) -> RowStats:

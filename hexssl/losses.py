@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.criterion import Criterion
-from hexssl.problem import cross_problem, view_problem
+from hexssl.problem import Labels, cross_problem, view_problem
 from hexssl.thresholds import Threshold
 
 
@@ -62,7 +60,7 @@ class HEXLoss(Criterion):
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
                          normalize, reduction, stats)
 
-    def forward(self, *views: Tensor, labels: Any = None) -> Tensor:
+    def forward(self, *views: Tensor, labels: Labels | None = None) -> Tensor:
         """The loss of the batch; arguments, result and errors are those of `hexssl.hex_loss`."""
         return self._loss_of(view_problem(views, labels))
 
@@ -88,7 +86,7 @@ class InfoNCELoss(Criterion):
         super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
                          stats)
 
-    def forward(self, *views: Tensor, labels: Any = None) -> Tensor:
+    def forward(self, *views: Tensor, labels: Labels | None = None) -> Tensor:
         """The loss of the batch; arguments, result and errors are those of `hexssl.info_nce`."""
         return self._loss_of(view_problem(views, labels))
 
@@ -102,7 +100,7 @@ class _Cross(Criterion):
     symmetric: bool
 
     def forward(self, anchors: Tensor, keys: Tensor, queue: Tensor | None = None, *, paired: Tensor | None = None,
-                labels: Any = None, key_labels: Any = None, relation: Tensor | None = None,
+                labels: Labels | None = None, key_labels: Labels | None = None, relation: Tensor | None = None,
                 self_offset: int | None = None) -> Tensor:
         """The loss of the batch; arguments, result and errors are those of `hexssl.cross_hex_loss`."""
         problem = cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset, self.symmetric,

@@ -6,14 +6,18 @@ here, and `hexssl.evaluation` takes them as valid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hexssl import dtypes, validation
 from hexssl.distributed import world_size
+
+Labels: TypeAlias = Tensor | NDArray[Any] | Sequence[int]
 
 _VIEWS = "two or more views of shape (B, D), or one stacked tensor (rows, D) with labels=(rows,)"
 
