@@ -52,7 +52,8 @@ class Criterion(nn.Module):
         self._seen = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in SETTINGS:
+        # A replica of torch's DataParallel is put together by assignments, of what the original has checked.
+        if name in SETTINGS and not self.__dict__.get("_is_replica", False):
             self._assign(**{name: value})
         else:
             super().__setattr__(name, value)

@@ -233,3 +233,17 @@ def test_a_compiled_module_follows_what_is_assigned():
     assert torch.equal(compiled(A, K), module(A, K))
     module.threshold, module.beta = 0.4, 2.0
     torch.testing.assert_close(compiled(A, K), HEXLoss(threshold=0.4, beta=2.0)(A, K), rtol=1e-13, atol=1e-13)
+
+
+def test_replicas_of_data_parallelism():
+    """As torch.nn.parallel.replicate makes them, whose devices are GPUs: modules first, then tensors with a graph."""
+    module = HEXLoss(temperature=nn.Parameter(torch.tensor(0.3, dtype=torch.float64)),
+                     threshold=AdaptiveThreshold(0.8, momentum=0.5))
+    replica = module._replicate_for_data_parallel()
+    replica.threshold = copy.deepcopy(module.threshold)
+    replica.temperature = module.temperature * 1
+    loss, expected = replica(A, K), HEXLoss(temperature=0.3, threshold=AdaptiveThreshold(0.8, momentum=0.5))(A, K)
+    assert_close = torch.testing.assert_close
+    assert_close(loss, expected, rtol=1e-13, atol=1e-13)
+    loss.backward()
+    assert module.temperature.grad.isfinite()
