@@ -14,6 +14,7 @@ from torch import nn
 from hexssl import CrossHEXLoss, HEXLoss, HEXRegularized, hex_loss, info_nce
 from hexssl.compat.info_nce import InfoNCE
 from hexssl.compat.lightly import NTXentLoss
+from hexssl.devices import widest_dtype
 from hexssl.thresholds import (
     AdaptiveThreshold,
     CosineSchedule,
@@ -35,6 +36,12 @@ def batch(seed=0, rows=20, columns=6):
     return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def on(device):
+    """The batch there, and what its numbers may be off by."""
+    dtype = widest_dtype(device)
+    return batch().to(device, dtype), CLOSE if dtype == torch.float64 else {"rtol": 0.0, "atol": 1e-6}
+
+
 def cosines(z):
     z = nn.functional.normalize(z)
     return z @ z.T
@@ -42,7 +49,7 @@ def cosines(z):
 
 def negatives(z):
     rows = len(z)
-    ids = torch.arange(rows) % (rows // 2)
+    ids = torch.arange(rows, device=z.device) % (rows // 2)
     return ids[:, None] != ids
 
 
@@ -53,24 +60,24 @@ def used(threshold, z=None):
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.99, 1.0])
-def test_adaptive_is_the_mean_of_the_row_quantiles(quantile):
-    c = cosines(batch())
-    expected = torch.quantile(c, quantile, dim=1, interpolation="nearest").mean()
-    torch.testing.assert_close(used(AdaptiveThreshold(quantile)), expected, **CLOSE)
+def test_adaptive_is_the_mean_of_the_row_quantiles(quantile, device):
+    z, close = on(device)
+    expected = torch.quantile(cosines(z), quantile, dim=1, interpolation="nearest").mean()
+    torch.testing.assert_close(used(AdaptiveThreshold(quantile), z), expected, **close)
 
 
-def test_adaptive_over_negatives_only():
-    z = batch()
+def test_adaptive_over_negatives_only(device):
+    z, close = on(device)
     c, mask = cosines(z), negatives(z)
     rows = [torch.quantile(c[i][mask[i]], 0.9, interpolation="nearest") for i in range(len(z))]
-    torch.testing.assert_close(used(AdaptiveThreshold(0.9, rows="negatives")), torch.stack(rows).mean(), **CLOSE)
+    torch.testing.assert_close(used(AdaptiveThreshold(0.9, rows="negatives"), z), torch.stack(rows).mean(), **close)
 
 
-def test_mean_std_over_all_negative_pairs():
-    z = batch()
+def test_mean_std_over_all_negative_pairs(device):
+    z, close = on(device)
     pairs = cosines(z)[negatives(z)]
     expected = pairs.mean() + 1.5 * pairs.std(correction=0)
-    torch.testing.assert_close(used(MeanStdThreshold(1.5)), expected, **CLOSE)
+    torch.testing.assert_close(used(MeanStdThreshold(1.5), z), expected, **close)
 
 
 def test_mean_std_with_rows_of_different_length_and_none():
@@ -95,23 +102,25 @@ def test_without_negatives_there_is_no_threshold(threshold):
     assert torch.isfinite(hex_loss(*batch().chunk(2), threshold=threshold))  # nothing of it is left in a running value
 
 
-def test_row_range_gives_one_threshold_per_anchor():
-    z = batch()
+def test_row_range_gives_one_threshold_per_anchor(device):
+    z, close = on(device)
     c = cosines(z)
     low, high = c.amin(1), c.amax(1)
-    rows = low + 0.6 * (high - low)
+    rows, threshold = low + 0.6 * (high - low), RowRangeThreshold(0.6).to(device)
     assert rows.std() > 0.01
-    torch.testing.assert_close(used(RowRangeThreshold(0.6)), rows.mean(), **CLOSE)
-    torch.testing.assert_close(hex_loss(*z.chunk(2), threshold=RowRangeThreshold(0.6)),
-                               hex_loss(*z.chunk(2), threshold=rows), **CLOSE)
+    torch.testing.assert_close(used(threshold, z), rows.mean(), **close)
+    torch.testing.assert_close(hex_loss(*z.chunk(2), threshold=threshold), hex_loss(*z.chunk(2), threshold=rows),
+                               **close)
 
 
 @pytest.mark.parametrize("given", [0.25, torch.tensor(0.25), torch.full((20,), 0.25, dtype=torch.float64)])
-def test_fixed_is_the_number_itself(given):
-    z = batch()
-    expected = hex_loss(*z.chunk(2), threshold=FixedThreshold(0.25))
+def test_fixed_is_the_number_itself(given, device):
+    z, _ = on(device)
+    if isinstance(given, torch.Tensor):
+        given = given.to(device, min(given.dtype, widest_dtype(device), key=lambda dtype: dtype.itemsize))
+    expected = hex_loss(*z.chunk(2), threshold=FixedThreshold(0.25).to(device))
     torch.testing.assert_close(hex_loss(*z.chunk(2), threshold=given), expected, rtol=0.0, atol=0.0)
-    torch.testing.assert_close(HEXLoss(threshold=given)(z[:10], z[10:]), expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(HEXLoss(threshold=given).to(device)(z[:10], z[10:]), expected, rtol=0.0, atol=0.0)
 
 
 def test_no_gradient_flows_through_a_threshold():
@@ -256,13 +265,15 @@ def test_warmup_value():
     assert abs(used(threshold) - 0.9) <= 1e-15  # the mean of equal numbers below 1, rounded
 
 
-def test_momentum_is_an_average_of_the_estimates():
-    threshold = AdaptiveThreshold(0.9, momentum=0.75)
+def test_momentum_is_an_average_of_the_estimates(device):
+    threshold = AdaptiveThreshold(0.9, momentum=0.75).to(device)
     average = None
+    first, close = on(device)
     for seed in range(4):
-        estimate = used(AdaptiveThreshold(0.9), batch(seed))
+        z = batch(seed).to(first)
+        estimate = used(AdaptiveThreshold(0.9), z)
         average = estimate if average is None else 0.75 * average + 0.25 * estimate
-        torch.testing.assert_close(used(threshold, batch(seed)), average, **CLOSE)
+        torch.testing.assert_close(used(threshold, z), average, **close)
 
 
 def test_monotone_is_a_running_minimum():
