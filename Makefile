@@ -16,7 +16,7 @@ DATA ?= digits
 DATA_DIR ?=
 EPOCHS ?=
 PRESETS ?= quick acceptance drop-ins
-PYTEST ?= -q
+PYTEST ?= -q --durations=20
 # Libraries whose loss files alone are wanted, by the tests of the drop-ins: what they require is not (torchvision, ...).
 LOSS_FILES := lightly==1.6.0 open-clip-torch==3.3.0 solo-learn==1.0.2
 
@@ -31,8 +31,10 @@ demo: $(BUILT)
 	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 # A file at a time on every core, most problems being too small for threads. Those that wait do so without spinning.
+# Bytecode is kept, whatever the environment says: many tests start processes, and torch without it takes 2.4 s more of
+# each to import, torch's compiler 6 s (on one core of an AVX-512 server).
 test: tools
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
 
 sanitize: tools
 	$(BIN)/python tools/sanitize.py address,undefined

@@ -17,7 +17,7 @@ from typing import Any
 import formulas
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from hexssl.compat import info_nce, lightly, metric_learning, open_clip, solo
 
@@ -51,76 +51,6 @@ def _queue(keys: int) -> Tensor:
     return normalize(torch.randn(keys, COLUMNS, generator=torch.Generator().manual_seed(1)))
 
 
-def _crossed(a: Tensor, k: Tensor) -> Tensor:
-    """Row i of both a pair: solo-learn's NNCLR, info-nce-pytorch without negatives."""
-    return cross_entropy(normalize(a) @ normalize(k).T / TAU, torch.arange(len(a)))
-
-
-def _mocov3(a: Tensor, k: Tensor) -> Tensor:
-    return _crossed(a, k.detach()) * (2 * TAU)
-
-
-def _with_queue(a: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-    """One positive each; queue: (D, K)."""
-    logits = torch.cat([torch.einsum("nd,nd->n", a, k)[:, None], torch.einsum("nd,dk->nk", a, queue)], 1) / TAU
-    return cross_entropy(logits, torch.zeros(len(a), dtype=torch.int64))
-
-
-def _nt_xent(a: Tensor, b: Tensor) -> Tensor:
-    """lightly: four blocks, two of them without their diagonal."""
-    a, b, others = normalize(a), normalize(b), ~torch.eye(len(a), dtype=torch.bool)
-    first = torch.cat([a @ b.T / TAU, (a @ a.T / TAU)[others].view(len(a), -1)], 1)
-    second = torch.cat([b @ a.T / TAU, (b @ b.T / TAU)[others].view(len(a), -1)], 1)
-    return cross_entropy(torch.cat([first, second]), torch.arange(len(a)).repeat(2))
-
-
-def _decoupled(weight_fn: Callable[[Tensor, Tensor], Tensor] | None) -> Loss:
-    """lightly: a view at a time, blocks without their diagonal, positives from the diagonal."""
-    def side(a: Tensor, b: Tensor) -> Tensor:
-        others = ~torch.eye(len(a), dtype=torch.bool)
-        own, cross = a @ a.T / TAU, a @ b.T / TAU
-        positive = -cross.diagonal()
-        if weight_fn is not None:
-            positive = positive * weight_fn(a, b)
-        negatives = torch.cat([own[others].view(len(a), -1), cross[others].view(len(a), -1)], 1)
-        return (positive + negatives.logsumexp(1)).mean()
-
-    def loss(a: Tensor, b: Tensor) -> Tensor:
-        a, b = normalize(a), normalize(b)
-        return (side(a, b) + side(b, a)) / 2
-
-    return loss
-
-
-def _weights(a: Tensor, b: Tensor) -> Tensor:
-    return 2 - len(a) * torch.softmax((a.detach() * b.detach()).sum(1) / 0.5, 0)
-
-
-def _sup_con(a: Tensor, b: Tensor) -> Tensor:
-    """As published with SupCon, times the temperature: masks of positives and of all others, log-probabilities of
-    everyone."""
-    z = normalize(torch.cat([a, b]))
-    logits, sample = z @ z.T / TAU, _indexes(z)
-    logits = logits - logits.detach().amax(1, keepdim=True)
-    others = 1 - torch.eye(len(z))
-    positive = (sample[:, None] == sample).to(z.dtype) * others
-    log_share = logits - (logits.exp() * others).sum(1, keepdim=True).log()
-    return -TAU * ((positive * log_share).sum(1) / positive.sum(1)).mean()
-
-
-def _own_denominators(z: Tensor) -> Tensor:
-    """pytorch-metric-learning's NT-Xent as a careful user would write it: dense, one positive each."""
-    x, sample = normalize(z), _indexes(z)
-    logits = x @ x.T / TAU
-    return cross_entropy(logits.masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf),
-                         sample + (torch.arange(len(z)) < len(z) // 2) * (len(z) // 2))
-
-
-def _clip(images: Tensor, texts: Tensor) -> Tensor:
-    scale, index = 1 / TAU, torch.arange(len(images))
-    return (cross_entropy(scale * images @ texts.T, index) + cross_entropy(scale * texts @ images.T, index)) / 2
-
-
 def _real(name: str) -> Callable[[], Loss]:
     """A loss of pytorch-metric-learning."""
     def make() -> Loss:
@@ -144,7 +74,7 @@ def _metric(name: str) -> Callable[[], Loss]:
 def _bank_peer(keys: int) -> Loss:
     """lightly copies its bank for every batch."""
     queue = _queue(keys)
-    return lambda a, k: _with_queue(normalize(a), normalize(k), queue.clone().T)
+    return lambda a, k: formulas.against_queue(normalize(a), normalize(k), queue.clone().T)
 
 
 def _bank(keys: int) -> Loss:
@@ -172,7 +102,7 @@ def _unpaired(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
 
 
 def _unpaired_formula(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
-    return _with_queue(normalize(query), normalize(key), normalize(negatives).T)
+    return formulas.against_queue(normalize(query), normalize(key), normalize(negatives).T)
 
 
 def _queues(name: str, title: str, ours: Callable[[int], Loss], peer: Callable[[int], Loss]) -> dict[str, DropIn]:
@@ -186,11 +116,12 @@ DROP_INS: dict[str, DropIn] = {
     "solo-simclr": DropIn("solo simclr_loss_func", 1, lambda: lambda z: solo.simclr_loss_func(z, _indexes(z), TAU),
                           lambda: formulas.infonce_masks),
     "solo-nnclr": DropIn("solo nnclr_loss_func", 2, lambda: lambda a, k: solo.nnclr_loss_func(a, k, TAU),
-                         lambda: _crossed),
+                         lambda: formulas.pairs_by_row),
     **_queues("solo-mocov2plus", "solo mocov2plus_loss_func", _fixed_queue(
-        lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True), _fixed_queue(_with_queue, True)),
+        lambda a, k, queue: solo.mocov2plus_loss_func(a, k, queue, TAU), True),
+        _fixed_queue(formulas.against_queue, True)),
     "solo-mocov3": DropIn("solo mocov3_loss_func", 2, lambda: lambda a, k: solo.mocov3_loss_func(a, k.detach(), TAU),
-                          lambda: _mocov3),
+                          lambda: formulas.mocov3),
     "solo-simclr-adaptive": DropIn(
         "solo simclr_loss_func_hex_adaptive", 1,
         lambda: lambda z: solo.simclr_loss_func_hex_adaptive(z, _indexes(z), TAU), lambda: formulas.released, 15),
@@ -205,17 +136,20 @@ DROP_INS: dict[str, DropIn] = {
     "solo-nnclr-fixed": DropIn(
         "solo nnclr_loss_func_hex_fixed", 2, lambda: lambda a, k: solo.nnclr_loss_func_hex_fixed(a, k, TAU, FRACTION),
         lambda: lambda a, k: formulas.released(torch.cat([a, k]), FRACTION), 15),
-    "lightly-ntxent": DropIn("lightly NTXentLoss", 2, lambda: lightly.NTXentLoss(TAU), lambda: _nt_xent),
+    "lightly-ntxent": DropIn("lightly NTXentLoss", 2, lambda: lightly.NTXentLoss(TAU),
+                             lambda: formulas.nt_xent_in_blocks),
     **_queues("lightly-ntxent-bank", "lightly NTXentLoss, bank", _bank, _bank_peer),
-    "lightly-dcl": DropIn("lightly DCLLoss", 2, lambda: lightly.DCLLoss(TAU), lambda: _decoupled(None)),
-    "lightly-dclw": DropIn("lightly DCLWLoss", 2, lambda: lightly.DCLWLoss(TAU), lambda: _decoupled(_weights)),
-    "lightly-supcon": DropIn("lightly SupConLoss", 2, lambda: lightly.SupConLoss(TAU), lambda: _sup_con),
-    "info-nce": DropIn("info_nce InfoNCE", 2, lambda: info_nce.InfoNCE(TAU), lambda: _crossed),
+    "lightly-dcl": DropIn("lightly DCLLoss", 2, lambda: lightly.DCLLoss(TAU),
+                          lambda: formulas.decoupled_in_blocks(None)),
+    "lightly-dclw": DropIn("lightly DCLWLoss", 2, lambda: lightly.DCLWLoss(TAU),
+                           lambda: formulas.decoupled_in_blocks(formulas.dclw_weights)),
+    "lightly-supcon": DropIn("lightly SupConLoss", 2, lambda: lightly.SupConLoss(TAU), lambda: formulas.sup_con),
+    "info-nce": DropIn("info_nce InfoNCE", 2, lambda: info_nce.InfoNCE(TAU), lambda: formulas.pairs_by_row),
     **_queues("info-nce-unpaired", "info_nce InfoNCE, negatives", _fixed_queue(_unpaired),
               _fixed_queue(_unpaired_formula)),
-    "open-clip": DropIn("open_clip ClipLoss", 2, _clip_ours, lambda: _clip),
+    "open-clip": DropIn("open_clip ClipLoss", 2, _clip_ours, lambda: formulas.clip),
     "metric-ntxent-dense": DropIn("metric_learning NTXentLoss, dense peer", 1, _metric("NTXentLoss"),
-                                  lambda: _own_denominators, sizes=(4096,)),  # the library's own needs 1.6 TiB there
+                                  lambda: formulas.own_denominators, sizes=(4096,)),  # the library's needs 1.6 TiB
 }
 if find_spec("pytorch_metric_learning"):
     DROP_INS["metric-ntxent"] = DropIn("metric_learning NTXentLoss", 1, _metric("NTXentLoss"), _real("NTXentLoss"),

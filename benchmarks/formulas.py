@@ -7,10 +7,11 @@ named), with the N x N arrays that this way of writing costs. z: (rows, D), two 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 TEMPERATURE, BETA, TAU_PLUS, QUANTILE = 0.1, 1.0, 0.1, 0.99
 
@@ -100,6 +101,76 @@ def released(z: Tensor, fraction: float | None = None) -> Tensor:
     local = torch.clamp(local, min=(rows - 2) * math.exp(-1 / TEMPERATURE))
     log_share = s - torch.log((torch.exp(s) * everywhere).sum(1, keepdim=True))
     return (local - (positive * log_share).sum(1) / positive.sum(1)).mean()
+
+
+def pairs_by_row(a: Tensor, k: Tensor) -> Tensor:
+    """Row i of both a pair: solo-learn's NNCLR, info-nce-pytorch without negatives."""
+    return cross_entropy(normalize(a) @ normalize(k).T / TEMPERATURE, torch.arange(len(a)))
+
+
+def mocov3(a: Tensor, k: Tensor) -> Tensor:
+    return pairs_by_row(a, k.detach()) * (2 * TEMPERATURE)
+
+
+def against_queue(a: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+    """One positive each; queue: (D, K)."""
+    logits = torch.cat([torch.einsum("nd,nd->n", a, k)[:, None], torch.einsum("nd,dk->nk", a, queue)], 1) / TEMPERATURE
+    return cross_entropy(logits, torch.zeros(len(a), dtype=torch.int64))
+
+
+def nt_xent_in_blocks(a: Tensor, b: Tensor) -> Tensor:
+    """lightly: four blocks, two of them without their diagonal."""
+    a, b, others = normalize(a), normalize(b), ~torch.eye(len(a), dtype=torch.bool)
+    first = torch.cat([a @ b.T / TEMPERATURE, (a @ a.T / TEMPERATURE)[others].view(len(a), -1)], 1)
+    second = torch.cat([b @ a.T / TEMPERATURE, (b @ b.T / TEMPERATURE)[others].view(len(a), -1)], 1)
+    return cross_entropy(torch.cat([first, second]), torch.arange(len(a)).repeat(2))
+
+
+def decoupled_in_blocks(weight_fn: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """lightly: a view at a time, blocks without their diagonal, positives from the diagonal."""
+    def side(a: Tensor, b: Tensor) -> Tensor:
+        others = ~torch.eye(len(a), dtype=torch.bool)
+        own, cross = a @ a.T / TEMPERATURE, a @ b.T / TEMPERATURE
+        positive = -cross.diagonal()
+        if weight_fn is not None:
+            positive = positive * weight_fn(a, b)
+        negatives = torch.cat([own[others].view(len(a), -1), cross[others].view(len(a), -1)], 1)
+        return (positive + negatives.logsumexp(1)).mean()
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        a, b = normalize(a), normalize(b)
+        return (side(a, b) + side(b, a)) / 2
+
+    return loss
+
+
+def dclw_weights(a: Tensor, b: Tensor) -> Tensor:
+    return 2 - len(a) * torch.softmax((a.detach() * b.detach()).sum(1) / 0.5, 0)
+
+
+def sup_con(a: Tensor, b: Tensor) -> Tensor:
+    """As published with SupCon, times the temperature: masks of positives and of all others, log-probabilities of
+    everyone."""
+    z = normalize(torch.cat([a, b]))
+    logits, sample = z @ z.T / TEMPERATURE, torch.arange(len(z) // 2).repeat(2)
+    logits = logits - logits.detach().amax(1, keepdim=True)
+    others = 1 - torch.eye(len(z))
+    positive = (sample[:, None] == sample).to(z.dtype) * others
+    log_share = logits - (logits.exp() * others).sum(1, keepdim=True).log()
+    return -TEMPERATURE * ((positive * log_share).sum(1) / positive.sum(1)).mean()
+
+
+def own_denominators(z: Tensor) -> Tensor:
+    """pytorch-metric-learning's NT-Xent as a careful user would write it: dense, one positive each."""
+    x, sample = normalize(z), torch.arange(len(z) // 2).repeat(2)
+    logits = x @ x.T / TEMPERATURE
+    return cross_entropy(logits.masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf),
+                         sample + (torch.arange(len(z)) < len(z) // 2) * (len(z) // 2))
+
+
+def clip(images: Tensor, texts: Tensor) -> Tensor:
+    scale, index = 1 / TEMPERATURE, torch.arange(len(images))
+    return (cross_entropy(scale * images @ texts.T, index) + cross_entropy(scale * texts @ images.T, index)) / 2
 
 
 def two_products(a: Tensor, k: Tensor) -> None:

@@ -13,7 +13,7 @@ from cases import Case, Inputs
 from drop_ins import DROP_INS, Loss
 from torch import Tensor
 
-from hexssl import HEXLoss, InfoNCELoss, hex_loss, info_nce
+from hexssl import HEXLoss, InfoNCELoss, cross_hex_loss, cross_info_nce, hex_loss, info_nce
 
 TAU = formulas.TEMPERATURE
 Step = Callable[[], Tensor | None]
@@ -105,18 +105,25 @@ def _eager_infonce(inputs: Inputs) -> Tensor:
     return formulas.infonce_queue(inputs.anchors, inputs.paired, inputs.queue)
 
 
+def _hex_of(inputs: Inputs, **options: Any) -> Tensor:
+    if inputs.queue is None:
+        return hex_loss(*inputs.anchors.chunk(2), temperature=TAU, **options)
+    return cross_hex_loss(inputs.anchors, inputs.paired, inputs.queue, temperature=TAU, **options)
+
+
 def _hex(**settings: Any) -> Callable[[Inputs], Tensor]:
-    options = {"temperature": TAU, "beta": formulas.BETA, "tau_plus": formulas.TAU_PLUS, **settings}
-    return lambda inputs: hex_loss(inputs.anchors, inputs.queue, paired=inputs.paired, **options)
+    options = {"beta": formulas.BETA, "tau_plus": formulas.TAU_PLUS, **settings}
+    return lambda inputs: _hex_of(inputs, **options)
 
 
 def _hex_fixed(inputs: Inputs) -> Tensor:
-    return hex_loss(inputs.anchors, inputs.queue, paired=inputs.paired, threshold=inputs.threshold, temperature=TAU,
-                    beta=formulas.BETA, tau_plus=formulas.TAU_PLUS)
+    return _hex_of(inputs, threshold=inputs.threshold, beta=formulas.BETA, tau_plus=formulas.TAU_PLUS)
 
 
 def _infonce(inputs: Inputs) -> Tensor:
-    return info_nce(inputs.anchors, inputs.queue, paired=inputs.paired, temperature=TAU)
+    if inputs.queue is None:
+        return info_nce(*inputs.anchors.chunk(2), temperature=TAU)
+    return cross_info_nce(inputs.anchors, inputs.paired, inputs.queue, temperature=TAU)
 
 
 def _module(module: type) -> Callable[[Inputs], Step]:
@@ -129,12 +136,12 @@ def _module(module: type) -> Callable[[Inputs], Step]:
 
 
 def _infonce_own(inputs: Inputs) -> Tensor:
-    return info_nce(inputs.anchors, positives="mean", denominator="own", temperature=TAU)
+    return info_nce(*inputs.anchors.chunk(2), positives="mean", denominator="own", temperature=TAU)
 
 
 def _infonce_pairs(inputs: Inputs) -> Tensor:
     first, second = inputs.anchors.chunk(2)
-    return info_nce(first, second, temperature=TAU)
+    return cross_info_nce(first, second, temperature=TAU)
 
 
 def _metric_learning(inputs: Inputs) -> Step:

@@ -54,11 +54,12 @@ left.legend()
 
 # %%
 thresholds = np.linspace(-0.2, 1, 61)
-results = [arrays.hex_loss(views, threshold=float(threshold)) for threshold in thresholds]
-info_nce = arrays.info_nce(views)
-norms = np.array([np.linalg.norm(result.gradients.anchors) for result in results])
+pair = np.split(views, 2)
+results = [arrays.hex_loss(*pair, threshold=float(threshold)) for threshold in thresholds]
+info_nce = arrays.info_nce(*pair)
+norms = np.array([np.linalg.norm(result.gradients.views) for result in results])
 right.plot(thresholds, [result.loss / info_nce.loss for result in results], label="loss / InfoNCE")
-right.plot(thresholds, norms / np.linalg.norm(info_nce.gradients.anchors), label="gradient / InfoNCE, norms")
+right.plot(thresholds, norms / np.linalg.norm(info_nce.gradients.views), label="gradient / InfoNCE, norms")
 right.plot(thresholds, [result.stats.hierarchical_fraction for result in results], label="share of the negatives above")
 right.axhline(1, color="grey", linestyle="--", linewidth=1)
 right.set(xlabel="threshold on the cosine", ylim=(0, None))

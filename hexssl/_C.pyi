@@ -31,18 +31,18 @@ _Floats = NDArray[np.float64]
 _Gradients = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, float]
 
 def measure(
-    anchors: ArrayLike, keys: ArrayLike | None = None, groups: ArrayLike | None = None,
-    key_groups: ArrayLike | None = None, relation: ArrayLike | None = None, period: int = 0, self_offset: int = -1,
+    anchors: ArrayLike, keys: ArrayLike | None = None, labels: ArrayLike | None = None,
+    key_labels: ArrayLike | None = None, relation: ArrayLike | None = None, period: int = 0, self_offset: int = -1,
     normalize: bool = True, quantile: float = 0.99, negatives_only: bool = False, want: int = 3, keep: bool = False,
 ) -> tuple[_Floats, float, int]: ...
 def reference_measure(
-    anchors: ArrayLike, keys: ArrayLike | None = None, groups: ArrayLike | None = None,
-    key_groups: ArrayLike | None = None, relation: ArrayLike | None = None, period: int = 0, self_offset: int = -1,
+    anchors: ArrayLike, keys: ArrayLike | None = None, labels: ArrayLike | None = None,
+    key_labels: ArrayLike | None = None, relation: ArrayLike | None = None, period: int = 0, self_offset: int = -1,
     normalize: bool = True, quantile: float = 0.99, negatives_only: bool = False, want: int = 3, keep: bool = False,
 ) -> tuple[_Floats, float, int]: ...
 def contrast(
     anchors: ArrayLike, keys: ArrayLike | None = None, paired: ArrayLike | None = None,
-    groups: ArrayLike | None = None, key_groups: ArrayLike | None = None, relation: ArrayLike | None = None,
+    labels: ArrayLike | None = None, key_labels: ArrayLike | None = None, relation: ArrayLike | None = None,
     threshold: ArrayLike | None = None, temperature: float = 0.1, period: int = 0, self_offset: int = -1,
     normalize: bool = True, beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0,
     formulation: int = 0, positives: int = 0, denominator: int = 0, reduction: int = 1,
@@ -50,7 +50,7 @@ def contrast(
 ) -> tuple[_Floats, _Floats, _Gradients | None]: ...
 def reference_contrast(
     anchors: ArrayLike, keys: ArrayLike | None = None, paired: ArrayLike | None = None,
-    groups: ArrayLike | None = None, key_groups: ArrayLike | None = None, relation: ArrayLike | None = None,
+    labels: ArrayLike | None = None, key_labels: ArrayLike | None = None, relation: ArrayLike | None = None,
     threshold: ArrayLike | None = None, temperature: float = 0.1, period: int = 0, self_offset: int = -1,
     normalize: bool = True, beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0,
     formulation: int = 0, positives: int = 0, denominator: int = 0, reduction: int = 1,

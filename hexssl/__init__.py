@@ -17,24 +17,27 @@ except ModuleNotFoundError as error:
 if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2]) < (2, 10):
     raise ImportError(f"{_NEEDED}; found torch {torch.__version__}")
 
-try:
-    import hexssl._C  # noqa: F401  registers the operators, which the modules below look up
-except ModuleNotFoundError as error:
-    if error.name != "hexssl._C":
-        raise
-    raise ImportError(f"hexssl's compiled core is not in {__path__[0]}: if that is the source tree, build it in place "
-                      "with `pip install -e .`, or start Python in another folder to use the installed package"
-                      ) from error
-from hexssl import arrays, thresholds, workspace  # noqa: E402
-from hexssl.functional import HEXStats, RowStats, hex_loss, info_nce, similarity_stats  # noqa: E402
-from hexssl.losses import CrossHEXLoss, HEXLoss, InfoNCELoss  # noqa: E402
+from hexssl import arrays, core, thresholds, workspace  # noqa: E402
+from hexssl.functional import (  # noqa: E402
+    HEXStats,
+    RowStats,
+    cross_hex_loss,
+    cross_info_nce,
+    hex_loss,
+    info_nce,
+    similarity_stats,
+)
+from hexssl.losses import CrossHEXLoss, CrossInfoNCELoss, HEXLoss, InfoNCELoss  # noqa: E402
 from hexssl.profiling import from_environment as _profile_from_environment  # noqa: E402
 from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
+from hexssl.temperature import LogTemperature  # noqa: E402
 
 _profile_from_environment()
-workspace.from_environment()
+if core.available():
+    workspace.from_environment()
 
 __version__ = "0.1.0"
-__all__ = ["CrossHEXLoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss", "RowStats",
-           "arrays", "hex_loss", "info_nce", "similarity_stats", "thresholds", "workspace"]
+__all__ = ["CrossHEXLoss", "CrossInfoNCELoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss",
+           "LogTemperature", "RowStats", "arrays", "cross_hex_loss", "cross_info_nce", "hex_loss", "info_nce",
+           "similarity_stats", "thresholds", "workspace"]

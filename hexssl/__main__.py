@@ -8,7 +8,8 @@ import os
 import torch
 
 import hexssl
-from hexssl import _C, limits
+from hexssl import core, limits
+from hexssl.core import _C
 
 # Tiers that no machine of ours has: what stands behind them instead.
 NEVER_ON_SILICON = {
@@ -17,12 +18,24 @@ NEVER_ON_SILICON = {
 
 
 def tiers() -> list[str]:
-    """Kernel tiers that this build has and this CPU can run, slowest first."""
+    """Kernel tiers that this build has and this CPU can run, slowest first; none without the core."""
+    if not core.available():
+        return []
     return [tier["name"] for tier in _C.cpu_report()["tiers"] if tier["compiled"] and tier["supported"]]
 
 
 def report() -> str:
     """What was detected and chosen, as aligned lines."""
+    lines = _with_core() if core.available() else {
+        "torch": torch.__version__,
+        "core": f"none: {core.missing_because}",
+        "computes with": "hexssl.reference, in PyTorch, on every device; hexssl.arrays is not available",
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in {"hexssl": hexssl.__version__, **lines}.items())
+
+
+def _with_core() -> dict[str, str]:
     found = _C.cpu_report()
 
     def state(compiled: bool, supported: bool) -> str:
@@ -31,8 +44,7 @@ def report() -> str:
         return "usable" if supported else "not supported by this CPU"
 
     decided = "HEXSSL_WORKSPACE_MB" if os.environ.get("HEXSSL_WORKSPACE_MB") else limits.default_budget().words
-    lines = {
-        "hexssl": hexssl.__version__,
+    return {
         "torch": f"{torch.__version__}, stable ABI {'.'.join(map(str, found['torch_abi']))}",
         "CPU features": found["features"],
         "kernels": f"{found['chosen']}: {found['reason']}",
@@ -41,7 +53,6 @@ def report() -> str:
         "threads": f"{found['threads']} (torch.set_num_threads)",
         "workspace": f"{_C.workspace_budget() / 2**20:g} MiB: {decided}",
     }
-    return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from hexssl import validation
+from hexssl import dtypes, validation
 
 _DIMENSIONS = 8  # most that rows of all ranks may have
 _DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
@@ -43,7 +43,7 @@ def check_ranks(*differentiable: str, **given: Any) -> None:
     """Raise the same error on every rank unless all ranks were given the same kinds of tensors.
 
     Ranks that disagree would wait for each other, mix their numbers or abort in the collective calls that follow. So
-    this comes first, before anything that one rank alone could refuse, and is followed by calls of `gather_checked`.
+    this comes first, before anything that one rank alone could refuse, and calls of `all_gather_checked` follow.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _in_words(description: list[int]) -> str:
     return f"shape {tuple(sizes[:dimensions])}, {_DTYPES[dtype]}{gradient}"
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     """The gradient of a rank's rows is the sum over all ranks' losses, each of which saw them."""
 
     @staticmethod
@@ -118,7 +118,7 @@ class _Gather(torch.autograd.Function):
     @once_differentiable  # the sum over the ranks has no graph: a second derivative would lack the other ranks
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         # Half precision is summed in float32 and rounded once, not after every rank.
-        total = validation.single(grad).clone(memory_format=torch.contiguous_format)
+        total = dtypes.single(grad).clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total.narrow(0, rank() * ctx.rows, ctx.rows).to(grad.dtype)
 
@@ -133,14 +133,14 @@ def _all_rows(rows: Tensor) -> Tensor:
     return everything
 
 
-def gather_checked(rows: Tensor, differentiable: bool = True) -> Tensor:
-    """`gather` of rows that `check_ranks` has seen: without a check of its own, which would cost another call."""
+def all_gather_checked(rows: Tensor, differentiable: bool = True) -> Tensor:
+    """`all_gather` of rows that `check_ranks` has seen: without a check of its own, which would cost another call."""
     if world_size() == 1:
         return rows if differentiable else rows.detach()
-    return _Gather.apply(rows) if differentiable else _all_rows(rows)
+    return _AllGather.apply(rows) if differentiable else _all_rows(rows)
 
 
-def gather(rows: Tensor, differentiable: bool = True) -> Tensor:
+def all_gather(rows: Tensor, differentiable: bool = True) -> Tensor:
     """The rows of all ranks, in the order of the ranks.
 
     Parameters
@@ -165,12 +165,12 @@ def gather(rows: Tensor, differentiable: bool = True) -> Tensor:
     -----
     A collective call: every rank makes it equally often, and in backward too where a gradient is wanted. Shapes are
     compared before anything else (see `check_ranks` for what that costs). The row of this rank's anchor ``i`` is row
-    ``rank() * n + i`` of the result, so that a loss of it needs group ids.
+    ``rank() * n + i`` of the result, so that a loss of it needs labels and key_labels.
 
     Examples
     --------
     >>> import torch
-    >>> gather(torch.arange(3))  # one rank
+    >>> all_gather(torch.arange(3))  # one rank
     tensor([0, 1, 2])
     """
     validation.flag("differentiable", differentiable)
@@ -180,4 +180,4 @@ def gather(rows: Tensor, differentiable: bool = True) -> Tensor:
         raise TypeError(f"rows: got {validation.describe(rows)}; accepted: {accepted}")
     if not 1 <= rows.dim() <= _DIMENSIONS:
         raise ValueError(f"rows: got {validation.describe(rows)}; accepted: {accepted}")
-    return gather_checked(rows, differentiable)
+    return all_gather_checked(rows, differentiable)

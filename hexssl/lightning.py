@@ -1,4 +1,4 @@
-"""A Lightning callback that tells the losses the epoch and logs what they see.
+"""A Lightning callback that tells the losses the epoch and the step, and logs what they see.
 
 Not imported by `hexssl`: it needs ``lightning``, or ``pytorch_lightning`` where that is what is installed.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hexssl import validation
-from hexssl.losses import _Loss
+from hexssl.criterion import Criterion
 from hexssl.thresholds import Threshold
 
 try:
@@ -31,12 +31,14 @@ __all__ = ["HEXMonitor"]
 
 
 class HEXMonitor(pl.Callback):
-    """Sets the epoch of every hexssl loss and threshold inside the LightningModule, and logs their statistics.
+    """Sets epoch and step of every hexssl loss and threshold inside the LightningModule, and logs their statistics.
 
-    The epoch is set before the sanity check, at the start of training and of every training epoch, so that a resumed
-    run goes on with the right one, in the middle of an epoch too; and before validation and testing on their own,
-    where none is known. The fields of `hexssl.HEXStats` of the last batch go to all loggers of the trainer, as
-    ``<prefix>/threshold`` and so on; with several losses as ``<prefix>/<name of the loss in the module>/threshold``.
+    Both are set before the sanity check, at the start of training and of every training epoch, so that a resumed
+    run goes on with the right ones, in the middle of an epoch too; and before validation and testing on their own,
+    where none are known. The step, which is the trainer's ``global_step``, is set before every batch too.
+
+    The fields of `hexssl.HEXStats` of the last batch go to all loggers of the trainer, as ``<prefix>/threshold`` and so
+    on; with several losses as ``<prefix>/<name of the loss in the module>/threshold``.
 
     Parameters
     ----------
@@ -76,28 +78,32 @@ class HEXMonitor(pl.Callback):
             raise TypeError(f"prefix: got {validation.describe(prefix)}; accepted: a str")
         self.prefix = prefix
         self._step = 0
+        self._thresholds: list[Threshold] = []
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _tell_epoch(trainer, pl_module)
+        _tell_time(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not any(isinstance(module, _Loss | Threshold) for module in pl_module.modules()):
+        if not any(isinstance(module, Criterion | Threshold) for module in pl_module.modules()):
             raise ValueError(f"HEXMonitor: {type(pl_module).__name__} holds no loss and no threshold of hexssl as a "
                              "submodule; accepted: a LightningModule with at least one")
-        _tell_epoch(trainer, pl_module)
+        _tell_time(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _tell_epoch(trainer, pl_module)
+        _tell_time(trainer, pl_module)
+        self._thresholds = [module for module in pl_module.modules() if isinstance(module, Threshold)]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _tell_epoch(trainer, pl_module, unknown_only=True)  # one from a checkpoint is right, the trainer's may be 0
+        _tell_time(trainer, pl_module, unknown_only=True)  # one from a checkpoint is right, the trainer's may be 0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _tell_epoch(trainer, pl_module, unknown_only=True)
+        _tell_time(trainer, pl_module, unknown_only=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:
         self._step = trainer.global_step  # the step under which the module's own logs of this batch appear
+        for threshold in self._thresholds:
+            threshold.set_step(trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
@@ -114,7 +120,7 @@ class HEXMonitor(pl.Callback):
                 logger.log_metrics(metrics, step=self._step)
 
     def _metrics(self, pl_module: nn.Module) -> dict[str, float]:
-        losses = {name: module for name, module in pl_module.named_modules() if isinstance(module, _Loss)}
+        losses = {name: module for name, module in pl_module.named_modules() if isinstance(module, Criterion)}
         metrics = {}
         for name, loss in losses.items():
             stats = loss.stats
@@ -126,10 +132,13 @@ class HEXMonitor(pl.Callback):
         return metrics
 
 
-def _tell_epoch(trainer: pl.Trainer, pl_module: nn.Module, unknown_only: bool = False) -> None:
+def _tell_time(trainer: pl.Trainer, pl_module: nn.Module, unknown_only: bool = False) -> None:
     for module in pl_module.modules():
-        if not isinstance(module, _Loss | Threshold):
+        if not isinstance(module, Criterion | Threshold):
             continue
         threshold = module if isinstance(module, Threshold) else module.threshold
-        if not (unknown_only and isinstance(threshold, Threshold) and threshold.epoch is not None):
+        known = threshold if unknown_only and isinstance(threshold, Threshold) else None
+        if known is None or known.epoch is None:
             module.set_epoch(trainer.current_epoch)
+        if known is None or known.step is None:
+            module.set_step(trainer.global_step)

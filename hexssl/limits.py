@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hexssl import _C
+from hexssl.core import _C
+
+if sys.platform != "win32":  # which has neither this module nor the core, whose budget is in question here
+    import resource
 
 RANKS = "LOCAL_WORLD_SIZE"  # how many processes share this machine, as torchrun sets it
 

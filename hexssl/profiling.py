@@ -12,7 +12,7 @@ import sys
 from types import TracebackType
 from typing import NamedTuple
 
-from hexssl import _C
+from hexssl.core import _C
 
 __all__ = ["Phase", "Profile"]
 

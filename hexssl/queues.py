@@ -7,8 +7,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from hexssl import validation
-from hexssl.distributed import check_ranks, gather_checked, world_size
+from hexssl import dtypes, validation
+from hexssl.distributed import all_gather_checked, check_ranks, world_size
 from hexssl.reference import unit
 
 _BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
@@ -108,8 +108,8 @@ class FeatureQueue(nn.Module):
         self._check_rows("rows", rows)
         labels = self._checked_labels(labels, rows)
         if many:
-            rows = gather_checked(rows, differentiable=False)
-            labels = None if labels is None else gather_checked(labels, differentiable=False)
+            rows = all_gather_checked(rows, differentiable=False)
+            labels = None if labels is None else all_gather_checked(labels, differentiable=False)
         self._write(self.stored_rows, rows)
         if self.stored_labels is not None and labels is not None:
             self._write(self.stored_labels, labels)
@@ -179,14 +179,14 @@ class FeatureQueue(nn.Module):
     def _find(self, z: Tensor, k: int) -> Tensor:
         """(B, k) positions of the nearest rows, the nearest first."""
         rows = self.stored_rows[: len(self)]
-        rows = validation.single(rows)
+        rows = dtypes.single(rows)
         if rows.dtype == torch.float64:
             rows = unit(rows)
         # Squares of float32 may overflow in it. (MPS has no other.)
         wide = rows.dtype if z.device.type == "mps" else torch.float64
         lengths = torch.linalg.vector_norm(rows, dim=1, dtype=wide).clamp(min=1e-12).to(rows.dtype)
-        blocks = unit(validation.single(z)).to(rows.dtype).split(max(1, _BLOCK // len(rows)))
-        with validation.full_precision(z.device):
+        blocks = unit(dtypes.single(z)).to(rows.dtype).split(max(1, _BLOCK // len(rows)))
+        with dtypes.full_precision(z.device):
             return torch.cat([(block @ rows.mT / lengths).topk(k, dim=1).indices for block in blocks])
 
     def _write(self, stored: Tensor, rows: Tensor) -> None:
@@ -213,7 +213,7 @@ class FeatureQueue(nn.Module):
                 raise ValueError(f"labels: got {validation.describe(labels)}; accepted: None, since this FeatureQueue "
                                  "keeps no labels")
             return None
-        return validation.ids("labels", labels, rows.shape[0], rows.device)
+        return validation.labels("labels", labels, rows.shape[0], rows.device)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self._pushed, dtype=torch.int64, device="cpu")

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 from torch.utils.checkpoint import checkpoint
 
-from hexssl.validation import full_precision
+from hexssl.devices import widest_dtype
+from hexssl.dtypes import full_precision
 
 CHUNK_BYTES = 64 * 2**20
 STEEP = 64.0  # as HEX_STEEP in csrc/kernels/kernels.h
@@ -30,8 +31,8 @@ class _Problem(NamedTuple):
     anchors: Tensor             # (M, D)
     keys: Tensor                # (N, D)
     paired: Tensor | None       # (M, D)
-    groups: Tensor | None       # (M,); None: see relation, else every key is a negative
-    key_groups: Tensor | None   # (N,)
+    labels: Tensor | None       # (M,); None: see relation, else every key is a negative
+    key_labels: Tensor | None   # (N,)
     relation: Tensor | None     # (M, N)
     self_offset: int            # -1: no key is an anchor
     broken: Tensor              # (M,) bool: something the anchor's loss depends on is not finite
@@ -66,8 +67,8 @@ class Form(NamedTuple):
 
 
 def hex_loss(
-    anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None, groups: Tensor | None = None,
-    key_groups: Tensor | None = None, relation: Tensor | None = None, self_offset: int | None = None,
+    anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None, labels: Tensor | None = None,
+    key_labels: Tensor | None = None, relation: Tensor | None = None, self_offset: int | None = None,
     threshold: float | Tensor | None = None, temperature: float | Tensor = 0.1, beta: float = 1.0,
     tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted", positives: str = "sum",
     denominator: str = "all", normalize: bool = True, normalize_keys: bool | None = None, reduction: str = "mean",
@@ -81,13 +82,13 @@ def hex_loss(
         Half precision is computed in float32. Finite, else the loss is NaN.
     keys : (N, D) tensor, optional
         Default: the anchors themselves; anchor ``i`` is then key ``i`` and two stacked views are taken for granted
-        unless `groups`, `relation` or `paired` says otherwise. With keys, anchor ``i`` pairs with key ``i`` by default.
+        unless `labels`, `relation` or `paired` says otherwise. With keys, anchor ``i`` pairs with key ``i`` by default.
     paired : (M, D) tensor, optional
-        One more positive per anchor; without group ids every key is then a negative.
-    groups, key_groups : (M,) and (N,) integer tensors, optional
+        One more positive per anchor; without labels every key is then a negative.
+    labels, key_labels : (M,) and (N,) integer tensors, optional
         Equal ids are positives, different ones negatives.
     relation : (M, N) tensor of int8, optional
-        In place of group ids: +1 positive, -1 negative, 0 neither.
+        In place of labels: +1 positive, -1 negative, 0 neither.
     self_offset : int, optional
         Key ``i + self_offset`` is anchor ``i`` itself: neither positive nor negative.
     threshold : float, 0-d or (M,) tensor, optional
@@ -119,7 +120,7 @@ def hex_loss(
     batch_stats : (6,) tensor, detached
         Threshold, share of hierarchical among the negatives, mean cosine of positives, negatives and hierarchical
         negatives (NaN where there are none or an embedding is not finite), number of anchors left out.
-        float64 (float32 on MPS).
+        float64 (float32 on devices without it).
 
     Examples
     --------
@@ -129,7 +130,7 @@ def hex_loss(
     0.5514
     """
     with full_precision(anchors.device):
-        problem = _problem(anchors, keys, paired, groups, key_groups, relation, self_offset, normalize,
+        problem = _problem(anchors, keys, paired, labels, key_labels, relation, self_offset, normalize,
                            normalize_keys)
         inverse = inverse_of(temperature, problem.anchors, problem.wide)
         epsilon = _thresholds(threshold, problem)
@@ -145,7 +146,7 @@ def hex_loss(
 
 @torch.no_grad()
 def similarity_stats(
-    anchors: Tensor, keys: Tensor | None = None, *, groups: Tensor | None = None, key_groups: Tensor | None = None,
+    anchors: Tensor, keys: Tensor | None = None, *, labels: Tensor | None = None, key_labels: Tensor | None = None,
     relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
     normalize: bool = True, normalize_keys: bool | None = None, chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -153,7 +154,7 @@ def similarity_stats(
 
     Parameters
     ----------
-    anchors, keys, groups, key_groups, relation, self_offset, normalize, normalize_keys, chunk_rows
+    anchors, keys, labels, key_labels, relation, self_offset, normalize, normalize_keys, chunk_rows
         As in `hex_loss`.
     quantile : float
         In [0, 1]; "nearest": the element at ``round_half_even(quantile * (n - 1))`` of the ascending row.
@@ -164,7 +165,7 @@ def similarity_stats(
     -------
     row_stats : (M, 6) tensor
         Minimum, maximum, mean, population variance, count, quantile; all but the count NaN where a row is empty or
-        something in it is not finite. float64 (float32 on MPS).
+        something in it is not finite. float64 (float32 on devices without it).
     mean_quantile : 0-d tensor of the same dtype
         Mean of the quantile over the rows that are not empty, NaN if all are.
 
@@ -175,7 +176,7 @@ def similarity_stats(
     ([0.0, 1.0, 0.5, 0.25, 4.0, 1.0], 1.0)
     """
     with full_precision(anchors.device):
-        problem = _problem(anchors, keys, None, groups, key_groups, relation, self_offset, normalize,
+        problem = _problem(anchors, keys, None, labels, key_labels, relation, self_offset, normalize,
                            normalize_keys)
         (row_stats,) = _by_chunks(
             lambda first, last: (_measure_rows(problem, quantile, rows == "negatives", first, last),),
@@ -185,17 +186,17 @@ def similarity_stats(
         return row_stats, total / present.sum()
 
 
-def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups: Tensor | None,
-             key_groups: Tensor | None, relation: Tensor | None, self_offset: int | None, normalize: bool,
+def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, labels: Tensor | None,
+             key_labels: Tensor | None, relation: Tensor | None, self_offset: int | None, normalize: bool,
              normalize_keys: bool | None) -> _Problem:
     """The defaults filled in and the rows made ready."""
-    wide = torch.float32 if anchors.device.type == "mps" else torch.float64
+    wide = widest_dtype(anchors.device)
     dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32
     m, n = anchors.shape[0], (anchors if keys is None else keys).shape[0]
-    if groups is None and relation is None and paired is None:
-        groups = torch.arange(m, device=anchors.device)
-        groups, key_groups = (groups % max(m // 2, 1), None) if keys is None else (
-            groups, torch.arange(n, device=anchors.device))
+    if labels is None and relation is None and paired is None:
+        labels = torch.arange(m, device=anchors.device)
+        labels, key_labels = (labels % max(m // 2, 1), None) if keys is None else (
+            labels, torch.arange(n, device=anchors.device))
     rows, finite, lengths = ready(anchors, dtype, wide, normalize)
     key_rows, key_finite, key_lengths = (rows, finite, lengths) if keys is None else ready(
         keys, dtype, wide, normalize if normalize_keys is None else normalize_keys)
@@ -211,7 +212,7 @@ def _problem(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, groups
         self_offset = 0 if keys is None else -1
     # A broken anchor's cosines become NaN, and with them the gradients of all that it touches.
     rows = rows * torch.where(broken, nan, 1.0).to(dtype)[:, None]
-    return _Problem(rows, key_rows, paired, groups, groups if keys is None else key_groups, relation, self_offset,
+    return _Problem(rows, key_rows, paired, labels, labels if keys is None else key_labels, relation, self_offset,
                     broken, bound, paired_bound, given_bound, given_paired_bound, wide)
 
 
@@ -315,9 +316,9 @@ def _members(problem: _Problem, first: int, last: int) -> tuple[Tensor, Tensor]:
     if problem.relation is not None:
         relation = problem.relation[first:last]
         return (relation > 0) & other, (relation < 0) & other
-    if problem.groups is None or problem.key_groups is None:
+    if problem.labels is None or problem.key_labels is None:
         return torch.zeros_like(other), other
-    same = problem.groups[first:last, None] == problem.key_groups
+    same = problem.labels[first:last, None] == problem.key_labels
     return same & other, ~same & other
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from hexssl import validation
-from hexssl.functional import HEXStats
+from hexssl import dtypes, validation
 from hexssl.losses import HEXLoss
+from hexssl.results import HEXStats
 
 VICREG_WEIGHTS: Mapping[str, float] = MappingProxyType(
     {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0})
@@ -138,7 +138,7 @@ class HEXRegularized(nn.Module):
         -------
         0-d tensor
         """
-        _check_pair(("z1", "z2"), validation.autocast(z1, z2))
+        _check_pair(("z1", "z2"), dtypes.autocast(z1, z2))
         base = self.base_loss(z1, z2, *args, **kwargs)
         if not isinstance(base, Tensor):
             raise TypeError(f"base_loss: returned {validation.describe(base)}; accepted: a 0-d tensor")
@@ -151,6 +151,10 @@ class HEXRegularized(nn.Module):
     def set_epoch(self, epoch: int) -> None:
         """As `HEXLoss.set_epoch`."""
         self.hex.set_epoch(epoch)
+
+    def set_step(self, step: int) -> None:
+        """As `HEXLoss.set_step`."""
+        self.hex.set_step(step)
 
     @property
     def stats(self) -> HEXStats | None:
@@ -187,14 +191,14 @@ def feature_redundancy(projections: Pair, momentum_projections: Pair) -> Tensor:
     names = ("projections[0]", "projections[1]", "momentum_projections[0]", "momentum_projections[1]")
     _check_views("projections", projections)
     _check_views("momentum_projections", momentum_projections)
-    views = validation.autocast(*projections, *momentum_projections)
+    views = dtypes.autocast(*projections, *momentum_projections)
     for name, view in zip(names[1:], views[1:], strict=True):
         _check_pair((names[0], name), (views[0], view))
     dim = views[0].shape[1]
     if dim < 2:
         raise ValueError(f"projections[0]: got {validation.describe(views[0])}; accepted: 2 columns or more")
-    z1, z2, m1, m2 = (normalize(validation.single(view), dim=0) for view in views)
-    with validation.full_precision(z1.device):
+    z1, z2, m1, m2 = (normalize(dtypes.single(view), dim=0) for view in views)
+    with dtypes.full_precision(z1.device):
         both = torch.stack((m1.mT @ z2, m2.mT @ z1))
     diagonal = both.diagonal(dim1=1, dim2=2)
     # norms instead of roots of means: their gradient is defined at zero
@@ -272,3 +276,8 @@ class All4OneLoss(nn.Module):
         """As `HEXLoss.set_epoch`."""
         self.neighbour_contrast.set_epoch(epoch)
         self.centroid_contrast.set_epoch(epoch)
+
+    def set_step(self, step: int) -> None:
+        """As `HEXLoss.set_step`."""
+        self.neighbour_contrast.set_step(step)
+        self.centroid_contrast.set_step(step)

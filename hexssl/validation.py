@@ -1,24 +1,28 @@
 """What arguments must look like. Every check raises before any work is done and names the argument.
 
 Values held in tensors are not read here: that would wait for the device and break ``torch.compile``. Those of a
-relation are, once in a process, see `mistaken`.
+relation are, once in a process, see `look_at_signs`. The checks of plain numbers, words, labels and arrays know no
+tensors, and serve `hexssl.arrays` too.
 """
 
 from __future__ import annotations
 
 import reprlib
+import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from hexssl.dtypes import FLOATING
+
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_LABELS = (*INTEGERS, torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -37,16 +41,20 @@ def describe(value: Any) -> str:
             return f"a nested {kind} of {value.size(0)} parts, {value.dtype}, on {value.device}"
         layout = "" if value.layout is torch.strided else f", {value.layout}"
         return f"a {kind} of shape {tuple(value.shape)}, {value.dtype}{layout}, on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}, {value.dtype}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
-def _wrong_type(name: str, value: Any, accepted: str) -> NoReturn:
+def refuse_type(name: str, value: Any, accepted: str) -> NoReturn:
+    """The TypeError of an argument: what was given, and what is accepted."""
     raise TypeError(f"{name}: got {describe(value)}; accepted: {accepted}")
 
 
-def _wrong_value(name: str, value: Any, accepted: str) -> NoReturn:
+def refuse_value(name: str, value: Any, accepted: str) -> NoReturn:
+    """The ValueError of an argument: what was given, and what is accepted."""
     raise ValueError(f"{name}: got {describe(value)}; accepted: {accepted}")
 
 
@@ -55,40 +63,42 @@ def number(name: str, value: Any, low: float = -inf, high: float = inf, *, open_
     """A plain number in the interval; NaN is in no interval. Bounds belong to it unless open."""
     if type(value) is not float:
         if isinstance(value, bool) or not isinstance(value, Real):
-            _wrong_type(name, value, accepted)
+            refuse_type(name, value, accepted)
         try:
             value = float(value)
         except OverflowError:
-            _wrong_value(name, value, accepted)
+            refuse_value(name, value, accepted)
     above = low < value if open_low else low <= value
     below = value < high if open_high else value <= high
     if not (above and below):
-        _wrong_value(name, value, accepted)
+        refuse_value(name, value, accepted)
     return value
 
 
 def integer(name: str, value: Any, low: int, accepted: str) -> int:
     """An int, Python's or NumPy's (or, while compiling, a symbolic one), at least `low`."""
     if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
-        _wrong_type(name, value, accepted)
+        refuse_type(name, value, accepted)
     if value < low:
-        _wrong_value(name, value, accepted)
+        refuse_value(name, value, accepted)
     return value if isinstance(value, int | torch.SymInt) else int(value)  # type: ignore[return-value]  # SymInt
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False, nothing that merely counts as one."""
     if value is not True and value is not False:
-        _wrong_type(name, value, "True or False")
+        if not isinstance(value, np.bool_):
+            refuse_type(name, value, "True or False")
+        return bool(value)
     return value
 
 
 def choice(name: str, value: Any, options: Iterable[str]) -> str:
     """One of the words."""
     if not isinstance(value, str):
-        _wrong_type(name, value, " or ".join(repr(option) for option in options))
+        refuse_type(name, value, " or ".join(repr(option) for option in options))
     if value not in options:
-        _wrong_value(name, value, " or ".join(repr(option) for option in options))
+        refuse_value(name, value, " or ".join(repr(option) for option in options))
     return value
 
 
@@ -98,54 +108,53 @@ def temperature(value: Any, device: torch.device | None = None) -> float | Tenso
     The gradient goes back to the tensor in the shape it has: (1,) for what cannot shard a 0-d parameter (FSDP2). See
     also `arithmetic`.
     """
-    accepted = "a finite number > 0, or a floating-point tensor of one element on the embeddings' device"
+    accepted = ("a finite number > 0, or a floating-point tensor of one element on the embeddings' device, or a module "
+                "that returns one")
     if not isinstance(value, Tensor):
         return number("temperature", value, 0.0, open_low=True, open_high=True, accepted=accepted)
     if type(value) not in _PLAIN:
         _ordinary("temperature", value)
     if value.dtype not in FLOATING:
-        _wrong_type("temperature", value, accepted)
+        refuse_type("temperature", value, accepted)
     if value.numel() != 1 or (device is not None and value.device != device):
-        _wrong_value("temperature", value, accepted)
+        refuse_value("temperature", value, accepted)
     return value if value.dim() == 0 else value.reshape(())
 
 
-_TINY = {dtype: torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny for dtype in FLOATING}
+# of the dtypes of computation, by whether it is the wide one: the smallest normal number, the largest, the name
+_RANGES = {dtype == "float64": (float(np.finfo(dtype).tiny), float(np.finfo(dtype).max), dtype)
+           for dtype in ("float32", "float64")}
 
 
-def arithmetic(temperature: Any, beta: float, dtype: torch.dtype) -> None:
-    """Numbers that pass by themselves, but not in the arithmetic of these embeddings: half precision is computed in
-    float32."""
+def arithmetic(temperature: Any, beta: float, dtype: Any) -> None:
+    """Numbers that pass by themselves, but not in the arithmetic of embeddings of this dtype, torch's or NumPy's: half
+    precision is computed in float32."""
     if type(temperature) is float and temperature >= 1e-37 and beta <= 1e38:  # whatever the dtype is
         return
-    small = not isinstance(temperature, Tensor) and temperature < _TINY[dtype]
-    computed = dtype if dtype == torch.float64 else torch.float32
-    limits = torch.finfo(computed)
-    if small:
-        _wrong_value("temperature", temperature, f"a finite number >= {limits.tiny}, the smallest normal number of "
+    least, most, computed = _RANGES[dtype.itemsize == 8]
+    if not isinstance(temperature, Tensor) and temperature < least:
+        refuse_value("temperature", temperature, f"a finite number >= {least}, the smallest normal number of "
                                                  f"{computed}, in which {dtype} is computed")
-    if beta > limits.max:
-        _wrong_value("beta", beta, f"a number in [0, {limits.max}], the largest of {computed}, in which {dtype} is "
-                                   "computed")
+    if beta > most:
+        refuse_value("beta", beta, f"a number in [0, {most}], the largest of {computed}, in which {dtype} is computed")
 
 
 def threshold(value: Any, rows: int | None = None, device: torch.device | None = None) -> float | Tensor:
     """A number that is not NaN, or a floating-point tensor of shape () or (rows,)."""
-    accepted = ("'adaptive', None, a number, a threshold of hexssl.thresholds (a schedule goes into FixedThreshold), "
-                "or a floating-point tensor of shape () or (anchors,) on the embeddings' "
-                "device")
+    accepted = ("'adaptive', 'adaptive-negatives', None, a number, a threshold of hexssl.thresholds (a schedule goes "
+                "into FixedThreshold), or a floating-point tensor of shape () or (anchors,) on the embeddings' device")
     if isinstance(value, str):
-        _wrong_value("threshold", value, accepted)
+        refuse_value("threshold", value, accepted)
     if not isinstance(value, Tensor):
         return number("threshold", value, accepted=accepted)
     if type(value) not in _PLAIN:
         _ordinary("threshold", value)
     if value.dtype not in FLOATING:
-        _wrong_type("threshold", value, accepted)
+        refuse_type("threshold", value, accepted)
     if value.dim() > 1 or (value.dim() == 1 and rows is not None and value.shape[0] != rows):
-        _wrong_value("threshold", value, accepted if rows is None else f"{accepted}; there are {rows} anchors")
+        refuse_value("threshold", value, accepted if rows is None else f"{accepted}; there are {rows} anchors")
     if device is not None and value.device != device:
-        _wrong_value("threshold", value, f"{accepted}, {device}")
+        refuse_value("threshold", value, f"{accepted}, {device}")
     return value
 
 
@@ -170,9 +179,9 @@ def form(formulation: Any, positives: Any, denominator: Any, reduction: Any, nor
         for name, value, default in (("positives", positives, "sum"), ("denominator", denominator, "all"),
                                      ("local_weight", local_weight, 1.0)):
             if value != default:
-                _wrong_value(name, value, f"{default!r} with formulation='released', where it has no effect")
+                refuse_value(name, value, f"{default!r} with formulation='released', where it has no effect")
     elif denominator == "own" and positives == "sum":
-        _wrong_value("denominator", denominator, "'own' only with positives='mean', else 'all' or 'negatives'")
+        refuse_value("denominator", denominator, "'own' only with positives='mean', else 'all' or 'negatives'")
 
 
 def statistic(quantile: Any, rows: Any) -> float:
@@ -184,7 +193,7 @@ def statistic(quantile: Any, rows: Any) -> float:
 def advice(value: Any) -> str:
     """What to do with a value that is no dense tensor of real numbers with two sides; empty where nobody knows."""
     if isinstance(value, list | tuple) and any(isinstance(view, Tensor) for view in value):
-        return "; several views go to a loss module as *views, to a function as torch.cat(views)"
+        return "; several views are arguments of their own: *views"
     if not isinstance(value, Tensor):
         array = hasattr(value, "__array__") or isinstance(value, list | tuple)
         return "; torch.as_tensor makes it one, and hexssl.arrays has the losses of NumPy arrays" if array else ""
@@ -193,7 +202,7 @@ def advice(value: Any) -> str:
     if isinstance(value, torch.masked.MaskedTensor):
         return "; of a MaskedTensor, .get_data() of the rows that count"
     if value.is_nested:
-        return "; of a nested tensor, torch.cat(tensor.unbind()), with groups that say which rows belong together"
+        return "; of a nested tensor, torch.cat(tensor.unbind()), with labels that say which rows belong together"
     if value.is_quantized:
         return "; .dequantize() makes it one"
     if value.layout is not torch.strided:
@@ -201,19 +210,18 @@ def advice(value: Any) -> str:
     if value.is_complex():
         return "; of complex numbers, torch.view_as_real(tensor).flatten(1)"
     if value.dim() == 1 and value.dtype in INTEGERS:
-        return "; labels go by their keyword, groups="
+        return "; labels go by their keyword, labels="
     if value.dtype not in FLOATING:
         return "; .float() makes it one"
     if value.dim() == 3:
-        return ("; views of shape (B, V, D) go to a loss module as *views.unbind(1), to a function as "
-                "torch.cat(views.unbind(1)) with groups=torch.arange(B).repeat(V)")
+        return "; views of shape (B, V, D) go to a loss as *views.unbind(1)"
     return ""
 
 
 def _ordinary(name: str, value: Any) -> None:
     """Refuse those classes of tensors that torch would not let into an operator, or not without losing something."""
     if hasattr(value, "full_tensor") or isinstance(value, torch.masked.MaskedTensor):
-        _wrong_type(name, value, f"an ordinary tensor{advice(value)}")
+        refuse_type(name, value, f"an ordinary tensor{advice(value)}")
 
 
 def embeddings(name: str, value: Any) -> Tensor:
@@ -221,16 +229,16 @@ def embeddings(name: str, value: Any) -> Tensor:
     accepted = "a dense (rows, columns) tensor of float32, float64, float16 or bfloat16, rows >= 1 and columns >= 1"
     if type(value) is not Tensor and type(value) is not nn.Parameter:
         if not isinstance(value, Tensor):
-            _wrong_type(name, value, accepted + advice(value))
+            refuse_type(name, value, accepted + advice(value))
         _ordinary(name, value)
     if value.dtype not in FLOATING or value.layout is not torch.strided:
-        _wrong_type(name, value, accepted + advice(value))
+        refuse_type(name, value, accepted + advice(value))
     try:
         rows, columns = value.shape
     except (ValueError, RuntimeError):  # other than two sides, or, in a nested tensor, none
         rows = columns = 0
     if rows == 0 or columns == 0:
-        _wrong_value(name, value, accepted + advice(value))
+        refuse_value(name, value, accepted + advice(value))
     return value
 
 
@@ -240,34 +248,8 @@ def alike(name: str, value: Tensor, anchors: Tensor) -> None:
         return
     fake, data = (value, anchors) if hasattr(value, "fake_mode") else (anchors, value)
     if hasattr(fake, "fake_mode") and type(data) in _PLAIN and not fake.fake_mode.allow_non_fake_inputs:
-        _wrong_value(name, value, f"one like the other embeddings, {describe(anchors)}; a FakeTensor has no data, and "
+        refuse_value(name, value, f"one like the other embeddings, {describe(anchors)}; a FakeTensor has no data, and "
                                   "fake_mode.from_tensor(tensor) makes one of a tensor")
-
-
-def autocast(*values: Any) -> tuple[Any, ...]:
-    """In the widest of their dtypes where autocast is on, as torch's own functions take mixed ones; else as given."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if all(tensor.dtype == tensors[0].dtype for tensor in tensors):
-        return values
-    device, widest = tensors[0].device, tensors[0].dtype
-    if any(tensor.dtype not in FLOATING or tensor.device != device for tensor in tensors):
-        return values
-    if not (torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
-        return values
-    for tensor in tensors[1:]:
-        widest = torch.promote_types(widest, tensor.dtype)
-    return tuple(value.to(widest) if isinstance(value, Tensor) else value for value in values)
-
-
-def single(value: Any) -> Any:
-    """A tensor of half precision in float32; the rest as given."""
-    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast would multiply in half precision."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> None:
@@ -276,23 +258,49 @@ def partner(name: str, value: Any, anchors: Tensor, one_each: bool = False) -> N
     if type(value) is not type(anchors):
         alike(name, value, anchors)
     if value.shape[1] != anchors.shape[1]:
-        _wrong_value(name, value, f"the anchors' {anchors.shape[1]} columns")
+        refuse_value(name, value, f"the anchors' {anchors.shape[1]} columns")
     if value.dtype != anchors.dtype:
-        _wrong_value(name, value, f"the anchors' {anchors.dtype}")
+        refuse_value(name, value, f"the anchors' {anchors.dtype}")
     if value.device != anchors.device:
-        _wrong_value(name, value, f"the anchors' device, {anchors.device}")
+        refuse_value(name, value, f"the anchors' device, {anchors.device}")
     if one_each and value.shape[0] != anchors.shape[0]:
-        _wrong_value(name, value, f"one row per anchor, shape {tuple(anchors.shape)}")
+        refuse_value(name, value, f"one row per anchor, shape {tuple(anchors.shape)}")
 
 
-def ids(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
+def label_array(name: str, value: Any) -> np.ndarray:
+    """Labels of any integer dtype or bool, as int64; nothing but the shape is left to check."""
+    accepted = "a sequence or an array of integers or bool, one for each row"
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        refuse_value(name, value, "an array without masked elements: fill them, or leave their rows out")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # of several lengths, for one
+        refuse_type(name, value, accepted)
+    if array.dtype.kind not in "iub":
+        refuse_type(name, value, accepted)
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        refuse_value(name, array, "integers below 2**63")
+    return array.astype(np.int64)
+
+
+def labels(name: str, value: Any, rows: int, device: torch.device) -> Tensor:
+    """(rows,) int64 on the device, of labels of any integer dtype or bool: tensors there, arrays, lists or tuples."""
     # Sizes are put into words only on failure: a symbolic size that is printed becomes a constant.
-    if not isinstance(value, Tensor) or value.dtype not in INTEGERS:
-        _wrong_type(name, value, f"a ({rows},) tensor of integers on {device}")
+    if not isinstance(value, Tensor):
+        if not (isinstance(value, list | tuple) or hasattr(value, "__array__")):
+            refuse_type(name, value, f"a ({rows},) tensor, array or list of integers")
+        array = label_array(name, value)
+        if array.shape != (rows,):
+            refuse_value(name, value, f"a ({rows},) tensor, array or list of integers")
+        return torch.from_numpy(array).to(device)
+    if value.dtype not in _LABELS:
+        refuse_type(name, value, f"a ({rows},) tensor of integers or bool on {device}")
     if type(value) is not Tensor:
         _ordinary(name, value)
-    if value.dim() != 1 or value.shape[0] != rows or value.device != device:
-        _wrong_value(name, value, f"a ({rows},) tensor of integers on {device}")
+    if value.dim() != 1 or value.shape[0] != rows:
+        refuse_value(name, value, f"a ({rows},) tensor of integers or bool on {device}")
+    if value.device != device:
+        refuse_value(name, value, f"the embeddings' device, {device}; .to({str(device)!r}) brings it there")
     return value.to(torch.int64).contiguous()
 
 
@@ -304,85 +312,94 @@ def signs_are_known() -> bool:
     return _signs_are_known
 
 
-def signs(lowest: int, highest: int, stacklevel: int) -> None:
+def signs(lowest: int, highest: int) -> None:
     """The range of a relation's numbers: a warning, once, if they say 1 and 0 where 1 and -1 are meant."""
     global _signs_are_known
     if lowest < 0 or highest <= 0:
         return  # negatives, or no pair at all
     _signs_are_known = True
     warnings.warn("relation: got an int8 one without a -1, so that no pair is a negative; accepted: 1 positive, -1 "
-                  "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=stacklevel)
+                  "negative, 0 neither, or bool: True positive, False negative", UserWarning, stacklevel=users_level())
 
 
-def mistaken(labels: Any, relation: Any) -> None:
-    """What is easily taken for something else: an argument by the name it has elsewhere, and a relation of 0 and 1.
+def users_level() -> int:
+    """The level of the stack, as a caller of this counts, at which a warning points to the user's code."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("hexssl", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
-    A look at a relation costs a pass over it: only those on the CPU are looked at, not under ``torch.compile``, and in
-    a process only up to the first warning.
+
+def look_at_signs(relation: Any) -> None:
+    """Warn, once, of a relation that is easily taken for another: of 0 and 1.
+
+    A look costs a pass over it: only those on the CPU are looked at, not under ``torch.compile``, and in a process only
+    up to the first warning.
     """
-    if labels is not None:
-        raise TypeError(f"labels: got {describe(labels)}; accepted: None, since labels are given as groups=")
     if relation is None or torch.compiler.is_compiling() or _signs_are_known:
         return
     # type(): a FakeTensor has no values
     if type(relation) is Tensor and relation.is_cpu and relation.dtype == torch.int8 and relation.numel() > 0:
         lowest, highest = relation.aminmax()
-        signs(int(lowest), int(highest), 4)
+        signs(int(lowest), int(highest))
 
 
 def _relation(value: Any, anchors: int, keys: int, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in (torch.int8, torch.bool):
-        _wrong_type("relation", value, f"a ({anchors}, {keys}) tensor of int8: +1 positive, -1 negative, 0 neither; or "
+        refuse_type("relation", value, f"a ({anchors}, {keys}) tensor of int8: +1 positive, -1 negative, 0 neither; or "
                     "of bool: True positive, False negative")
     if type(value) is not Tensor:
         _ordinary("relation", value)
     if value.dim() != 2 or value.shape[0] != anchors or value.shape[1] != keys or value.device != device:
-        _wrong_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 or bool on {device}")
+        refuse_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 or bool on {device}")
     if value.dtype == torch.bool:
         return value.to(torch.int8).mul_(2).sub_(1).contiguous()
     return value.contiguous()
 
 
-def _offset(value: Any, anchors: int, keys: int, same: bool) -> int:
-    """Key `i + offset` is anchor `i`; -1: no key is an anchor."""
+def offset(value: Any, anchors: int, keys: int, same: bool) -> int:
+    """Key `i + offset` is anchor `i`; -1: no key is an anchor. `same`: the keys are the anchors."""
     if value is None:
         return 0 if same else -1
     value = integer("self_offset", value, 0, "None or an int >= 0")
     if same and value != 0:
-        _wrong_value("self_offset", value, "None or 0 where the keys are the anchors")
+        refuse_value("self_offset", value, "None or 0 where the keys are the anchors")
     if value + anchors > keys:
-        _wrong_value("self_offset", value, f"None, or an int with self_offset + {anchors} anchors <= {keys} keys")
+        refuse_value("self_offset", value, f"None, or an int with self_offset + {anchors} anchors <= {keys} keys")
     return value
 
 
-def relations(anchors: Tensor, keys: Tensor | None, paired: Any, groups: Any, key_groups: Any, relation: Any,
-              self_offset: Any, views: int = 2) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
+def who(same: bool, labels: Any, key_labels: Any, relation: Any) -> None:
+    """What may be said together of who is compared with whom. `same`: the keys are the anchors."""
+    if relation is not None and (labels is not None or key_labels is not None):
+        raise ValueError("relation: given beside labels or key_labels; accepted: either a relation or labels")
+    if same and key_labels is not None:
+        raise ValueError("key_labels: given without keys; accepted: labels alone where the keys are the anchors")
+    if not same and (labels is None) != (key_labels is None):
+        given, missing = ("labels", "key_labels") if key_labels is None else ("key_labels", "labels")
+        raise ValueError(f"{missing}: missing beside {given}; accepted: both or neither where keys are given")
+
+
+def relations(anchors: Tensor, keys: Tensor | None, given_labels: Any, key_labels: Any, relation: Any,
+              self_offset: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
     """Who is compared with whom; `anchors` and `keys` have been looked at.
 
     Returns
     -------
-    groups, key_groups : contiguous int64 tensors or None
+    labels, key_labels : contiguous int64 tensors or None
     relation : contiguous int8 tensor or None
     self_offset : int, -1 for none
     """
     rows, device = anchors.shape[0], anchors.device
     columns = rows if keys is None else keys.shape[0]
-    offset = _offset(self_offset, rows, columns, keys is None)
+    own = offset(self_offset, rows, columns, keys is None)
+    if relation is None and given_labels is None and key_labels is None:
+        return None, None, None, own
+    who(keys is None, given_labels, key_labels, relation)
     if relation is not None:
-        if groups is not None or key_groups is not None:
-            raise ValueError("relation: given beside groups or key_groups; accepted: either relation or group ids")
-        return None, None, _relation(relation, rows, columns, device), offset
-    if keys is None and key_groups is not None:
-        raise ValueError("key_groups: given without keys; accepted: groups alone where the keys are the anchors")
-    if keys is not None and (groups is None) != (key_groups is None):
-        given, missing = ("groups", "key_groups") if key_groups is None else ("key_groups", "groups")
-        raise ValueError(f"{missing}: missing beside {given}; accepted: both or neither where keys are given")
-    if groups is None:
-        if keys is None and paired is None and rows % views != 0:
-            _wrong_value("anchors", anchors, f"a multiple of {views} rows ({views} stacked views), or groups")
-        return None, None, None, offset
-    groups = ids("groups", groups, rows, device)
-    return groups, None if keys is None else ids("key_groups", key_groups, columns, device), None, offset
+        return None, None, _relation(relation, rows, columns, device), own
+    of_anchors = labels("labels", given_labels, rows, device)
+    return of_anchors, None if keys is None else labels("key_labels", key_labels, columns, device), None, own
 
 
 def partners(anchors: Any, keys: Any, paired: Any) -> None:

@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 import torch
 
-from hexssl import _C, limits, validation
+from hexssl import limits, validation
+from hexssl.core import _C
 
 __all__ = ["Plan", "budget", "plan", "release", "set_budget"]
 

@@ -29,13 +29,16 @@ ON_ONE_TIER = {
     "test_kernels.py": "runs every tier by itself, and under sanitizers",
     "test_lightning.py": "when the callback is called and what it logs",
     "test_limits.py": "reads what limits a process",
+    "test_mirror.py": "functions against modules, whichever kernels compute both",
     "test_packaging.py": "looks at files",
     "test_peer_suites.py": "the calls of the drop-ins' own tests, with what other suites expect of them",
     "test_ranks.py": "what ranks tell each other",
     "test_readme.py": "runs the documentation",
     "test_reference.py": "the reference in plain torch",
     "test_reference_edges.py": "the reference in plain torch",
+    "test_settings.py": "what modules hold, whichever kernels compute with it",
     "test_unsupported_tensors.py": "errors before any work",
+    "test_without_core.py": "the reference in plain torch, against whichever kernels",
 }
 
 # Files that take minutes each, compiling or waiting. Several processes (pytest -n) begin with them: none is left over.
@@ -109,6 +112,18 @@ def read_golden() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def golden() -> list[dict[str, Any]]:
     return read_golden()
+
+
+# Where tests run that say so: the CPU, and the accelerator (CUDA, MPS, XPU) where torch finds one.
+DEVICES = [torch.device("cpu")]
+if torch.accelerator.is_available():
+    DEVICES.append(torch.accelerator.current_accelerator())
+
+
+@pytest.fixture(params=DEVICES, ids=str)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """A device to compute on; `hexssl.devices.widest_dtype` says whether it has float64."""
+    return request.param
 
 
 @pytest.fixture(scope="module")

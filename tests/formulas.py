@@ -4,6 +4,7 @@ that is clearest. They share nothing with the package and are exact for moderate
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,10 +36,11 @@ def info_nce(a: Tensor, k: Tensor, tau: float) -> Tensor:
     return cross_entropy(cosines(a, k) / tau, torch.arange(len(a)))
 
 
-def moco(query: Tensor, key: Tensor, queue: Tensor, tau: float) -> Tensor:
-    """He et al. 2020: one momentum key against a queue."""
-    positive = (normalize(query, dim=1) * normalize(key, dim=1)).sum(1, keepdim=True)
-    logits = torch.cat([positive, cosines(query, queue)], 1) / tau
+def moco(query: Tensor, key: Tensor, queue: Tensor, tau: float, unit: bool = True) -> Tensor:
+    """He et al. 2020: one momentum key against a queue. Not `unit`: of rows as they are, and a queue of (D, K)."""
+    if unit:
+        query, key, queue = normalize(query, dim=1), normalize(key, dim=1), normalize(queue, dim=1).T
+    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue], 1) / tau
     return cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
 
 
@@ -49,15 +51,19 @@ def sup_con(z: Tensor, labels: Tensor, tau: float) -> Tensor:
         others = [j for j in range(len(z)) if j != i]
         positives = [j for j in others if labels[j] == labels[i]]
         if positives:
-            losses.append(logits[i, others].exp().sum().log() - logits[i, positives].mean())
+            losses.append(logits[i, others].logsumexp(0) - logits[i, positives].mean())
     return torch.stack(losses).mean()
 
 
-def decoupled(z: Tensor, tau: float) -> Tensor:
-    """Decoupled contrastive learning (Yeh et al. 2022): the positive leaves the denominator."""
+def decoupled(z: Tensor, tau: float, weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+    """Decoupled contrastive learning (Yeh et al. 2022): the positive leaves the denominator.
+
+    weight_fn: of the unit rows of one view and of the other, the weights of the positives.
+    """
     logits, partner, negative = _two_views(z, tau)
-    positive = logits[torch.arange(len(z)), partner]
-    return ((logits.exp() * negative).sum(1).log() - positive).mean()
+    positive, (a, b) = logits[torch.arange(len(z)), partner], normalize(z, dim=1).chunk(2)
+    weight = 1 if weight_fn is None else torch.cat([weight_fn(a, b), weight_fn(b, a)])
+    return (logits.masked_fill(~negative, -math.inf).logsumexp(1) - weight * positive).mean()
 
 
 def debiased(z: Tensor, tau: float, tau_plus: float) -> Tensor:
@@ -143,3 +149,105 @@ def _weighted_anchor(p: Tensor, h: Tensor, g: Tensor, tau: Tensor, beta: float, 
     if bool((z == 0).any()):
         return None
     return z.log() - p.exp().sum().log() if positives == "sum" else (z.log() - p).mean()
+
+
+def info_nce_one_by_one(query: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor,
+                        reduction: str) -> Tensor:
+    """info-nce-pytorch, one query at a time: its positive among its keys, the other positives, or the negatives
+    of all queries, (M, D), or its own, (N, M, D)."""
+    losses = []
+    for i in range(len(query)):
+        if negatives is None:
+            keys = torch.cat((positive[i : i + 1], positive[:i], positive[i + 1 :]))
+        else:
+            keys = torch.cat((positive[i : i + 1], negatives if negatives.dim() == 2 else negatives[i]))
+        logits = normalize(keys, dim=1) @ normalize(query[i], dim=0) / temperature
+        losses.append(logits.logsumexp(0) - logits[0])
+    losses = torch.stack(losses)
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+def clip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Radford et al. 2021, of features of unit length: both directions."""
+    logits, index = scale * images @ texts.T, torch.arange(len(images))
+    return (cross_entropy(logits, index) + cross_entropy(logits.T, index)) / 2
+
+
+def simclr(z: Tensor, indexes: Tensor, temperature: Tensor) -> Tensor:
+    """solo-learn's SimCLR: the mean of -log(pos / (pos + neg)) over anchors that have a positive."""
+    similarity = (cosines(z, z) / temperature).exp()
+    same = indexes[:, None] == indexes
+    positive = same & ~torch.eye(len(z), dtype=torch.bool)
+    pos, neg = (similarity * positive).sum(1), (similarity * ~same).sum(1)
+    losses = [-(pos[i] / (pos[i] + neg[i])).log() for i in range(len(z)) if positive[i].any()]
+    return torch.stack(losses).mean() if losses else 0 * z.sum() * temperature
+
+
+def hex_of_masks(c: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor, temperature: Tensor, beta: float,
+                 tau_plus: float, local_weight: float, formulation: str) -> Tensor:
+    """c (M, M) cosines, the masks of positives and negatives, threshold (M, 1): the mean over anchors with a loss."""
+    hard = negative & (c > threshold)
+    other, h, rows = negative & ~hard, hard.sum(1).double(), len(c)
+    has_loss = positive.any(1) if formulation == "weighted" else positive.any(1) & other.any(1)
+    if not has_loss.any():
+        return 0 * (c.sum() + temperature)
+    s, positive, hard, other, h = (x[has_loss] for x in (c / temperature, positive, hard, other, h))
+    everywhere = (s.exp() * other).sum(1)
+    if formulation == "released":  # the positive and the hierarchical negatives are not in the denominator
+        mean_positive = (s * positive).sum(1) / positive.sum(1)
+        return (everywhere.log() - mean_positive).mean() + (rows - 2) * (-1 / temperature).exp()
+    pos, weight = (s.exp() * positive).sum(1), (beta * s).exp() * hard
+    raw = h * (weight * s.exp()).sum(1) / weight.sum(1).clamp(min=1e-300)
+    local = (raw - tau_plus * h * pos / positive.sum(1)) / (1 - tau_plus)
+    local = torch.maximum(local, h * (-1 / temperature).exp())
+    return ((pos + local_weight * local + everywhere).log() - pos.log()).mean()
+
+
+def published(z: Tensor, indexes: Tensor, temperature: Tensor, fraction: float | None, threshold: float | None,
+              *settings: object) -> Tensor:
+    """A threshold for every row a fraction of the way through its range; or a number; or the mean of the
+    0.99-quantiles of the rows, "nearest"."""
+    c, same = cosines(z, z), indexes[:, None] == indexes
+    low, high, ordered = c.detach().amin(1, True), c.detach().amax(1, True), c.detach().sort(1).values
+    if fraction is not None:
+        level = low + fraction * (high - low)
+    else:
+        level = ordered[:, round(0.99 * (len(z) - 1))].mean() if threshold is None else torch.tensor(threshold)
+    return hex_of_masks(c, same & ~torch.eye(len(z), dtype=torch.bool), ~same, level, temperature, *settings)
+
+
+Pairs = tuple[list[tuple[int, int]], list[tuple[int, int]]]
+
+
+def pairs_of(labels: Tensor, keys: Tensor, same: bool) -> Pairs:
+    """Positive and negative (anchor, key) pairs."""
+    pairs = [(i, j) for i in range(len(labels)) for j in range(len(keys)) if not (same and i == j)]
+    return ([(i, j) for i, j in pairs if labels[i] == keys[j]], [(i, j) for i, j in pairs if labels[i] != keys[j]])
+
+
+def nt_xent_of_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs, temperature: Tensor) -> Tensor:
+    """pytorch-metric-learning's NT-Xent: every positive pair against the negative pairs of its anchor, the mean over
+    pairs."""
+    logits, (positive, negative) = cosines(anchors, keys) / temperature, pairs
+    losses = []
+    for i, j in positive:
+        row = torch.stack([logits[i, j], *(logits[a, n] for a, n in negative if a == i)])
+        losses.append(row.logsumexp(0) - row[0])
+    return torch.stack(losses).mean() if some_pairs(pairs) else 0 * (logits.sum() + temperature)
+
+
+def sup_con_of_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs, temperature: Tensor) -> Tensor:
+    """Its SupCon: the mean over an anchor's positives, then over the anchors whose loss is above 0."""
+    logits, losses = cosines(anchors, keys) / temperature, []
+    positive, negative = (set(side) for side in pairs)
+    for i in range(len(anchors)):
+        own = [j for a, j in positive if a == i]
+        others = own + [j for a, j in negative if a == i]
+        if own and len(others) > 1:  # alone in its denominator a positive has loss 0
+            losses.append(logits[i, others].logsumexp(0) - logits[i, own].mean())
+    return torch.stack(losses).mean() if some_pairs(pairs) and losses else 0 * (logits.sum() + temperature)
+
+
+def some_pairs(pairs: Pairs) -> bool:
+    """That library has no loss for a batch without positives, without negatives, or with one of each."""
+    return min(map(len, pairs)) > 0 and max(map(len, pairs)) > 1

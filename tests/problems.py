@@ -7,22 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+import hexssl
 
 EMBEDDINGS = ("anchors", "keys", "paired")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Keyword arguments of `hex_loss` without those that form the loss; an absent one is None."""
+    """Keyword arguments of `general_hex_loss` without those that form the loss; an absent one is None."""
 
     name: str
     anchors: Tensor
     keys: Tensor | None = None
     paired: Tensor | None = None
-    groups: Tensor | None = None
-    key_groups: Tensor | None = None
+    labels: Tensor | None = None
+    key_labels: Tensor | None = None
     relation: Tensor | None = None
     self_offset: int | None = None
     normalize: bool = True
@@ -31,8 +34,11 @@ class Problem:
         return {field: value for field, value in vars(self).items() if field != "name" and value is not None}
 
     def who(self) -> dict[str, Any]:
-        """Those that `similarity_stats` takes."""
-        return {field: value for field, value in self.kwargs().items() if field != "paired"}
+        """Those that `similarity_stats` takes, which has no views."""
+        given = {field: value for field, value in self.kwargs().items() if field != "paired"}
+        if self.keys is None and self.labels is None and self.relation is None:
+            given["labels"] = torch.arange(len(self.anchors)) % (len(self.anchors) // 2)
+        return given
 
     def embeddings(self) -> dict[str, Tensor]:
         return {field: value for field, value in self.kwargs().items() if field in EMBEDDINGS}
@@ -64,13 +70,33 @@ class Problem:
     def _code(self, i: int, j: int, m: int) -> int:
         if self.relation is not None:
             return int(self.relation[i, j])
-        if self.groups is not None:
-            key_groups = self.groups if self.keys is None else self.key_groups
-            assert key_groups is not None
-            return 1 if self.groups[i] == key_groups[j] else -1
+        if self.labels is not None:
+            key_labels = self.labels if self.keys is None else self.key_labels
+            assert key_labels is not None
+            return 1 if self.labels[i] == key_labels[j] else -1
         if self.paired is not None:
             return -1
         return 1 if (i == j if self.keys is not None else (i - j) % (m // 2) == 0) else -1
+
+
+def general_hex_loss(anchors: Any, keys: Any = None, *, paired: Any = None, labels: Any = None, key_labels: Any = None,
+                     relation: Any = None, self_offset: int | None = None, library: Any = hexssl,
+                     **settings: Any) -> Any:
+    """The public function for a problem given as `hexssl.reference.hex_loss` takes it: keys that are the anchors may be
+    left out, and two stacked views too may be one tensor. `library`: or `hexssl.arrays`, of arrays."""
+    if keys is not None:
+        if labels is None and relation is None and paired is None and len(keys) < len(anchors):
+            numbers = np.arange(len(anchors))  # of which the last have no key
+            labels, key_labels = numbers, numbers[: len(keys)]
+        return library.cross_hex_loss(anchors, keys, paired=paired, labels=labels, key_labels=key_labels,
+                                      relation=relation, self_offset=self_offset, **settings)
+    if paired is not None or relation is not None:
+        return library.cross_hex_loss(anchors, anchors, paired=paired, labels=labels, relation=relation, self_offset=0,
+                                      **settings)
+    if labels is not None:
+        return library.hex_loss(anchors, labels=labels, **settings)
+    views = anchors.chunk(2) if isinstance(anchors, Tensor) else np.split(anchors, 2)
+    return library.hex_loss(*views, **settings)
 
 
 def rows(count: int, columns: int, generator: torch.Generator, clusters: int = 4) -> Tensor:
@@ -80,8 +106,8 @@ def rows(count: int, columns: int, generator: torch.Generator, clusters: int = 4
     return centres[pick] + 0.7 * torch.randn(count, columns, generator=generator, dtype=torch.float64)
 
 
-def _labels(count: int, classes: int, generator: torch.Generator) -> Tensor:
-    """Far apart and negative too: any int64 is a group id."""
+def _classes(count: int, classes: int, generator: torch.Generator) -> Tensor:
+    """Far apart and negative too: any int64 is a label."""
     return torch.randint(classes, (count,), generator=generator) * 2**40 - 2**41
 
 
@@ -102,17 +128,17 @@ def _one_column(g: torch.Generator) -> dict[str, Any]:
 
 
 def _four_views(g: torch.Generator) -> dict[str, Any]:
-    return {"anchors": rows(20, 6, g), "groups": torch.arange(5).repeat(4)}
+    return {"anchors": rows(20, 6, g), "labels": torch.arange(5).repeat(4)}
 
 
 def _labelled(g: torch.Generator) -> dict[str, Any]:
     """Classes of several sizes, one anchor alone in its class."""
-    return {"anchors": rows(17, 3, g), "groups": torch.cat([_labels(16, 4, g), torch.tensor([9])])}
+    return {"anchors": rows(17, 3, g), "labels": torch.cat([_classes(16, 4, g), torch.tensor([9])])}
 
 
 def _one_class(g: torch.Generator) -> dict[str, Any]:
     """No negatives at all."""
-    return {"anchors": rows(6, 3, g), "groups": torch.zeros(6, dtype=torch.long)}
+    return {"anchors": rows(6, 3, g), "labels": torch.zeros(6, dtype=torch.long)}
 
 
 def _cross(g: torch.Generator) -> dict[str, Any]:
@@ -130,8 +156,8 @@ def _cross_fewer(g: torch.Generator) -> dict[str, Any]:
 
 
 def _cross_labelled(g: torch.Generator) -> dict[str, Any]:
-    return {"anchors": rows(10, 4, g), "keys": rows(13, 4, g), "groups": _labels(10, 4, g),
-            "key_groups": _labels(13, 3, g)}
+    return {"anchors": rows(10, 4, g), "keys": rows(13, 4, g), "labels": _classes(10, 4, g),
+            "key_labels": _classes(13, 3, g)}
 
 
 def _queue(g: torch.Generator) -> dict[str, Any]:
@@ -143,14 +169,14 @@ def _paired_self(g: torch.Generator) -> dict[str, Any]:
 
 
 def _paired_labelled(g: torch.Generator) -> dict[str, Any]:
-    return {"anchors": rows(9, 4, g), "paired": rows(9, 4, g), "groups": _labels(9, 3, g)}
+    return {"anchors": rows(9, 4, g), "paired": rows(9, 4, g), "labels": _classes(9, 3, g)}
 
 
 def _gathered(g: torch.Generator) -> dict[str, Any]:
     """The second of three ranks: its rows are keys 6 to 11 of the gathered batch."""
     keys = rows(18, 4, g)
-    return {"anchors": keys[6:12].clone(), "keys": keys, "groups": torch.arange(6) % 3 + 3,
-            "key_groups": torch.arange(18) % 3 + torch.arange(18) // 6 * 3, "self_offset": 6}
+    return {"anchors": keys[6:12].clone(), "keys": keys, "labels": torch.arange(6) % 3 + 3,
+            "key_labels": torch.arange(18) % 3 + torch.arange(18) // 6 * 3, "self_offset": 6}
 
 
 def _related(g: torch.Generator) -> dict[str, Any]:

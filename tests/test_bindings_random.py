@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hexssl import _C  # registers the operators
+from hexssl import _C, reference
+from hexssl.backends import torch_ops
+from hexssl.problem import Problem
 
 ABSENT = torch.empty(0)
 DTYPES = (*[torch.float32] * 8, *[torch.float64] * 3, torch.float16, torch.bfloat16, torch.int64, torch.int8,
@@ -24,6 +26,7 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.tokens = [0, 1, -1]
+        self.compared = 0
 
     def seldom(self, share: float = 0.05) -> bool:
         return self.random.random() < share
@@ -92,14 +95,30 @@ def call(operator: str, *arguments: Any) -> tuple[Tensor, ...] | None:
         return None
 
 
+def assert_measured(found: Tensor, anchors: Tensor, keys: Tensor, others: list[Tensor], who: list[int],
+                    quantile: float, negatives_only: bool) -> None:
+    """What was accepted is the reference's."""
+    keys, *others = (None if x.numel() == 0 else x.detach() for x in (keys, *others))
+    problem = Problem(anchors.detach(), keys, None, *others, *who)
+    expected, _ = reference.similarity_stats(problem.anchors, **torch_ops.who(problem), quantile=quantile,
+                                             rows="negatives" if negatives_only else "all")
+    # float32 cosines of up to 17 products, and the square root of that where variances nearly cancel
+    tolerance = 1e-10 if anchors.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
 def try_all(draw: Draw) -> tuple[bool, bool, bool]:
     """Which operators ran."""
     (anchors, keys, *groups), paired, who, m = draw.problem()
     normalize, keep = (draw.seldom(0.5), draw.seldom(0.5)), draw.seldom(0.5)
-    measured = call("measure", anchors, keys, *groups, *who, *normalize, draw.number(1), draw.seldom(0.5),
-                    draw.choice(3), keep)
+    quantile, negatives_only, want = draw.number(1), draw.seldom(0.5), draw.choice(3)
+    measured = call("measure", anchors, keys, *groups, *who, *normalize, quantile, negatives_only, want, keep)
     if measured is not None:
         draw.saw(measured[2])
+        one_way = who[0] == 0 or all(x.numel() == 0 for x in groups)  # a period beside labels: said twice
+        if want == 3 and all(normalize) and one_way and not anchors.is_meta:
+            draw.compared += 1
+            assert_measured(measured[0], anchors, keys, groups, who, quantile, negatives_only)
     threshold = draw.random.choice((ABSENT, torch.tensor(0.2), draw.tensor([draw.side(m)], torch.float64)))
     temperature = torch.tensor(draw.number(0.5), dtype=torch.float32 if draw.seldom(0.5) else torch.float64)
     tensors = (anchors, keys, paired, *groups)
@@ -132,5 +151,6 @@ def test_random_arguments(seed: int) -> None:
     torch.manual_seed(seed)
     draw = Draw(seed)
     ran = [try_all(draw) for _ in range(400)]
+    assert draw.compared > 5
     for of_one in zip(*ran, strict=True):
         assert 20 < sum(of_one) < 380  # neither all right nor all wrong

@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import FORMS, form_name
+from problems import FORMS, form_name, general_hex_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hexssl import HEXLoss, arrays, reference
-from hexssl.functional import hex_loss, info_nce, similarity_stats
+from hexssl.functional import cross_hex_loss, cross_info_nce, hex_loss, info_nce, similarity_stats
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold, RowRangeThreshold
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -37,17 +37,17 @@ def plain_loss(*arguments: Any, **options: Any) -> Tensor:
 def every_way(z: Tensor, **options: Any) -> list[float]:
     """The loss by every implementation, of rows as their own keys, as keys, and both ways."""
     period = len(z) // 2
-    groups = torch.arange(len(z)) % period
-    found = [hex_loss(z, **options).item(), reference.hex_loss(z, **options)[0].item(),
-             hex_loss(z, z.clone(), groups=groups, key_groups=groups, self_offset=0, **options).item()]
+    labels = torch.arange(len(z)) % period
+    found = [hex_loss(*z.chunk(2), **options).item(), reference.hex_loss(z, **options)[0].item(),
+             cross_hex_loss(z, z.clone(), labels=labels, key_labels=labels, self_offset=0, **options).item()]
     if z.dtype != torch.bfloat16:
         limits = {"threshold": options["threshold"].numpy()} if isinstance(options["threshold"], Tensor) else {}
-        found.append(float(arrays.hex_loss(z.numpy(), **options | limits).loss))
+        found.append(float(arrays.hex_loss(*np.split(z.numpy(), 2), **options | limits).loss))
     return found
 
 
 def test_the_small_input() -> None:
-    loss = hex_loss(torch.ones(4, 10), threshold=1.0, local_weight=0.0)
+    loss = hex_loss(*torch.ones(4, 10).chunk(2), threshold=1.0, local_weight=0.0)
     torch.testing.assert_close(loss, torch.tensor(3.0).log())  # float32's own tolerance
 
 
@@ -64,7 +64,7 @@ def test_nothing_is_above_one_and_all_above_less_than_minus_one(dtype: torch.dty
         if not normalized:
             z = normalize(z, dim=1)
         for limit in (1.0, torch.tensor(1.0), torch.full((6,), 1.0, dtype=torch.float64), 1.5, math.inf):
-            stats = hex_loss(z, threshold=limit, return_stats=True, **options)[1]
+            stats = hex_loss(*z.chunk(2), threshold=limit, return_stats=True, **options)[1]
             assert stats.hierarchical_fraction == 0 and reference.hex_loss(z, threshold=limit, **options)[1][1] == 0
             assert stats.threshold == (limit if isinstance(limit, float) else 1)  # as given
             # each against itself: they round cosines that are 1 to different numbers
@@ -72,12 +72,12 @@ def test_nothing_is_above_one_and_all_above_less_than_minus_one(dtype: torch.dty
                                    strict=True):
                 assert abs(loss - plain) <= 1e-6 * (1 + abs(plain))  # float32
         for limit in (-1.0000001, torch.full((6,), -2.0), -math.inf):
-            assert hex_loss(z, threshold=limit, return_stats=True, **options)[1].hierarchical_fraction == 1
+            assert hex_loss(*z.chunk(2), threshold=limit, return_stats=True, **options)[1].hierarchical_fraction == 1
             assert all(loss == 0 for loss in every_way(z, threshold=limit, **options))
 
 def test_minus_one_is_not_above_minus_one() -> None:
     z = torch.cat([torch.ones(3, 10), -torch.ones(3, 10)])  # cosines of -1.0000001
-    stats = hex_loss(z, threshold=-1.0, return_stats=True)[1]
+    stats = hex_loss(*z.chunk(2), threshold=-1.0, return_stats=True)[1]
     assert stats.hierarchical_fraction == 0.5
 
 
@@ -96,7 +96,7 @@ def test_thresholds_that_are_measured(which: Any) -> None:
     """Nothing lies above the largest cosine of rows that are all the same."""
     for columns in (3, 7, 10, 11, 13, 100):
         z = same_rows(torch.float32, 6, columns)
-        loss, stats = hex_loss(z, threshold=which, local_weight=0.0, return_stats=True)
+        loss, stats = hex_loss(*z.chunk(2), threshold=which, local_weight=0.0, return_stats=True)
         assert stats.threshold <= 1 and stats.hierarchical_fraction == 0
         torch.testing.assert_close(loss, torch.tensor(5.0).log())
 
@@ -110,11 +110,11 @@ def test_statistics_stay_within_one(dtype: torch.dtype) -> None:
         for stats in (similarity_stats(z, keys, rows=name), plain):
             for value in (stats[0], stats[1], stats[2], stats[5]):
                 assert (value * sign <= 1).all() and (value * sign >= 1 - 1e-6).all()  # float32
-        for loss_fn in (hex_loss, reference.hex_loss):
-            options = {"return_stats": True} if loss_fn is hex_loss else {}
+        for loss_fn in (general_hex_loss, reference.hex_loss):
+            options = {"return_stats": True} if loss_fn is general_hex_loss else {}
             seen = loss_fn(z, keys, paired=keys, threshold=-2.0, **options)[1]
-            negative = seen.negative_similarity if loss_fn is hex_loss else seen[3]
-            positive = seen.positive_similarity if loss_fn is hex_loss else seen[2]
+            negative = seen.negative_similarity if loss_fn is general_hex_loss else seen[3]
+            positive = seen.positive_similarity if loss_fn is general_hex_loss else seen[2]
             assert abs(negative) <= 1 and abs(positive) <= 1
 
 
@@ -129,9 +129,9 @@ def test_rows_that_are_nearly_parallel(seed: int, temperature: float) -> None:
     for form in FORMS:
         if "formulation" in form:
             continue
-        plain = hex_loss(z, threshold=None, temperature=temperature, **form)
-        assert torch.equal(hex_loss(z, threshold=1.0, temperature=temperature, **form), plain)
-        everything, below = (hex_loss(z, threshold=limit, temperature=temperature, **form)
+        plain = hex_loss(*z.chunk(2), threshold=None, temperature=temperature, **form)
+        assert torch.equal(hex_loss(*z.chunk(2), threshold=1.0, temperature=temperature, **form), plain)
+        everything, below = (hex_loss(*z.chunk(2), threshold=limit, temperature=temperature, **form)
                              for limit in (-5.0, math.nextafter(-1.0, -2.0)))
         assert torch.equal(below, everything)
 
@@ -140,8 +140,8 @@ def test_the_floor_takes_no_gradient_away_from_opposite_rows() -> None:
     """Without weights and debiasing the loss is InfoNCE's, whatever the threshold: so are its gradients."""
     z = torch.cat([torch.ones(2, 10), -torch.ones(2, 10)]).requires_grad_()
     labels = torch.tensor([0, 0, 1, 1])
-    for temperature, loss_fn in itertools.product((0.5, 0.1), (hex_loss, plain_loss)):
-        options: dict[str, Any] = {"groups": labels, "temperature": temperature, "beta": 0.0, "tau_plus": 0.0}
+    for temperature, loss_fn in itertools.product((0.5, 0.1), (general_hex_loss, plain_loss)):
+        options: dict[str, Any] = {"labels": labels, "temperature": temperature, "beta": 0.0, "tau_plus": 0.0}
         tau = torch.tensor(temperature, requires_grad=True)
         found, plain = (torch.autograd.grad(loss_fn(z, threshold=limit, **options | {"temperature": tau}), (z, tau))
                         for limit in (-2.0, None))
@@ -170,7 +170,7 @@ def test_rows_of_any_length(dtype: torch.dtype, form: dict[str, str]) -> None:
         ready = exact / exact.norm(dim=1, keepdim=True).clamp(min=1e-12 / scale)
         wanted, _ = reference.hex_loss(ready, threshold=0.1, normalize=False, **form)
         (slope,) = torch.autograd.grad(wanted, exact)
-        for loss_fn in (hex_loss, plain_loss):
+        for loss_fn in (general_hex_loss, plain_loss):
             leaf = z.clone().requires_grad_()
             loss = loss_fn(leaf, threshold=0.1, **form)
             (found,) = torch.autograd.grad(loss, leaf)
@@ -190,7 +190,7 @@ def test_products_that_overflow_are_never_finite_numbers(dtype: torch.dtype) -> 
     """Partial sums leave the number format to one side, though the product lies on the other."""
     big = torch.finfo(dtype).max ** 0.5
     z = torch.tensor([[2.0, 2.0, 2.0], [2.0, 2.0, 2.1], [-2.0, 2.0, 2.0], [2.0, -2.0, 2.0]], dtype=dtype) * big
-    for loss_fn in (hex_loss, plain_loss):
+    for loss_fn in (general_hex_loss, plain_loss):
         leaf = z.clone().requires_grad_()
         loss = loss_fn(leaf, normalize=False, threshold=None)
         assert not loss.isfinite() and torch.autograd.grad(loss, leaf)[0].isnan().any()
@@ -206,9 +206,10 @@ def test_temperatures_and_betas_beyond_the_arithmetic_are_refused(dtype: torch.d
     limits = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
     z = torch.eye(4).to(dtype)
     for tau in (limits.tiny, limits.max):
-        assert info_nce(z, temperature=tau).isfinite()
-    for loss in (lambda **k: hex_loss(z, **k), lambda **k: HEXLoss(**k)(z[:2], z[2:]),
-                 lambda **k: arrays.hex_loss(z.float().numpy() if dtype == torch.bfloat16 else z.numpy(), **k)):
+        assert info_nce(*z.chunk(2), temperature=tau).isfinite()
+    array = z.float().numpy() if dtype == torch.bfloat16 else z.numpy()
+    for loss in (lambda **k: hex_loss(*z.chunk(2), **k), lambda **k: HEXLoss(**k)(z[:2], z[2:]),
+                 lambda **k: arrays.hex_loss(*np.split(array, 2), **k)):
         with pytest.raises(ValueError, match=rf"temperature: got .*>= {limits.tiny}.*{limits.dtype}"):
             loss(temperature=limits.tiny / 2)
         if dtype != torch.float64:
@@ -222,13 +223,13 @@ def test_temperature_tensors_beyond_the_arithmetic_give_nan(dtype: torch.dtype) 
     z = torch.eye(4).to(dtype).requires_grad_()
     for value in (tiny / 2, 0.0, -1.0, math.inf, math.nan):
         tau = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-        for loss_fn in (hex_loss, plain_loss):
+        for loss_fn in (general_hex_loss, plain_loss):
             loss = loss_fn(z, temperature=tau, threshold=0.1)
             assert loss.isnan() and all(g.isnan().all() for g in torch.autograd.grad(loss, (z, tau)))
 
 
 def test_the_small_input_of_tiny_temperatures() -> None:
-    loss = info_nce(torch.tensor([[.10810237, -.43756098]]), torch.tensor([[-.7696864, -.19291413]]),
+    loss = cross_info_nce(torch.tensor([[.10810237, -.43756098]]), torch.tensor([[-.7696864, -.19291413]]),
                     paired=torch.tensor([[-.36257565, -2.8451076]]), temperature=5e-11)
     assert loss == 0
 
@@ -244,7 +245,7 @@ for tau in (1.2e-38, 1e-20, 5e-11, 1e-6, 0.01, 0.1, 1e30):
     for form in ({}, {"positives": "mean"}, {"positives": "mean", "denominator": "own"}, {"formulation": "released"}):
         for dtype in (torch.float32, torch.float64):
             x = z.to(dtype).clone().requires_grad_()
-            loss = hex_loss(x, groups=torch.arange(40) % 8, threshold=0.2, temperature=tau, **form)
+            loss = hex_loss(x, labels=torch.arange(40) % 8, threshold=0.2, temperature=tau, **form)
             loss.backward()
             print(repr(loss.item()), *map(repr, x.grad.flatten().tolist()))
 """

@@ -21,14 +21,14 @@ Z = [np.random.default_rng(rows).standard_normal((rows, 24)).astype(np.float32) 
 
 
 def by_arrays(z: np.ndarray) -> bytes:
-    found = arrays.hex_loss(z)
+    found = arrays.hex_loss(*np.split(z, 2))
     assert found.gradients is not None
-    return np.float64(found.loss).tobytes() + found.gradients.anchors.tobytes()
+    return np.float64(found.loss).tobytes() + np.concatenate(found.gradients.views).tobytes()
 
 
 def by_tensors(z: np.ndarray) -> bytes:
     x = torch.tensor(z, requires_grad=True)
-    hex_loss(x).backward()
+    hex_loss(*x.chunk(2)).backward()
     assert x.grad is not None
     return x.grad.numpy().tobytes()
 
@@ -36,7 +36,7 @@ def by_tensors(z: np.ndarray) -> bytes:
 def in_two_calls(z: np.ndarray) -> bytes:
     """What the forward pass keeps waits for the backward pass."""
     x = torch.tensor(z, requires_grad=True)
-    hex_loss(x, reduction="none").sum().backward()
+    hex_loss(*x.chunk(2), reduction="none").sum().backward()
     assert x.grad is not None
     return x.grad.numpy().tobytes()
 

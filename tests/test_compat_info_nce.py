@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import formulas
 import pytest
 import torch
 from hypothesis import given
@@ -21,12 +22,11 @@ from peers import (
     real,
     rows,
     same_error,
-    unit,
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss
 from hexssl.compat.info_nce import InfoNCE, info_nce
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
@@ -34,20 +34,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 MODES = ["batch", "unpaired", "paired"]
-
-
-def formula(query: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor, reduction: str) -> Tensor:
-    """One query at a time: cross entropy of its positive among its keys."""
-    losses = []
-    for i in range(len(query)):
-        if negatives is None:
-            keys = torch.cat((positive[i : i + 1], positive[:i], positive[i + 1 :]))
-        else:
-            keys = torch.cat((positive[i : i + 1], negatives if negatives.dim() == 2 else negatives[i]))
-        logits = unit(keys) @ unit(query[i]) / temperature
-        losses.append(logits.logsumexp(0) - logits[0])
-    losses = torch.stack(losses)
-    return losses if reduction == "none" else getattr(losses, reduction)()
 
 
 def negatives_of(mode: str, seed: int, samples: int, columns: int, length: int) -> list[Tensor]:
@@ -67,7 +53,7 @@ def test_value_and_gradients(mode, seed, samples, columns, length, temperature, 
         return info_nce(query, positive, *rest[:-1], temperature=rest[-1], reduction=reduction, negative_mode=word)
 
     def theirs(query, positive, *rest):
-        return formula(query, positive, rest[0] if len(rest) == 2 else None, rest[-1], reduction)
+        return formulas.info_nce_one_by_one(query, positive, rest[0] if len(rest) == 2 else None, rest[-1], reduction)
 
     assert_same(ours, theirs, inputs)
 
@@ -107,8 +93,11 @@ def test_unknown_mode_is_refused():
 
 def test_state_of_the_real_one():
     theirs, ours = real("info_nce").InfoNCE(), InfoNCE()
-    ours.load_state_dict(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == []  # either loads the other's
+    with_hex = InfoNCE(threshold="adaptive")
+    with_hex.set_epoch(2)
+    with_hex.load_state_dict(theirs.state_dict())
+    assert with_hex.threshold.epoch == 2
 
 
 SETTINGS = [{}, {"beta": 0.5, "tau_plus": 0.0, "local_weight": 2.0}, {"formulation": "released"}]
@@ -120,9 +109,9 @@ def test_hex(threshold, settings):
     query, positive, negatives = rows(3, 10, 5), rows(4, 10, 5), rows(5, 30, 5)
     both = {"threshold": threshold, **settings}
     assert_close(info_nce(query, positive, temperature=0.3, **both),
-                 hex_loss(query, positive, temperature=0.3, **both), EXACT)
+                 cross_hex_loss(query, positive, temperature=0.3, **both), EXACT)
     assert_close(info_nce(query, positive, negatives, 0.3, **both),
-                 hex_loss(query, negatives, paired=positive, temperature=0.3, **both), EXACT)
+                 cross_hex_loss(query, negatives, paired=positive, temperature=0.3, **both), EXACT)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -206,7 +195,7 @@ def test_released_without_a_threshold_is_the_library_s_loss(shape):
 
 def one_by_one(query, positive, negatives, temperature, threshold, reduction, settings):
     """A problem for each query, its loss by the core; and the statistics, each the mean of those that are numbers."""
-    results = [hex_loss(query[i : i + 1], negatives[i], paired=positive[i : i + 1], threshold=threshold(i),
+    results = [cross_hex_loss(query[i : i + 1], negatives[i], paired=positive[i : i + 1], threshold=threshold(i),
                         temperature=temperature, return_stats=True, **settings) for i in range(len(query))]
     losses, seen = torch.stack([loss for loss, _ in results]), torch.stack([torch.stack(stats) for _, stats in results])
     stats = torch.cat((seen[:, :5].nanmean(0), seen[:, 5:].sum(0)))

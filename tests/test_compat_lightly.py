@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 
+import formulas
 import pytest
 import torch
 from hypothesis import given
@@ -28,42 +29,11 @@ from peers import (
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss, hex_loss
 from hexssl.compat import lightly
 from hexssl.thresholds import AdaptiveThreshold
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:memory bank. got size")]
-
-
-def logits_of_two_views(out0: Tensor, out1: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (2B, 2B), the positives' logits (2B,), and the mask of the negatives."""
-    z = unit(torch.cat((out0, out1)))
-    logits, index = z @ z.T / temperature, torch.arange(len(z))
-    partner = (index + len(out0)) % len(z)
-    return logits, logits[index, partner], (index[:, None] != index) & (partner[:, None] != index)
-
-
-def nt_xent(out0: Tensor, out1: Tensor, temperature: float) -> Tensor:
-    logits, positive, negative = logits_of_two_views(out0, out1, temperature)
-    both = torch.cat((positive[:, None], torch.where(negative, logits, -torch.inf)), 1)
-    return cross_entropy(both, torch.zeros(len(both), dtype=torch.long))
-
-
-def decoupled(out0: Tensor, out1: Tensor, temperature: float, weight_fn=None) -> Tensor:
-    logits, positive, negative = logits_of_two_views(out0, out1, temperature)
-    a, b = unit(out0), unit(out1)
-    weight = 1 if weight_fn is None else torch.cat((weight_fn(a, b), weight_fn(b, a)))
-    return (torch.where(negative, logits, -torch.inf).logsumexp(1) - weight * positive).mean()
-
-
-def sup_con(out0: Tensor, out1: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    z, labels = unit(torch.cat((out0, out1))), labels.repeat(2)
-    logits, losses = z @ z.T / temperature, []
-    for i in range(len(z)):
-        others = [j for j in range(len(z)) if j != i]
-        same = [j for j in others if labels[j] == labels[i]]
-        losses.append(logits[i, others].logsumexp(0) - logits[i, same].mean())
-    return torch.stack(losses).mean()
 
 
 def squares(a: Tensor, b: Tensor) -> Tensor:
@@ -74,7 +44,7 @@ def squares(a: Tensor, b: Tensor) -> Tensor:
 @drawn
 @given(SEEDS, ROWS, SIZES, TEMPERATURES)
 def test_nt_xent(seed, samples, columns, temperature):
-    assert_same(lightly.NTXentLoss(temperature), lambda a, b: nt_xent(a, b, temperature),
+    assert_same(lightly.NTXentLoss(temperature), lambda a, b: formulas.nt_xent(torch.cat((a, b)), temperature),
                 rows(seed, 2, samples, columns))
 
 
@@ -152,7 +122,8 @@ def test_dcl(seed, samples, columns, temperature, weights, sigma):
     loss = lightly.DCLLoss(temperature, weight_fn)
     if weights == "mises-fisher":
         loss = lightly.DCLWLoss(temperature, sigma)
-    assert_same(loss, lambda a, b: decoupled(a, b, temperature, weight_fn), rows(seed, 2, samples, columns))
+    assert_same(loss, lambda a, b: formulas.decoupled(torch.cat((a, b)), temperature, weight_fn),
+                rows(seed, 2, samples, columns))
 
 
 @drawn
@@ -163,7 +134,8 @@ def test_sup_con(seed, samples, columns, temperature, rescale, labelled):
     factor = temperature if rescale else 1.0
     given_labels = labels if labelled else None
     labels = labels if labelled else torch.arange(samples)
-    assert_same(lambda a, b: loss(a, b, given_labels), lambda a, b: factor * sup_con(a, b, labels, temperature),
+    assert_same(lambda a, b: loss(a, b, given_labels),
+                lambda a, b: factor * formulas.sup_con(torch.cat((a, b)), labels.repeat(2), temperature),
                 rows(seed, 2, samples, columns))
 
 
@@ -309,7 +281,8 @@ def test_bank_and_half_precision(dtypes):
     a, b = (x.to(dtype).requires_grad_() for x, dtype in zip(rows(1, 2, 4, 3), dtypes, strict=True))
     loss = lightly.NTXentLoss(0.3, memory_bank_size=(8, 3))
     bank = loss.memory_bank.bank.clone()
-    expected = hex_loss(unit(a.float()), bank, paired=unit(b.float()), threshold=None, temperature=0.3, normalize=False)
+    expected = cross_hex_loss(unit(a.float()), bank, paired=unit(b.float()), threshold=None, temperature=0.3,
+                              normalize=False)
     got = loss(a, b)
     assert got.dtype == torch.float32
     assert_close(got, expected, 1e-6)  # float32
@@ -351,14 +324,14 @@ def test_hex(threshold, settings):
     bank = lightly.NTXentLoss(0.3, (30, 5), **both)
     bank.memory_bank.bank *= 0.5 + torch.rand(30, 1, generator=torch.Generator().manual_seed(0))  # used as it is
     for got, expected in (
-        (lightly.NTXentLoss(0.3, **both)(a, b), hex_loss(z, temperature=0.3, **both)),
-        (bank(a, b), hex_loss(unit(a), bank.memory_bank.bank.double(), paired=unit(b), temperature=0.3, normalize=False,
-                              **both)),
+        (lightly.NTXentLoss(0.3, **both)(a, b), hex_loss(*z.chunk(2), temperature=0.3, **both)),
+        (bank(a, b), cross_hex_loss(unit(a), bank.memory_bank.bank.double(), paired=unit(b), temperature=0.3,
+                                    normalize=False, **both)),
         (lightly.DCLLoss(0.3, **both)(a, b),
-         hex_loss(z, temperature=0.3, **both, denominator="all" if released else "negatives")),
+         hex_loss(*z.chunk(2), temperature=0.3, **both, denominator="all" if released else "negatives")),
         (lightly.DCLLoss(0.3, lambda a, b: torch.ones(12), **both)(a, b), lightly.DCLLoss(0.3, **both)(a, b)),
         (lightly.SupConLoss(0.3, **both)(a, b, labels),
-         0.3 * hex_loss(z, groups=labels.repeat(2), temperature=0.3, **both,
+         0.3 * hex_loss(z, labels=labels.repeat(2), temperature=0.3, **both,
                         positives="sum" if released else "mean")),
     ):
         assert_close(got, expected, EXACT)
@@ -476,7 +449,7 @@ def test_both_directions_of_moco_with_a_bank_each(bank_loss):
     (lambda: lightly.NTXentLoss(memory_bank_size=(9, 2))(rows(1, 4, 3), rows(1, 4, 3)), "memory_bank_size"),
     (lambda: lightly.SupConLoss()(rows(1, 4, 3), rows(1, 4, 3), torch.arange(3)), "labels"),
     (lambda: lightly.DCLLoss(threshold="high"), "threshold"),
-    (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), [0, 1, 0]), "labels"),
+    (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), [0.0, 1.0, 0.0]), "labels"),
     (lambda: lightly.SupConLoss()(rows(1, 3, 2), rows(1, 3, 2), torch.eye(3, dtype=torch.int64)), "labels"),
     (lambda: lightly.DCLWLoss()(rows(1, 4, 3), rows(1, 4, 3).half()), "out1"),
     (lambda: lightly.DCLWLoss()(rows(1, 4, 3).long(), rows(1, 4, 3).long()), "out0"),
@@ -495,7 +468,7 @@ def test_errors_name_the_argument(call, name):
 @pytest.mark.parametrize("weight", [0.1, *(torch.full(shape, 0.1, dtype=torch.float64) for shape in ((), (1,)))])
 def test_one_weight_for_all(weight):
     a, b = rows(1, 2, 6, 3)
-    expected = decoupled(a, b, 0.02, lambda a, b: torch.full((6,), 0.1, dtype=torch.float64))
+    expected = formulas.decoupled(torch.cat((a, b)), 0.02, lambda a, b: torch.full((6,), 0.1, dtype=torch.float64))
     assert_close(lightly.DCLLoss(0.02, lambda a, b: weight)(a, b), expected, EXACT)
     got = lightly.DCLLoss(0.02, lambda a, b: weight)(a.float(), b.float())
     assert got.dtype == torch.result_type(torch.ones(6), torch.as_tensor(weight))  # as if multiplied

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 
+import formulas
 import pytest
 import torch
 from hypothesis import given
@@ -23,7 +24,6 @@ from peers import (
     real,
     rows,
     same_error,
-    unit,
     value_and_gradients,
 )
 from torch import Tensor
@@ -37,43 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
 OURS = {"NTXentLoss": NTXentLoss, "SupConLoss": SupConLoss}
 
-Pairs = tuple[list[tuple[int, int]], list[tuple[int, int]]]
-
-
-def pairs_of(labels: Tensor, keys: Tensor, same: bool) -> Pairs:
-    """Positive and negative (anchor, key) pairs."""
-    pairs = [(i, j) for i in range(len(labels)) for j in range(len(keys)) if not (same and i == j)]
-    return ([(i, j) for i, j in pairs if labels[i] == keys[j]], [(i, j) for i, j in pairs if labels[i] != keys[j]])
-
-
-def nt_xent(anchors: Tensor, keys: Tensor, pairs: Pairs, temperature: Tensor) -> Tensor:
-    """Every positive pair against all negative pairs of its anchor; the mean over pairs."""
-    logits, (positive, negative) = unit(anchors) @ unit(keys).T / temperature, pairs
-    losses = []
-    for i, j in positive:
-        row = torch.stack([logits[i, j], *(logits[a, n] for a, n in negative if a == i)])
-        losses.append(row.logsumexp(0) - row[0])
-    return torch.stack(losses).mean() if some(pairs) else 0 * (logits.sum() + temperature)
-
-
-def sup_con(anchors: Tensor, keys: Tensor, pairs: Pairs, temperature: Tensor) -> Tensor:
-    """The mean over an anchor's positives, then over the anchors whose loss is above 0."""
-    logits, losses = unit(anchors) @ unit(keys).T / temperature, []
-    positive, negative = (set(side) for side in pairs)
-    for i in range(len(anchors)):
-        own = [j for a, j in positive if a == i]
-        others = own + [j for a, j in negative if a == i]
-        if own and len(others) > 1:  # alone in its denominator a positive has loss 0
-            losses.append(logits[i, others].logsumexp(0) - logits[i, own].mean())
-    return torch.stack(losses).mean() if some(pairs) and losses else 0 * (logits.sum() + temperature)
-
-
-def some(pairs: Pairs) -> bool:
-    """That library has no loss for a batch without positives, without negatives, or with one of each."""
-    return min(map(len, pairs)) > 0 and max(map(len, pairs)) > 1
-
-
-FORMULAS = {"NTXentLoss": nt_xent, "SupConLoss": sup_con}
+FORMULAS = {"NTXentLoss": formulas.nt_xent_of_pairs, "SupConLoss": formulas.sup_con_of_pairs}
 
 
 def labels_of(seed: int, samples: int, classes: int = 4) -> Tensor:
@@ -88,13 +52,14 @@ def test_labels(name, seed, samples, keys, columns, temperature, reference):
     anchors, ref, temperature = rows(seed, samples, columns), None, torch.tensor(temperature).double()
     if reference == "self":
         assert_same(lambda x, t: OURS[name](t)(x, labels),
-                    lambda x, t: FORMULAS[name](x, x, pairs_of(labels, labels, True), t), (anchors, temperature))
+                    lambda x, t: FORMULAS[name](x, x, formulas.pairs_of(labels, labels, True), t),
+                    (anchors, temperature))
         return
     # Without labels of its own, or with the very same ones, row i of the reference is not compared with row i.
     same = reference != "other"
     ref_labels = {"other": labels_of(seed + 1, keys), "no labels": None, "same labels": labels}[reference]
     ref = rows(seed + 1, samples if same else keys, columns)
-    pairs = pairs_of(labels, labels if ref_labels is None else ref_labels, same)
+    pairs = formulas.pairs_of(labels, labels if ref_labels is None else ref_labels, same)
     assert_same(lambda x, r, t: OURS[name](t)(x, labels, None, r, ref_labels),
                 lambda x, r, t: FORMULAS[name](x, r, pairs, t), (anchors, ref, temperature))
 
@@ -106,7 +71,7 @@ def test_mined_pairs(name, seed, samples, keys, columns, temperature, length, tr
     """Any pairs, repeated ones too."""
     keys = samples if against_self else keys
     labels, key_labels = labels_of(seed, samples), labels_of(seed if against_self else seed + 1, keys)
-    positive, negative = pairs_of(labels, key_labels, against_self)
+    positive, negative = formulas.pairs_of(labels, key_labels, against_self)
     pick = torch.Generator().manual_seed(seed)
 
     def choose(pairs, count):
@@ -184,7 +149,11 @@ def test_state_of_the_real_one(name):
     theirs, ours = getattr(real("pytorch_metric_learning.losses"), name)(), OURS[name]()
     assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
     assert str(theirs.load_state_dict(ours.state_dict())) == "<All keys matched successfully>"
-    theirs.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == []
+    with_hex = OURS[name](threshold="adaptive")
+    with_hex.set_epoch(2)
+    assert str(with_hex.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
+    assert with_hex.threshold.epoch == 2
 
 
 @BOTH
@@ -212,11 +181,11 @@ def test_hex(name, threshold, settings):
     x, labels = rows(3, 24, 5), torch.arange(12).repeat(2)  # one positive each: the averages agree
     form = {} if "formulation" in settings else {
         "positives": "mean", "denominator": "own" if name == "NTXentLoss" else "all"}
-    expected = hex_loss(x, threshold=threshold, temperature=0.3, **settings, **form)
+    expected = hex_loss(*x.chunk(2), threshold=threshold, temperature=0.3, **settings, **form)
     loss = OURS[name](0.3, threshold=threshold, **settings)
     assert_close(loss(x, labels), expected, EXACT)
     assert loss.stats.hierarchical_fraction > 0
-    pairs = [torch.tensor(side).T for side in pairs_of(labels, labels, True)]
+    pairs = [torch.tensor(side).T for side in formulas.pairs_of(labels, labels, True)]
     assert_close(loss(x, None, (*pairs[0], *pairs[1])), expected, EXACT)
 
 
@@ -258,8 +227,8 @@ def trained(wrapper, seed: int = 0) -> tuple[list[float], Tensor, Tensor]:
     torch.manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Linear(10, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    history, pairs = [], pairs_of(labels, labels, True)
-    start = sup_con(network(data), network(data), pairs, torch.tensor(0.2)).detach()
+    history, pairs = [], formulas.pairs_of(labels, labels, True)
+    start = formulas.sup_con_of_pairs(network(data), network(data), pairs, torch.tensor(0.2)).detach()
     for epoch in range(3):
         order = torch.randperm(48, generator=torch.Generator().manual_seed(epoch))
         for batch in order.split(16):
@@ -269,7 +238,7 @@ def trained(wrapper, seed: int = 0) -> tuple[list[float], Tensor, Tensor]:
             optimizer.step()
             history.append(loss.item())
     outputs = network(data).detach()
-    return history, outputs, torch.stack((start, sup_con(outputs, outputs, pairs, torch.tensor(0.2))))
+    return history, outputs, torch.stack((start, formulas.sup_con_of_pairs(outputs, outputs, pairs, torch.tensor(0.2))))
 
 
 @BOTH

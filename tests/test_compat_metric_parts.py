@@ -27,7 +27,7 @@ from peers import (
 )
 from torch import Tensor
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss, hex_loss
 from hexssl.compat import _metric_parts as parts
 from hexssl.compat import metric_learning
 from hexssl.compat.metric_learning import NTXentLoss, SupConLoss
@@ -414,12 +414,12 @@ def test_hex_of_distances():
     form = {"positives": "mean", "denominator": "all", "temperature": 0.3, "threshold": -1.2}
     loss = SupConLoss(0.3, threshold=-1.2, **settings_of("Lp", "none"))
     u = torch.nn.functional.normalize(x)
-    expected = hex_loss(-torch.cdist(u, u), torch.eye(12).double(), groups=labels, key_groups=labels, self_offset=0,
-                        normalize=False, **form)
+    expected = cross_hex_loss(-torch.cdist(u, u), torch.eye(12).double(), labels=labels, key_labels=labels,
+                              self_offset=0, normalize=False, **form)
     assert_close(loss(x, labels), expected, EXACT)
     assert 0.1 < loss.stats.hierarchical_fraction < 0.9
     loss = SupConLoss(0.3, threshold=0.5, **settings_of("product as is", "none"))
-    expected = hex_loss(x, groups=labels, normalize=False, **{**form, "threshold": 0.5})
+    expected = hex_loss(x, labels=labels, normalize=False, **{**form, "threshold": 0.5})
     assert_close(loss(x, labels), expected, EXACT)
     assert 0.1 < loss.stats.hierarchical_fraction < 0.9
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import formulas
 import pytest
 import torch
 from golden_cases import golden_inputs, golden_names
@@ -25,27 +26,12 @@ from peers import (
     value_and_gradients,
 )
 from torch import Tensor, distributed
-from torch.nn.functional import cross_entropy
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss, hex_loss
 from hexssl.compat import solo
 from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def simclr(z: Tensor, indexes: Tensor, temperature: Tensor) -> Tensor:
-    """The mean of -log(pos / (pos + neg)) over anchors that have a positive."""
-    similarity = (unit(z) @ unit(z).T / temperature).exp()
-    same = indexes[:, None] == indexes
-    positive = same & ~torch.eye(len(z), dtype=torch.bool)
-    pos, neg = (similarity * positive).sum(1), (similarity * ~same).sum(1)
-    losses = [-(pos[i] / (pos[i] + neg[i])).log() for i in range(len(z)) if positive[i].any()]
-    return torch.stack(losses).mean() if losses else 0 * z.sum() * temperature
-
-
-def paired(a: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-    return cross_entropy(unit(a) @ unit(k).T / temperature, torch.arange(len(a)))
 
 
 @drawn
@@ -54,33 +40,30 @@ def test_simclr(seed, samples, columns, views, labels, temperature):
     indexes = torch.arange(samples).repeat(views)
     if labels:
         indexes = torch.randint(-2, 3, indexes.shape, generator=torch.Generator().manual_seed(seed))
-    assert_same(lambda z, t: solo.simclr_loss_func(z, indexes, t), lambda z, t: simclr(z, indexes, t),
+    assert_same(lambda z, t: solo.simclr_loss_func(z, indexes, t), lambda z, t: formulas.simclr(z, indexes, t),
                 (rows(seed, len(indexes), columns), torch.tensor(temperature).double()))
 
 
 @drawn
 @given(SEEDS, ROWS, SIZES, st.integers(0, 3), TEMPERATURES)
 def test_nnclr(seed, samples, columns, more, temperature):
-    assert_same(solo.nnclr_loss_func, paired, (rows(seed, samples, columns), rows(seed + 1, samples + more, columns),
-                                               torch.tensor(temperature).double()))
+    inputs = rows(seed, samples, columns), rows(seed + 1, samples + more, columns), torch.tensor(temperature).double()
+    assert_same(solo.nnclr_loss_func, formulas.info_nce, inputs)
 
 
 @drawn
 @given(SEEDS, ROWS, SIZES, st.integers(1, 70), TEMPERATURES)
 def test_mocov2plus(seed, samples, columns, length, temperature):
-    def formula(query, key, queue, t):
-        logits = torch.cat(((query * key).sum(1, keepdim=True), query @ queue), 1) / t
-        return cross_entropy(logits, torch.zeros(samples, dtype=torch.long))
-
     query, key = unit(rows(seed, samples, columns)), unit(rows(seed + 1, samples, columns))
     queue = 0.7 * rows(seed + 2, columns, length)  # not of unit length: nothing is normalised
-    assert_same(solo.mocov2plus_loss_func, formula, (query, key, queue, torch.tensor(temperature).double()))
+    assert_same(solo.mocov2plus_loss_func, lambda *given: formulas.moco(*given, unit=False),
+                (query, key, queue, torch.tensor(temperature).double()))
 
 
 @drawn
 @given(SEEDS, ROWS, SIZES, TEMPERATURES)
 def test_mocov3(seed, samples, columns, temperature):
-    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * paired(q, k, t),
+    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * formulas.info_nce(q, k, t),
                 (rows(seed, samples, columns), rows(seed + 1, samples, columns), torch.tensor(temperature).double()))
 
 
@@ -120,7 +103,8 @@ def test_inputs_that_get_a_gradient(name, group):
 
 def test_mocov3_in_a_group_of_one(group):
     inputs = [rows(1, 6, 4), rows(2, 6, 4), torch.tensor(0.3).double()]
-    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * paired(q, k.detach() if group else k, t), inputs)
+    assert_same(solo.mocov3_loss_func, lambda q, k, t: 2 * t * formulas.info_nce(q, k.detach() if group else k, t),
+                inputs)
 
 
 GOLDEN = [(i, j, name) for i, j, name in golden_names() if "hard_negative" not in name]
@@ -163,39 +147,6 @@ def test_golden(golden, entry, case):
         assert_close(gradient, expected, EXACT, f"gradient {k}")
 
 
-def hex_of_masks(c: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor, temperature: Tensor, beta: float,
-                 tau_plus: float, local_weight: float, formulation: str) -> Tensor:
-    """c (M, M) cosines, the masks of positives and negatives, threshold (M, 1): the mean over anchors with a loss."""
-    hard = negative & (c > threshold)
-    other, h, rows = negative & ~hard, hard.sum(1).double(), len(c)
-    has_loss = positive.any(1) if formulation == "weighted" else positive.any(1) & other.any(1)
-    if not has_loss.any():
-        return 0 * (c.sum() + temperature)
-    s, positive, hard, other, h = (x[has_loss] for x in (c / temperature, positive, hard, other, h))
-    everywhere = (s.exp() * other).sum(1)
-    if formulation == "released":  # the positive and the hierarchical negatives are not in the denominator
-        mean_positive = (s * positive).sum(1) / positive.sum(1)
-        return (everywhere.log() - mean_positive).mean() + (rows - 2) * (-1 / temperature).exp()
-    pos, weight = (s.exp() * positive).sum(1), (beta * s).exp() * hard
-    raw = h * (weight * s.exp()).sum(1) / weight.sum(1).clamp(min=1e-300)
-    local = (raw - tau_plus * h * pos / positive.sum(1)) / (1 - tau_plus)
-    local = torch.maximum(local, h * (-1 / temperature).exp())
-    return ((pos + local_weight * local + everywhere).log() - pos.log()).mean()
-
-
-def published(z: Tensor, indexes: Tensor, temperature: Tensor, fraction: float | None, threshold: float | None,
-              *settings: object) -> Tensor:
-    """A threshold for every row a fraction of the way through its range; or a number; or the mean of the
-    0.99-quantiles of the rows, "nearest"."""
-    c, same = unit(z) @ unit(z).T, indexes[:, None] == indexes
-    low, high, ordered = c.detach().amin(1, True), c.detach().amax(1, True), c.detach().sort(1).values
-    if fraction is not None:
-        level = low + fraction * (high - low)
-    else:
-        level = ordered[:, round(0.99 * (len(z) - 1))].mean() if threshold is None else torch.tensor(threshold)
-    return hex_of_masks(c, same & ~torch.eye(len(z), dtype=torch.bool), ~same, level, temperature, *settings)
-
-
 PUBLISHED = ["simclr_loss_func_hex_fixed", "simclr_loss_func_hex_adaptive", "nnclr_loss_func_hex_fixed",
              "nnclr_loss_func_hex_adaptive"]
 
@@ -224,7 +175,7 @@ def test_published(name, seed, samples, columns, fraction, temperature, formulat
         first = (z, indexes) if simclr_form else z.chunk(2)
         return getattr(solo, name)(*first, t, **arguments)
 
-    assert_same(ours, lambda z, t: published(z, indexes, t, fraction if "fixed" in name else None,
+    assert_same(ours, lambda z, t: formulas.published(z, indexes, t, fraction if "fixed" in name else None,
                                              0.9 if warm else None, beta, tau_plus, weight, formulation),
                 (z, torch.tensor(temperature).double()))
 
@@ -234,9 +185,9 @@ def test_thresholds_for_which_the_published_code_is_nan(fraction, left_out):
     """From 1 on no negative is hierarchical; below 0 all are, and no anchor has a loss."""
     z, indexes = rows(1, 12, 3), torch.arange(6).repeat(2)
     assert_same(lambda z, t: solo.simclr_loss_func_hex_fixed(z, indexes, t, fraction),
-                lambda z, t: published(z, indexes, t, fraction, None, 1.0, 0.1, 1.0, "released"),
+                lambda z, t: formulas.published(z, indexes, t, fraction, None, 1.0, 0.1, 1.0, "released"),
                 [z, torch.tensor(0.3, dtype=torch.float64)])
-    _, stats = hex_loss(z, temperature=0.3, threshold=RowRangeThreshold(fraction), formulation="released",
+    _, stats = hex_loss(*z.chunk(2), temperature=0.3, threshold=RowRangeThreshold(fraction), formulation="released",
                         return_stats=True)
     assert stats.skipped_anchors == left_out
 
@@ -262,7 +213,7 @@ def test_weighted_does_not():
     with pytest.raises(ValueError, match="tau_plus"):
         solo.simclr_loss_func_hex_adaptive(z, indexes, 0.3, formulation="weighted")  # the published default is 1
     loss = solo.simclr_loss_func_hex_adaptive(z, indexes, 0.3, 1.0, 0.1, formulation="weighted")
-    assert_close(loss, hex_loss(z, temperature=0.3), EXACT)
+    assert_close(loss, hex_loss(*z.chunk(2), temperature=0.3), EXACT)
 
 
 def test_published_names():
@@ -305,11 +256,11 @@ def test_hex(threshold, settings):
     plain = {"threshold": None} if threshold is None else both  # solo-learn's loss whichever form HEX would have
     queue = unit(rows(4, 30, 5))
     for got, expected in (
-        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(z, temperature=0.3, **plain)),
-        (solo.nnclr_loss_func(a, k, 0.3, **both), hex_loss(a, k, temperature=0.3, **plain)),
+        (solo.simclr_loss_func(z, indexes, 0.3, **both), hex_loss(*z.chunk(2), temperature=0.3, **plain)),
+        (solo.nnclr_loss_func(a, k, 0.3, **both), cross_hex_loss(a, k, temperature=0.3, **plain)),
         (solo.mocov2plus_loss_func(unit(a), unit(k), queue.T, 0.3, **both),
-         hex_loss(a, queue, paired=k, temperature=0.3, **plain)),
-        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * hex_loss(a, k, temperature=0.3, **plain)),
+         cross_hex_loss(a, queue, paired=k, temperature=0.3, **plain)),
+        (solo.mocov3_loss_func(a, k, 0.3, **both), 0.6 * cross_hex_loss(a, k, temperature=0.3, **plain)),
     ):
         assert_close(got, expected, EXACT)
 

@@ -11,12 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 from functorch.compile import aot_function, nop
+from problems import general_hex_loss
 from torch import nn
 from torch.autograd import forward_ad, graph
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import checkpoint
 
-from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss, info_nce, operators, reference, similarity_stats
+from hexssl import (
+    CrossHEXLoss,
+    HEXLoss,
+    InfoNCELoss,
+    autograd,
+    hex_loss,
+    info_nce,
+    reference,
+    similarity_stats,
+)
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold
 
 # Both sides are double sums of some dozens of terms below e^10 and gradients below 10.
@@ -52,11 +62,11 @@ def right(loss, x, y):
                 "beta": loss.beta, "tau_plus": loss.tau_plus, "positives": loss.positives}
     ids = torch.arange(len(x))
     if isinstance(loss, CrossHEXLoss):
-        there, _ = reference.hex_loss(leaves[0], leaves[1], groups=ids, key_groups=ids, **settings)
-        back, _ = reference.hex_loss(leaves[1], leaves[0], groups=ids, key_groups=ids, **settings)
+        there, _ = reference.hex_loss(leaves[0], leaves[1], labels=ids, key_labels=ids, **settings)
+        back, _ = reference.hex_loss(leaves[1], leaves[0], labels=ids, key_labels=ids, **settings)
         value = (there + back) / 2
     else:
-        value, _ = reference.hex_loss(torch.cat(leaves[:2]), groups=ids.repeat(2), reduction=loss.reduction, **settings)
+        value, _ = reference.hex_loss(torch.cat(leaves[:2]), labels=ids.repeat(2), reduction=loss.reduction, **settings)
     return value.sum().detach(), torch.autograd.grad(value.sum(), leaves)
 
 
@@ -237,7 +247,7 @@ def test_by_the_temperature_alone(reduction):
 def test_backward_alone_is_recorded(reduction, mode):
     """Of a loss that was there before; what it weighs is not part of the record."""
     z = torch.cat(views()).requires_grad_()
-    loss = info_nce(z, reduction=reduction)
+    loss = info_nce(*z.chunk(2), reduction=reduction)
     weights = torch.linspace(0.5, 2, 12, dtype=torch.float64)[: loss.numel()].view(loss.shape)
     run = make_fx(lambda weight: torch.autograd.grad(loss, z, weight, retain_graph=True)[0],
                   tracing_mode=mode, _allow_non_fake_inputs=True)(torch.ones_like(weights))
@@ -254,10 +264,10 @@ def test_batched_gradients(reduction, direct):
     if direct:
         loss = contrast(z, reduction={"mean": 1, "none": 0}[reduction])[0]
     else:
-        loss = info_nce(z, temperature=0.2, reduction=reduction)
+        loss = info_nce(*z.chunk(2), temperature=0.2, reduction=reduction)
     weights = torch.randn(3, *loss.shape, dtype=torch.float64)
     found, = torch.autograd.grad(loss, z, weights, is_grads_batched=True)
-    value, _ = reference.hex_loss(z, groups=ids, threshold=None, temperature=0.2, beta=0.0, tau_plus=0.0,
+    value, _ = reference.hex_loss(z, labels=ids, threshold=None, temperature=0.2, beta=0.0, tau_plus=0.0,
                                   reduction=reduction)
     for one, weight in zip(found, weights, strict=True):
         expected, = torch.autograd.grad(value, z, weight, retain_graph=True)
@@ -354,7 +364,7 @@ def test_gradcheck_of_contrast(shape, reduction, at_once, needed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operator_has_the_gradient_of_the_function(dtype):
     z = torch.cat(views(dtype=dtype)).requires_grad_()
-    expected, = torch.autograd.grad(hex_loss(z, threshold=0.05, temperature=0.2), z)
+    expected, = torch.autograd.grad(hex_loss(*z.chunk(2), threshold=0.05, temperature=0.2), z)
     found, = torch.autograd.grad(contrast(z, threshold=torch.tensor(0.05, dtype=torch.float64))[0], z)
     # float32 sums in another order; bfloat16 has 8 bits, and both are rounded to it once
     torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-6)
@@ -411,29 +421,30 @@ def exported_loss(z):
 SECOND, FORWARD, FUNC = "differentiated again", "forward mode", r"torch\.func .*use loss\.backward"
 OPERATOR_LOSS = lambda z: contrast(z)[0]  # noqa: E731
 REFUSED = {
-    "double backward": (again(hex_loss), SECOND),
-    "double backward per anchor": (again(lambda z: hex_loss(z, reduction="none").sum()), SECOND),
+    "double backward": (again(general_hex_loss), SECOND),
+    "double backward per anchor": (again(lambda z: hex_loss(*z.chunk(2), reduction="none").sum()), SECOND),
     "double backward of the operator": (again(OPERATOR_LOSS), SECOND),
     "double backward of the operator at once": (again(lambda z: contrast(z, at_once=True, needed=1)[0]),
                                                 "loss alone can be differentiated"),
     "double backward of an exported loss": (again(exported_loss), SECOND),
-    "func.grad": (torch.func.grad(hex_loss), FUNC),
+    "func.grad": (torch.func.grad(general_hex_loss), FUNC),
     "func.grad of a module": (lambda z: torch.func.grad(InfoNCELoss())(*z.chunk(2)), FUNC),
     "func.grad of the operator": (torch.func.grad(OPERATOR_LOSS), FUNC),
-    "func.vjp": (lambda z: torch.func.vjp(hex_loss, z)[1](torch.ones(())), FUNC),
-    "func.jacrev": (torch.func.jacrev(lambda z: hex_loss(z, reduction="none")), FUNC),
-    "func.hessian": (torch.func.hessian(hex_loss), f"{FUNC}|{FORWARD}"),
-    "gradient of a map": (torch.func.grad(lambda z: torch.func.vmap(hex_loss)(z[None]).sum()), FUNC),
-    "map of gradients": (lambda z: torch.func.vmap(torch.func.grad(hex_loss))(z[None]), FUNC),
-    "func.grad by the temperature": (lambda z: torch.func.grad(lambda tau: hex_loss(z, temperature=tau))(TAU), FUNC),
-    "func.jvp": (lambda z: torch.func.jvp(hex_loss, (z,), (z,)), FORWARD),
-    "func.jvp by the temperature": (lambda z: torch.func.jvp(lambda tau: hex_loss(z, temperature=tau), (TAU,), (TAU,)),
-                                    FORWARD),
-    "func.jacfwd": (torch.func.jacfwd(hex_loss), FORWARD),
-    "func.linearize": (lambda z: torch.func.linearize(hex_loss, z), FORWARD),
-    "func.jvp of a map": (lambda z: torch.func.jvp(torch.func.vmap(hex_loss), (z[None],), (z[None],)), FORWARD),
-    "forward_ad": (with_dual(hex_loss), FORWARD),
-    "forward_ad with gradients": (lambda z: with_dual(hex_loss)(z.clone().requires_grad_()), FORWARD),
+    "func.vjp": (lambda z: torch.func.vjp(general_hex_loss, z)[1](torch.ones(())), FUNC),
+    "func.jacrev": (torch.func.jacrev(lambda z: hex_loss(*z.chunk(2), reduction="none")), FUNC),
+    "func.hessian": (torch.func.hessian(general_hex_loss), f"{FUNC}|{FORWARD}"),
+    "gradient of a map": (torch.func.grad(lambda z: torch.func.vmap(general_hex_loss)(z[None]).sum()), FUNC),
+    "map of gradients": (lambda z: torch.func.vmap(torch.func.grad(general_hex_loss))(z[None]), FUNC),
+    "func.grad by the temperature": (
+        lambda z: torch.func.grad(lambda tau: general_hex_loss(z, temperature=tau))(TAU), FUNC),
+    "func.jvp": (lambda z: torch.func.jvp(general_hex_loss, (z,), (z,)), FORWARD),
+    "func.jvp by the temperature": (
+        lambda z: torch.func.jvp(lambda tau: general_hex_loss(z, temperature=tau), (TAU,), (TAU,)), FORWARD),
+    "func.jacfwd": (torch.func.jacfwd(general_hex_loss), FORWARD),
+    "func.linearize": (lambda z: torch.func.linearize(general_hex_loss, z), FORWARD),
+    "func.jvp of a map": (lambda z: torch.func.jvp(torch.func.vmap(general_hex_loss), (z[None],), (z[None],)), FORWARD),
+    "forward_ad": (with_dual(general_hex_loss), FORWARD),
+    "forward_ad with gradients": (lambda z: with_dual(general_hex_loss)(z.clone().requires_grad_()), FORWARD),
     "forward_ad of the operator": (with_dual(OPERATOR_LOSS), FORWARD),
     "forward_ad of the other operators": (with_dual(measure), FORWARD),
     "measure": (differentiated(lambda z: measure(z)[0]), "statistics carry no gradient"),
@@ -465,7 +476,7 @@ def test_what_has_no_gradient_by_definition_is_free_of_one():
     """Statistics and thresholds: asking for them is no error, under any of the ways, and they require no gradient."""
     z = torch.cat(views()).requires_grad_()
     threshold = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    _, stats = hex_loss(z, threshold=threshold, return_stats=True)
+    _, stats = hex_loss(*z.chunk(2), threshold=threshold, return_stats=True)
     assert not any(value.requires_grad for value in (*stats, *similarity_stats(z)))
     for watch in (make_fx, lambda call: torch.compile(call, backend="eager", fullgraph=True)):
         out = watch(lambda z: similarity_stats(z).mean)(z)(z) if watch is make_fx else watch(similarity_stats)(z).mean
@@ -479,4 +490,4 @@ def test_constants_of_a_record_are_its_own():
     aot_function(InfoNCELoss(odd), nop, nop)(x, y)
     make_fx(InfoNCELoss(odd), tracing_mode="fake")(x, y)
     assert isinstance(InfoNCELoss(odd)(x, y).item(), float)
-    assert not operators.watched(x) and operators.watched(x.as_subclass(type("Own", (torch.Tensor,), {})))
+    assert not autograd.watched(x) and autograd.watched(x.as_subclass(type("Own", (torch.Tensor,), {})))

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from hexssl import FeatureQueue, hex_loss
 from hexssl.compat import lightly, metric_learning, solo
 from hexssl.compat.open_clip import ClipLoss
-from hexssl.distributed import gather, rank, world_size
+from hexssl.distributed import all_gather, rank, world_size
 from hexssl.thresholds import AdaptiveThreshold
 
 RANKS, SAMPLES, COLUMNS, TEMPERATURE = 2, 5, 4, 0.3
@@ -88,12 +88,12 @@ def value_and_gradients(loss: Views, dtype: torch.dtype = torch.float64) -> list
 
 def gathered() -> dict[str, list[Tensor]]:
     x = VIEWS[rank(), 0].clone().requires_grad_()
-    everything = gather(x)
+    everything = all_gather(x)
     weights = rows(7 + rank(), *everything.shape)
     (everything * weights).sum().backward()
     bank = lightly.MemoryBankModule((4 * SAMPLES, COLUMNS), gather_distributed=True)
     bank(x, update=True)
-    plain = gather(x, differentiable=False)
+    plain = all_gather(x, differentiable=False)
     assert not plain.requires_grad and torch.equal(plain, everything)
     return {"gather": [everything.detach(), x.grad], "bank": [bank.bank[: 2 * SAMPLES], bank.bank_ptr],
             "queue": queued(True), "local queue": queued(False)}
@@ -152,8 +152,8 @@ def test_queue_holds_the_rows_of_all_ranks(results):
 
 def test_one_rank():
     x = rows(1, 3, 2).requires_grad_()
-    assert (rank(), world_size()) == (0, 1) and gather(x) is x
-    assert not gather(x, differentiable=False).requires_grad
+    assert (rank(), world_size()) == (0, 1) and all_gather(x) is x
+    assert not all_gather(x, differentiable=False).requires_grad
 
 
 def all_rows(x: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ def all_rows(x: Tensor) -> Tensor:
     return x.flatten(0, 2)
 
 
-def nt_xent(x: Tensor, r: int, groups: Tensor, decoupled: bool = False, positives: str = "sum") -> Tensor:
+def nt_xent(x: Tensor, r: int, labels: Tensor, decoupled: bool = False, positives: str = "sum") -> Tensor:
     """Rank r's anchors against the rows of all ranks."""
-    z, groups = unit(all_rows(x)), groups.flatten()
+    z, labels = unit(all_rows(x)), labels.flatten()
     logits, losses = z @ z.T / TEMPERATURE, []
     for i in range(2 * SAMPLES * r, 2 * SAMPLES * (r + 1)):
-        same = groups == groups[i]
+        same = labels == labels[i]
         same[i] = False
-        keep = groups != groups[i] if decoupled else torch.arange(len(z)) != i
+        keep = labels != labels[i] if decoupled else torch.arange(len(z)) != i
         numerator = logits[i, same].logsumexp(0) if positives == "sum" else logits[i, same].mean()
         losses.append(logits[i, keep].logsumexp(0) - numerator)
     return torch.stack(losses).mean()
@@ -202,11 +202,11 @@ def per_rank(loss: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Tenso
 
 EXPECTED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "simclr": lambda x, r: nt_xent(x, r, INDEXES),
-    "simclr published": lambda x, r: hex_loss(x[r].flatten(0, 1), temperature=TEMPERATURE, formulation="released"),
+    "simclr published": lambda x, r: hex_loss(*x[r], temperature=TEMPERATURE, formulation="released"),
     "nnclr": lambda x, r: crossed(x, r, x),
     "mocov3": lambda x, r: 2 * TEMPERATURE * crossed(x, r, x.detach()),
     "lightly nt-xent": lambda x, r: nt_xent(x, r, INDEXES),
-    "lightly not gathered": lambda x, r: hex_loss(x[r].flatten(0, 1), threshold=None, temperature=TEMPERATURE),
+    "lightly not gathered": lambda x, r: hex_loss(*x[r], threshold=None, temperature=TEMPERATURE),
     "lightly dcl": lambda x, r: nt_xent(x, r, INDEXES, decoupled=True),
     "lightly dclw": dclw,
     "lightly supcon": lambda x, r: TEMPERATURE * nt_xent(x, r, LABELS.repeat(1, 2), positives="mean"),
@@ -233,12 +233,12 @@ def test_clip_of_all_rows_on_every_rank(results, with_grad, times):
 
 def test_hex_over_ranks_is_hex_of_the_whole_batch(results):
     x = VIEWS.clone().requires_grad_()
-    loss = hex_loss(all_rows(x), groups=INDEXES.flatten(), temperature=TEMPERATURE, threshold=AdaptiveThreshold(0.8))
+    loss = hex_loss(all_rows(x), labels=INDEXES.flatten(), temperature=TEMPERATURE, threshold=AdaptiveThreshold(0.8))
     loss.backward()
     assert_close(sum(results[r]["simclr hex"][0] for r in range(RANKS)) / RANKS, loss.detach(), EXACT)
     for r in range(RANKS):
         assert_close(results[r]["simclr hex"][1] / RANKS, x.grad[r], EXACT)
-    plain = hex_loss(all_rows(x), groups=INDEXES.flatten(), temperature=TEMPERATURE, threshold=None)
+    plain = hex_loss(all_rows(x), labels=INDEXES.flatten(), temperature=TEMPERATURE, threshold=None)
     assert abs(loss - plain) > 0.01
 
 

@@ -14,11 +14,10 @@ import torch
 from exact import Exact, draw_row
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import FORMS
+from problems import FORMS, general_hex_loss
 from torch import Tensor
 
-from hexssl import _C, arrays, reference
-from hexssl.functional import hex_loss
+from hexssl import _C, array_problem, reference
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,17 +39,17 @@ class Case:
 
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
         draw = random.Random(seed)
-        kind = draw.choice(("views", "groups", "cross", "queue", "paired"))
+        kind = draw.choice(("views", "labels", "cross", "queue", "paired"))
         m = draw.choice((4, 6))
         rows = [draw_row(draw) for _ in range(m)]
         keys = [draw_row(draw) for _ in range(7)] if kind in ("cross", "queue") else None
         paired = [draw_row(draw) for _ in range(m)] if kind in ("queue", "paired") else None
         n = m if keys is None else len(keys)
-        groups = [draw.randrange(3) for _ in range(m)] if kind in ("groups", "cross", "paired") else None
-        key_groups = [draw.randrange(3) for _ in range(n)] if kind == "cross" else groups
+        labels = [draw.randrange(3) for _ in range(m)] if kind in ("labels", "cross", "paired") else None
+        key_labels = [draw.randrange(3) for _ in range(n)] if kind == "cross" else labels
         self.codes = [[0 if keys is None and i == j else
                        -1 if kind == "queue" else
-                       (1 if groups[i] == key_groups[j] else -1) if groups and key_groups else
+                       (1 if labels[i] == key_labels[j] else -1) if labels and key_labels else
                        (1 if (i - j) % (m // 2) == 0 else -1) for j in range(n)] for i in range(m)]
         limit = draw.choice((None, 1.0, 0.25, 0.0, -0.5, -1.0, -1.5, "rows"))
         self.thresholds = None if limit is None else [
@@ -63,7 +62,7 @@ class Case:
         if form["formulation"] == "released":
             self.form["local_weight"] = 1.0
         self.rows = {"anchors": rows, "keys": keys, "paired": paired}
-        self.groups = {"groups": groups, "key_groups": None if keys is None else key_groups}
+        self.labels = {"labels": labels, "key_labels": None if keys is None else key_labels}
         self.limit = self.thresholds if limit == "rows" else limit
         self.exact = Exact(rows, keys, paired, self.codes, self.thresholds, **self.form)
 
@@ -71,7 +70,7 @@ class Case:
         return {name: torch.tensor(rows, dtype=dtype).requires_grad_() for name, rows in self.rows.items() if rows}
 
     def others(self) -> dict[str, Any]:
-        found = {name: torch.tensor(ids) for name, ids in self.groups.items() if ids}
+        found = {name: torch.tensor(ids) for name, ids in self.labels.items() if ids}
         limit = torch.tensor(self.limit, dtype=torch.float64) if isinstance(self.limit, list) else self.limit
         return {**found, **self.form, "threshold": limit}
 
@@ -120,7 +119,7 @@ def by_torch(loss_fn: Callable[..., Any], case: Case, dtype: torch.dtype) -> Non
 @given(seed=st.integers(0, 2**32))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_core(dtype: torch.dtype, seed: int) -> None:
-    by_torch(hex_loss, Case(seed, dtype), dtype)
+    by_torch(general_hex_loss, Case(seed, dtype), dtype)
 
 
 @settings(deadline=None, max_examples=20, derandomize=True, database=None)
@@ -137,11 +136,13 @@ def test_plain_pytorch(dtype: torch.dtype, seed: int) -> None:
 def test_naive_loops(seed: int) -> None:
     case = Case(seed, torch.float64)
     given_rows = {name: np.array(rows) for name, rows in case.rows.items() if rows}
-    ids = {name: np.array(ids) for name, ids in case.groups.items() if ids}
-    who = arrays._problem(given_rows["anchors"], given_rows.get("keys"), ids.get("groups"), ids.get("key_groups"), None,
-                          None, True, given_rows.get("paired"))
+    ids = {name: np.array(ids) for name, ids in case.labels.items() if ids}
+    if "keys" not in given_rows and "paired" not in given_rows and "labels" not in ids:  # two stacked views
+        ids["labels"] = np.arange(len(given_rows["anchors"])) % (len(given_rows["anchors"]) // 2)
+    who = array_problem.make_problem(*map(given_rows.get, ("anchors", "keys", "paired")), ids.get("labels"),
+                                     ids.get("key_labels"), None, None, True)
     limit = np.array(case.limit) if isinstance(case.limit, list) else case.limit
     for contrast in (_C.reference_contrast, _C.contrast):
         loss, _, (anchors, keys, paired, tau) = contrast(
-            **who, **arrays._settings(**case.form), threshold=limit, grad=np.array(1.0))
+            **who, **array_problem.make_settings(**case.form), threshold=limit, grad=np.array(1.0))
         case.check(float(loss), {"anchors": anchors, "keys": keys, "paired": paired}, tau, torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hexssl import hex_loss
+from hexssl import cross_hex_loss
 
 
 @pytest.mark.parametrize("rows", [5, 300])
@@ -24,9 +24,9 @@ def test_another_relation_of_the_same_embeddings(rows, change):
     def gradients(losses):
         return [torch.autograd.grad(loss, (x, y)) for loss in losses]
 
-    alone = [*gradients([hex_loss(x, y, relation=relation, threshold=None)]),
-             *gradients([hex_loss(x, y, relation=other, threshold=None)])]
+    alone = [*gradients([cross_hex_loss(x, y, relation=relation, threshold=None)]),
+             *gradients([cross_hex_loss(x, y, relation=other, threshold=None)])]
     assert not torch.equal(alone[0][0], alone[1][0])
-    together = gradients([hex_loss(x, y, relation=each, threshold=None) for each in (relation, other)])
+    together = gradients([cross_hex_loss(x, y, relation=each, threshold=None) for each in (relation, other)])
     for found, expected in zip(together, alone, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from golden_cases import assert_golden, golden_names
-from problems import FORMS, PROBLEMS, THRESHOLDS, Problem, form_name, problem, rows, threshold
+from problems import FORMS, PROBLEMS, THRESHOLDS, Problem, form_name, general_hex_loss, problem, rows, threshold
 from torch import Tensor
 
-from hexssl import hex_loss, info_nce, reference, similarity_stats, workspace
+from hexssl import cross_hex_loss, cross_info_nce, hex_loss, info_nce, reference, similarity_stats, workspace
 from hexssl.thresholds import AdaptiveThreshold
 
 WEIGHTS: tuple[dict[str, float], ...] = (
@@ -23,22 +23,22 @@ WEIGHTS: tuple[dict[str, float], ...] = (
 
 @pytest.mark.parametrize(("entry", "case"), [pytest.param(i, j, id=name) for i, j, name in golden_names()])
 def test_golden(golden: list[dict[str, Any]], entry: int, case: int) -> None:
-    assert_golden(golden[entry], case, hex_loss)
+    assert_golden(golden[entry], case, general_hex_loss)
 
 
 def both(given: Problem, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Loss, statistics, gradients of embeddings and temperature: of the C core and of the reference."""
     results = []
-    for loss_fn in (hex_loss, reference.hex_loss):
+    for loss_fn in (general_hex_loss, reference.hex_loss):
         copy, leaves = given.leaves()
         temperature = torch.tensor(settings["temperature"], dtype=torch.float64, requires_grad=True)
         keywords = {**copy.kwargs(), **settings, "temperature": temperature}
-        if loss_fn is hex_loss:
+        if loss_fn is general_hex_loss:
             keywords["return_stats"] = True
         loss, stats = loss_fn(**keywords)
         weights = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
         gradients = torch.autograd.grad((loss * weights).sum(), [*leaves, temperature], materialize_grads=True)
-        stats = torch.stack(tuple(stats)) if loss_fn is hex_loss else stats
+        stats = torch.stack(tuple(stats)) if loss_fn is general_hex_loss else stats
         results.append([loss.detach(), stats, *gradients])
     return results[0], results[1]
 
@@ -69,7 +69,7 @@ def test_large_beta(spread: float | None, settings: dict[str, Any]) -> None:
     rows = noise if spread is None else noise[:1] + spread * noise
     z = (rows * (1.0 if settings.get("normalize", True) else 0.1)).requires_grad_()
     exact = z.detach().double().requires_grad_()
-    loss, expected = hex_loss(z, **settings), reference.hex_loss(exact, **settings)[0]
+    loss, expected = hex_loss(*z.chunk(2), **settings), reference.hex_loss(exact, **settings)[0]
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # float32, weights e^100 apart
     (found,), (wanted,) = torch.autograd.grad(loss, z), torch.autograd.grad(expected, exact)
     assert (found - wanted).norm() <= 1e-4 * wanted.norm()  # beta times float32's error in s
@@ -82,11 +82,11 @@ def test_tiles_and_tails(count: int, form: dict[str, str]) -> None:
     generator = torch.Generator().manual_seed(count)
     for columns, keys in ((17, None), (8, count + 77)):
         embeddings = {"anchors": rows(count, columns, generator)}
-        groups = {"groups": torch.randint(count // 3, (count,), generator=generator)}
+        labels = {"labels": torch.randint(count // 3, (count,), generator=generator)}
         if keys:
             embeddings["keys"] = rows(keys, columns, generator)
-            groups["key_groups"] = torch.randint(count // 3, (keys,), generator=generator)
-        ours, theirs = both(Problem("tiles", **embeddings, **groups), threshold=0.4, temperature=0.1, **form)
+            labels["key_labels"] = torch.randint(count // 3, (keys,), generator=generator)
+        ours, theirs = both(Problem("tiles", **embeddings, **labels), threshold=0.4, temperature=0.1, **form)
         for x, y in zip(ours, theirs, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-11)  # 1e-16 relative, a few hundred terms
 
@@ -104,7 +104,7 @@ def test_queue_without_a_gradient(dtype: torch.dtype, reduction: str, tau: float
     anchors, keys, paired = ((factor * x).to(dtype) for factor, x in zip(factors, unit, strict=True))
     weights = torch.rand(150, generator=source, dtype=torch.float64) if reduction == "none" else torch.ones(())
     found = []
-    for function, to in ((hex_loss, dtype), (reference.hex_loss, torch.float64)):
+    for function, to in ((general_hex_loss, dtype), (reference.hex_loss, torch.float64)):
         leaves = [x.to(to, copy=True).requires_grad_() for x in (anchors, paired)]
         loss = function(leaves[0], keys.to(to), paired=leaves[1], threshold=None, temperature=tau, reduction=reduction,
                         normalize=scale is None)
@@ -129,8 +129,8 @@ def test_gradcheck(name: str, form: dict[str, str], kind: str) -> None:
 
     def loss(temperature: Tensor, *embeddings: Tensor) -> Tensor:
         changed = given.with_embeddings(**dict(zip(names, embeddings, strict=True)))
-        return hex_loss(**changed.kwargs(), temperature=temperature, threshold=threshold(kind, given), reduction="none",
-                        beta=0.7, tau_plus=0.05, **form)
+        return general_hex_loss(**changed.kwargs(), temperature=temperature, threshold=threshold(kind, given),
+                                reduction="none", beta=0.7, tau_plus=0.05, **form)
 
     assert torch.autograd.gradcheck(loss, (tau, *leaves), eps=1e-6, atol=1e-6, rtol=1e-5)  # central differences' error
 
@@ -138,7 +138,7 @@ def test_gradcheck(name: str, form: dict[str, str], kind: str) -> None:
 def test_gradgradcheck_refuses() -> None:
     z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        torch.autograd.gradgradcheck(lambda x: hex_loss(x, threshold=0.2), (z,))
+        torch.autograd.gradgradcheck(lambda x: hex_loss(*x.chunk(2), threshold=0.2), (z,))
 
 
 def error_of(loss_fn: Any, z: Tensor, exact: tuple[Tensor, Tensor], tau: float, eps: float) -> tuple[float, float]:
@@ -193,7 +193,7 @@ def test_error_is_at_most_twice_plain_pytorch(dtype: torch.dtype, scale: float, 
         x = z.double().requires_grad_()
         exact_loss, _ = reference.hex_loss(x, threshold=eps, temperature=tau)
         exact = (exact_loss.detach(), torch.autograd.grad(exact_loss, x)[0])
-        ours = torch.maximum(ours, torch.tensor(error_of(hex_loss, z, exact, tau, eps)))
+        ours = torch.maximum(ours, torch.tensor(error_of(general_hex_loss, z, exact, tau, eps)))
         theirs = torch.maximum(theirs, torch.tensor(error_of(plain, z, exact, tau, eps)))
     # a few float32 roundings, where plain PyTorch happens to make none; gradients are returned in the dtype: half a
     # unit of it is nobody's error
@@ -209,13 +209,13 @@ def test_quantile_is_torchs_bit_for_bit(q: float, columns: int) -> None:
     generator = torch.Generator().manual_seed(columns)
     for count in [*range(2, 40), 63, 64, 65, 66, 127, 128, 200, 513, 1000, 1025, 3000]:
         x = torch.randint(-9, 10, (count, columns), generator=generator).double()
-        groups = torch.randint(4, (count,), generator=generator)
+        labels = torch.randint(4, (count,), generator=generator)
         c = x @ x.T
-        ours = similarity_stats(x, groups=groups, quantile=q, normalize=False)
+        ours = similarity_stats(x, labels=labels, quantile=q, normalize=False)
         assert torch.equal(ours.quantile, torch.quantile(c, q, dim=1, interpolation="nearest"))
-        ours = similarity_stats(x, groups=groups, quantile=q, rows="negatives", normalize=False)
+        ours = similarity_stats(x, labels=labels, quantile=q, rows="negatives", normalize=False)
         for i in range(0, count, 1 + count // 8):
-            row = c[i][groups != groups[i]]
+            row = c[i][labels != labels[i]]
             expected = torch.quantile(row, q, interpolation="nearest") if len(row) else torch.tensor(torch.nan)
             torch.testing.assert_close(ours.quantile[i], expected.double(), rtol=0, atol=0, equal_nan=True)
 
@@ -260,7 +260,7 @@ def test_what_is_not_finite_spreads(which: str, dtype: torch.dtype, bad: float) 
             poisoned = given.map(lambda x: x.detach().clone().to(dtype))
             poisoned.embeddings()[which][2, 1] = bad
             copy, leaves = poisoned.leaves()
-            loss = hex_loss(**{**copy.kwargs(), "normalize": normalize}, threshold=eps)
+            loss = general_hex_loss(**{**copy.kwargs(), "normalize": normalize}, threshold=eps)
             gradients = torch.autograd.grad(loss, leaves)
             assert loss.isnan()
             assert any(g.isnan().any() for g in gradients)
@@ -276,7 +276,7 @@ def test_what_is_not_finite_spreads_to_the_same_anchors_as_in_the_reference(name
         poisoned = problem(name).map(lambda x: x.float())
         poisoned.embeddings()[field][-1, 1] = bad
         results = []
-        for loss_fn in (hex_loss, reference.hex_loss):
+        for loss_fn in (general_hex_loss, reference.hex_loss):
             copy, leaves = poisoned.leaves()
             loss = loss_fn(**copy.kwargs() | {"normalize": normalize}, threshold=eps, reduction=reduction, **form)
             loss = loss[0] if isinstance(loss, tuple) else loss
@@ -293,7 +293,7 @@ def test_rows_of_zeros(form: dict[str, str], dtype: torch.dtype) -> None:
     z = rows(12, 4, torch.Generator().manual_seed(0)).to(dtype)
     z[3] = 0
     z.requires_grad_()
-    loss = hex_loss(z, threshold=0.3, **form)
+    loss = hex_loss(*z.chunk(2), threshold=0.3, **form)
     loss.backward()
     assert loss.isfinite() and z.grad is not None and z.grad.isfinite().all()
 
@@ -302,15 +302,15 @@ def test_rows_of_zeros(form: dict[str, str], dtype: torch.dtype) -> None:
 def test_temperature_tensor_gone_wrong(tau: float) -> None:
     z = torch.randn(8, 4, requires_grad=True)
     temperature = torch.tensor(tau, requires_grad=True)
-    loss = hex_loss(z, temperature=temperature, threshold=0.1)
+    loss = hex_loss(*z.chunk(2), temperature=temperature, threshold=0.1)
     gradients = torch.autograd.grad(loss, (z, temperature))
     assert loss.isnan() and all(g.isnan().all() for g in gradients)
 
 
 def test_huge_logits_overflow_to_nan_not_to_numbers() -> None:
     z = (1e30 * torch.randn(8, 4)).requires_grad_()
-    loss = hex_loss(z, normalize=False, threshold=None)
-    assert not loss.isfinite()
+    loss = hex_loss(*z.chunk(2), normalize=False, threshold=None)
+    assert loss.isnan()
 
 
 @pytest.mark.parametrize("tau", [1e-3, 1e-2, 100.0])
@@ -319,7 +319,7 @@ def test_float32_at_extreme_temperatures(form: dict[str, str], tau: float) -> No
     """exp(s) overflows, exp(s - max) does not, and a class may lie far below another's maximum."""
     z = rows(96, 12, torch.Generator().manual_seed(2))
     x, y = z.float().requires_grad_(), z.float().double().requires_grad_()
-    loss = hex_loss(x, threshold=0.5, temperature=tau, **form)
+    loss = hex_loss(*x.chunk(2), threshold=0.5, temperature=tau, **form)
     exact, _ = reference.hex_loss(y, threshold=0.5, temperature=tau, **form)
     loss.backward()
     exact.backward()
@@ -340,7 +340,7 @@ def test_strides_and_threads_change_nothing() -> None:
         for threads, x in ((1, z), (2, z), (3, z.contiguous()), (1, z.flip(1).flip(1))):
             torch.set_num_threads(threads)
             leaf = x.detach().requires_grad_()
-            loss, stats = hex_loss(leaf, return_stats=True)
+            loss, stats = hex_loss(*leaf.chunk(2), return_stats=True)
             results.append([loss, *stats, *torch.autograd.grad(loss, leaf)])
     finally:
         torch.set_num_threads(before)
@@ -353,7 +353,7 @@ def test_more_threads_than_the_workspace_has_room_for() -> None:
     leaves = [torch.randn(40, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(40)]
 
     def gradient(leaf: Tensor) -> Tensor:
-        return torch.autograd.grad(hex_loss(leaf), leaf)[0]
+        return torch.autograd.grad(hex_loss(*leaf.chunk(2)), leaf)[0]
 
     expected = [gradient(leaf) for leaf in leaves]
     with ThreadPoolExecutor(max_workers=40) as pool:
@@ -378,9 +378,9 @@ def test_the_cores_adaptive_threshold_is_the_decided_one(rows: str, name: str, b
             for threshold in (AdaptiveThreshold(quantile, rows), Decided(quantile, rows)):
                 assert threshold.is_mean_quantile() == (type(threshold) is AdaptiveThreshold)
                 given, leaves = problem(name, seed=3).leaves()
-                loss, stats = hex_loss(**given.kwargs(), threshold=threshold, return_stats=True)
+                loss, stats = general_hex_loss(**given.kwargs(), threshold=threshold, return_stats=True)
                 with torch.no_grad():
-                    assert torch.equal(hex_loss(**given.kwargs(), threshold=threshold), loss)
+                    assert torch.equal(general_hex_loss(**given.kwargs(), threshold=threshold), loss)
                 results.append([loss, *stats, *torch.autograd.grad(loss, leaves)])
             for core, python in zip(*results, strict=True):
                 torch.testing.assert_close(core, python, rtol=0, atol=0, equal_nan=True)
@@ -396,7 +396,7 @@ def test_quantile_with_lists_for_all_rows_and_for_one_block(q: float, budget: in
     before = workspace.budget()
     try:
         workspace.set_budget(budget)
-        ours = similarity_stats(x, groups=torch.zeros(4500, dtype=torch.int64), quantile=q, normalize=False).quantile
+        ours = similarity_stats(x, labels=torch.zeros(4500, dtype=torch.int64), quantile=q, normalize=False).quantile
     finally:
         workspace.set_budget(before)
     for first in range(0, 4500, 500):
@@ -406,7 +406,7 @@ def test_quantile_with_lists_for_all_rows_and_for_one_block(q: float, budget: in
 
 def test_info_nce_is_hex_without_a_threshold() -> None:
     z = torch.randn(20, 8)
-    assert torch.equal(info_nce(z), hex_loss(z, threshold=None))
+    assert torch.equal(info_nce(*z.chunk(2)), hex_loss(*z.chunk(2), threshold=None))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -416,16 +416,16 @@ def test_info_nce_is_hex_without_a_threshold() -> None:
 ], ids=str)
 def test_losses_of_the_same_embeddings_do_not_share_what_they_keep(second: dict[str, Any], dtype: torch.dtype) -> None:
     """Forward may leave cosines or exponentials of one temperature and threshold; another loss must not take them."""
-    groups = torch.arange(130) % 40
+    labels = torch.arange(130) % 40
     x = torch.randn(130, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     before, alone = workspace.budget(), []
     settings = [{"threshold": 0.1}, {"threshold": 0.1, **second}]
     try:
         workspace.set_budget(0)
-        alone += [torch.autograd.grad(hex_loss(x, groups=groups, **each), x)[0] for each in settings]
+        alone += [torch.autograd.grad(hex_loss(x, labels=labels, **each), x)[0] for each in settings]
         workspace.set_budget(before)
         for order in ((0, 1), (1, 0)):
-            losses = [hex_loss(x, groups=groups, **settings[index]) for index in order]
+            losses = [hex_loss(x, labels=labels, **settings[index]) for index in order]
             for loss, index in zip(losses, order, strict=True):
                 assert torch.equal(torch.autograd.grad(loss, x)[0], alone[index])
     finally:
@@ -439,16 +439,16 @@ def test_separate_shifts_that_happen_to_be_equal(dtype: torch.dtype, tau: float)
     x = torch.eye(2, 3, dtype=dtype).requires_grad_()
     keys = torch.tensor([[0, 0, 1], [0, 0, -1], [-0.9, -0.4, 0]], dtype=dtype)
     y = x.detach().double().requires_grad_()
-    exact, _ = reference.hex_loss(y, keys.double(), groups=torch.arange(2), key_groups=torch.arange(3), threshold=None,
+    exact, _ = reference.hex_loss(y, keys.double(), labels=torch.arange(2), key_labels=torch.arange(3), threshold=None,
                                   temperature=tau)
-    ours = info_nce(x, keys, temperature=tau)
+    ours = cross_info_nce(x, keys, temperature=tau)
     gradients = torch.autograd.grad(ours, x)[0].double(), torch.autograd.grad(exact, y)[0]
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-12)  # float32 coefficients
 
 
 @pytest.mark.parametrize("tau", [1e300, 1e46])
 def test_temperature_beyond_float32(tau: float) -> None:
-    torch.testing.assert_close(info_nce(torch.randn(8, 4), temperature=tau), torch.tensor(7.0).log())
+    torch.testing.assert_close(info_nce(*torch.randn(8, 4).chunk(2), temperature=tau), torch.tensor(7.0).log())
 
 
 def test_negative_similarity_of_one_pair() -> None:
@@ -457,7 +457,7 @@ def test_negative_similarity_of_one_pair() -> None:
     relation = torch.zeros(2048, 2048, dtype=torch.int8)
     relation[torch.arange(2048), torch.arange(2048) - 1] = 1
     relation[5, 7] = -1
-    stats = hex_loss(z, z.clone(), relation=relation, return_stats=True)[1]
+    stats = cross_hex_loss(z, z.clone(), relation=relation, return_stats=True)[1]
     exact = torch.cosine_similarity(z[5].double(), z[7].double(), dim=0)
     torch.testing.assert_close(stats.negative_similarity, exact, rtol=1e-6, atol=0)  # float32 cosines
 
@@ -465,8 +465,8 @@ def test_negative_similarity_of_one_pair() -> None:
 @pytest.mark.parametrize("spread", [1e-3, 1e-6])
 def test_variance_of_rows_that_are_nearly_equal(spread: float) -> None:
     x = 1 + spread * torch.randn(64, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ours = similarity_stats(x, rows="negatives").variance
-    theirs = reference.similarity_stats(x, groups=torch.arange(64) % 32, rows="negatives")[0][:, 3]
+    ours = similarity_stats(x, labels=torch.arange(64) % 32, rows="negatives").variance
+    theirs = reference.similarity_stats(x, labels=torch.arange(64) % 32, rows="negatives")[0][:, 3]
     # a variance of spread^4 of cosines that are rounded to 1e-16
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-16 * spread**2)
 
@@ -474,20 +474,20 @@ def test_variance_of_rows_that_are_nearly_equal(spread: float) -> None:
 def test_backward_twice_and_in_any_order() -> None:
     """What forward keeps for backward is found again, or made again, whatever came in between."""
     x, y = (torch.randn(130, 8, requires_grad=True) for _ in range(2))
-    first, second = hex_loss(x), hex_loss(y)
+    first, second = hex_loss(*x.chunk(2)), hex_loss(*y.chunk(2))
     gradient = torch.autograd.grad(first, x, retain_graph=True)[0]
     with torch.no_grad():
-        hex_loss(torch.randn(130, 8))
+        hex_loss(*torch.randn(130, 8).chunk(2))
     torch.autograd.grad(second, y)
     assert torch.equal(torch.autograd.grad(first, x)[0], gradient)
-    assert torch.equal(torch.autograd.grad(hex_loss(x), x)[0], gradient)
+    assert torch.equal(torch.autograd.grad(hex_loss(*x.chunk(2)), x)[0], gradient)
 
 
 def test_a_threshold_that_is_nan_gives_nan() -> None:
     """Where there are negatives to compare with it; an anchor without any does not need it."""
     z = rows(12, 4, torch.Generator().manual_seed(0))
-    groups = torch.tensor([0, 0, 0, 1, 1, 1]).repeat(2)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1]).repeat(2)
     nan = torch.full((), torch.nan, dtype=torch.float64)
-    for loss_fn in (hex_loss, lambda *a, **k: reference.hex_loss(*a, **k)[0]):
-        assert loss_fn(z, groups=groups, threshold=nan).isnan()
-        assert loss_fn(z, groups=torch.zeros(12, dtype=torch.long), threshold=nan) == 0
+    for loss_fn in (general_hex_loss, lambda *a, **k: reference.hex_loss(*a, **k)[0]):
+        assert loss_fn(z, labels=labels, threshold=nan).isnan()
+        assert loss_fn(z, labels=torch.zeros(12, dtype=torch.long), threshold=nan) == 0

@@ -13,7 +13,7 @@ import os, signal, threading, time
 import numpy as np
 import torch
 import hexssl
-from hexssl import arrays, hex_loss, similarity_stats, workspace
+from hexssl import arrays, cross_hex_loss, hex_loss, similarity_stats, workspace
 from hexssl.compat import open_clip
 
 workspace.set_budget(256 << 20)
@@ -24,7 +24,7 @@ small = torch.randn(300, 32, generator=source)
 
 def small_loss():
     z = small.clone().requires_grad_()
-    loss = hex_loss(z)
+    loss = hex_loss(*z.chunk(2))
     return torch.cat((loss[None], torch.autograd.grad(loss, z)[0].flatten()))
 
 expected = small_loss()
@@ -48,18 +48,19 @@ def interrupted(call, exception=KeyboardInterrupt):
 """
 
 CALLS = {
-    "views": "interrupted(lambda: hex_loss(x))",
-    "one thread": "torch.set_num_threads(1); interrupted(lambda: hex_loss(x))",
-    "keys, with gradients": "interrupted(lambda: hex_loss(x.requires_grad_(), y, threshold=0.2))",
-    "keys, a shift for each class": "interrupted(lambda: hex_loss(x.requires_grad_(), y, temperature=0.01))",
+    "views": "interrupted(lambda: hex_loss(*x.chunk(2)))",
+    "one thread": "torch.set_num_threads(1); interrupted(lambda: hex_loss(*x.chunk(2)))",
+    "keys, with gradients": "interrupted(lambda: cross_hex_loss(x.requires_grad_(), y, threshold=0.2))",
+    "keys, a shift for each class": "interrupted(lambda: cross_hex_loss(x.requires_grad_(), y, temperature=0.01))",
     "both ways": "interrupted(lambda: open_clip.ClipLoss()(x.requires_grad_(), y, torch.tensor(14.0)))",
     "statistics": "interrupted(lambda: similarity_stats(x))",
-    "arrays, loss": "interrupted(lambda: arrays.hex_loss(x.numpy()))",
-    "arrays, gradients": "interrupted(lambda: arrays.hex_loss(x.numpy(), threshold=0.2, return_gradients=True))",
+    "arrays, loss": "interrupted(lambda: arrays.hex_loss(*x.view(2, -1, 32).numpy()))",
+    "arrays, gradients":
+        "interrupted(lambda: arrays.hex_loss(*x.view(2, -1, 32).numpy(), threshold=0.2, return_gradients=True))",
     "arrays, statistics": "interrupted(lambda: arrays.similarity_stats(x.numpy(), y.numpy()))",
-    "again and again": "for _ in range(3): interrupted(lambda: hex_loss(x))",
+    "again and again": "for _ in range(3): interrupted(lambda: hex_loss(*x.chunk(2)))",
     "compiled": """
-compiled = torch.compile(lambda z: hex_loss(z, threshold=0.2), backend="aot_eager")
+compiled = torch.compile(lambda z: hex_loss(z, z, threshold=0.2), backend="aot_eager")
 compiled(small)
 torch._dynamo.mark_dynamic(x, 0)
 interrupted(lambda: compiled(x))
@@ -79,7 +80,7 @@ interrupted(call)
 # in a call of its own, some tenths of a second or more, of which the first is enough
 torch.set_num_threads(1)
 z = torch.randn(20_000, 128, generator=source).requires_grad_()
-losses = hex_loss(z, threshold=0.2, reduction="none")
+losses = hex_loss(*z.chunk(2), threshold=0.2, reduction="none")
 send(after=0.05)
 try:
     losses.sum().backward()
@@ -89,7 +90,7 @@ else:
     raise AssertionError("backward came to its end")
 losses.sum().backward()
 first = z.grad
-again, = torch.autograd.grad(hex_loss(z, threshold=0.2, reduction="none").sum(), z)
+again, = torch.autograd.grad(hex_loss(*z.chunk(2), threshold=0.2, reduction="none").sum(), z)
 assert torch.equal(first, again)
 """,
     "another exception": """
@@ -98,31 +99,31 @@ class Stop(Exception):
 def stop(number, frame):
     raise Stop
 signal.signal(signal.SIGINT, stop)
-interrupted(lambda: hex_loss(x), Stop)
+interrupted(lambda: hex_loss(*x.chunk(2)), Stop)
 """,
     "a handler that does not raise": """
 torch.set_num_threads(1)
 z, seen = x[:20_000], []
-before = hex_loss(z)
+before = hex_loss(*z.chunk(2))
 signal.signal(signal.SIGINT, lambda number, frame: seen.append(time.monotonic()))
 send(after=0.05)
-during = hex_loss(z)
+during = hex_loss(*z.chunk(2))
 end = time.monotonic()
 assert torch.equal(before, during) and len(seen) == 1
 assert end - seen[0] > 0.02  # during the call, some tenths of a second before its end
 """,
     "a handler that computes losses": """
 z, seen = x[:20_000], []
-before = hex_loss(z)
+before = hex_loss(*z.chunk(2))
 signal.signal(signal.SIGINT, lambda number, frame: seen.append(small_loss()))
 send(after=0.05)
-assert torch.equal(hex_loss(z), before) and torch.equal(seen[0], expected)
+assert torch.equal(hex_loss(*z.chunk(2)), before) and torch.equal(seen[0], expected)
 """,
     "another thread": """
 # goes on: handlers are the main thread's alone
 z, found = x[:20_000], []
-before = hex_loss(z)
-worker = threading.Thread(target=lambda: found.append(hex_loss(z)))
+before = hex_loss(*z.chunk(2))
+worker = threading.Thread(target=lambda: found.append(hex_loss(*z.chunk(2))))
 worker.start()
 send(after=0.05)
 try:
@@ -141,7 +142,7 @@ def fork():
     child = os.fork()
     if child == 0:
         signal.alarm(100)
-        interrupted(lambda: hex_loss(x))
+        interrupted(lambda: hex_loss(*x.chunk(2)))
         os._exit(0)
     statuses.append(os.waitpid(child, 0)[1])
 statuses = []

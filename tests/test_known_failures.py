@@ -126,7 +126,7 @@ def test_masks_of_a_later_rank(name, rank, monkeypatch):
         return unit(places[len(x)]) if name == "clip" else places[len(x)]
 
     for module in (solo, lightly, open_clip):
-        monkeypatch.setattr(module, "gather_checked" if hasattr(module, "gather_checked") else "gather", gather)
+        monkeypatch.setattr(module, "all_gather_checked", gather)
         for word, value in (("rank", lambda: rank), ("world_size", lambda: 3)):
             if hasattr(module, word):
                 monkeypatch.setattr(module, word, value)

@@ -93,6 +93,14 @@ def test_three_epochs(tmp_path):
         assert (float(record["hex/hierarchical_fraction"]) > 0) == (step >= 2 * BATCHES)
 
 
+def test_steps_are_told(tmp_path):
+    model = Model(HEXLoss(threshold=FixedThreshold(lambda step: 0.9 - step / 100, per="step")))
+    fit(model, tmp_path, 2, HEXMonitor(every_n_steps=1))
+    # a mean of equal numbers below 1, rounded
+    assert all(abs(seen - (0.9 - step / 100)) <= 1e-15 for step, seen in enumerate(model.seen))
+    assert len(model.seen) == 2 * BATCHES and model.criterion.threshold.step == 2 * BATCHES - 1
+
+
 def test_regularised_objective_and_several_losses(tmp_path):
     criterion = HEXRegularized(nn.MSELoss(), threshold=FixedThreshold(StepSchedule(0.9, 0.1, 0.4, 1)))
     model = Model(criterion, other=CrossHEXLoss(threshold=0.5))

@@ -5,9 +5,22 @@ import pickle
 
 import pytest
 import torch
+from problems import general_hex_loss
 from torch import nn
 
-from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, functional, hex_loss, info_nce, reference, similarity_stats
+from hexssl import (
+    CrossHEXLoss,
+    HEXLoss,
+    InfoNCELoss,
+    cross_hex_loss,
+    hex_loss,
+    info_nce,
+    reference,
+    similarity_stats,
+)
+from hexssl.backends import torch_ops
+from hexssl.evaluation import measure
+from hexssl.problem import make_problem
 from hexssl.profiling import Profile
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, RowRangeThreshold, StepSchedule, Threshold
 
@@ -33,7 +46,8 @@ SETTINGS = [
 def test_two_views_are_the_stacked_batch(settings):
     first, second = embeddings(2)
     loss = HEXLoss(**settings)
-    expected, stats = hex_loss(torch.cat((first, second)), **settings, return_stats=True)
+    expected, stats = hex_loss(torch.cat((first, second)), labels=torch.arange(6).repeat(2), **settings,
+                               return_stats=True)
     torch.testing.assert_close(loss(first, second), expected, **EXACT)
     torch.testing.assert_close(torch.stack(loss.stats), torch.stack(stats), equal_nan=True, **EXACT)
 
@@ -42,27 +56,28 @@ def test_two_views_are_the_stacked_batch(settings):
 def test_many_views(count):
     views = embeddings(count, rows=3)
     ids = torch.arange(3).repeat(count)
-    expected = hex_loss(torch.cat(views), groups=ids, positives="mean", threshold=0.1)
+    expected = hex_loss(torch.cat(views), labels=ids, positives="mean", threshold=0.1)
     loss = HEXLoss(positives="mean", threshold=0.1)
     torch.testing.assert_close(loss(*views), expected, **CLOSE)
-    torch.testing.assert_close(loss(torch.cat(views), groups=ids), expected, **CLOSE)
+    torch.testing.assert_close(loss(torch.cat(views), labels=ids), expected, **CLOSE)
 
 
 def test_labels_for_samples_or_for_all_rows():
     first, second = embeddings(2)
     labels = torch.tensor([0, 1, 0, 2, 1, 0])
-    expected = hex_loss(torch.cat((first, second)), groups=labels.repeat(2))
-    torch.testing.assert_close(HEXLoss()(first, second, groups=labels), expected, **EXACT)
-    torch.testing.assert_close(HEXLoss()(first, second, groups=labels.repeat(2)), expected, **EXACT)
+    expected = hex_loss(torch.cat((first, second)), labels=labels.repeat(2))
+    torch.testing.assert_close(HEXLoss()(first, second, labels=labels), expected, **EXACT)
+    torch.testing.assert_close(HEXLoss()(torch.cat((first, second)), labels=labels.repeat(2)), expected, **EXACT)
     assert not torch.equal(HEXLoss()(first, second), expected)
 
 
 def test_views_that_are_no_views():
     first, second = embeddings(2)
-    with pytest.raises(TypeError, match=r"views: got a list of 2; .*criterion\(\*views\)"):
+    with pytest.raises(TypeError, match=r"views: got a list of 2; .*: \*views"):
         HEXLoss()([first, second])
-    with pytest.raises(ValueError, match=r"groups: got .*\(5,\).*per sample, \(6,\), or per row of all views, \(12,\)"):
-        HEXLoss()(first, second, groups=torch.zeros(5, dtype=torch.int64))
+    for wrong in (5, 12):
+        with pytest.raises(ValueError, match=rf"labels: got .*\({wrong},\).*a \(6,\) tensor"):
+            HEXLoss()(first, second, labels=torch.zeros(wrong, dtype=torch.int64))
 
 
 def test_checkpoint_from_before_the_loss_was_swapped():
@@ -78,7 +93,8 @@ def test_checkpoint_from_before_the_loss_was_swapped():
 def test_info_nce_module():
     first, second = embeddings(2)
     loss = InfoNCELoss(temperature=0.3, reduction="none", denominator="negatives")
-    expected = info_nce(torch.cat((first, second)), temperature=0.3, reduction="none", denominator="negatives")
+    expected = info_nce(torch.cat((first, second)), labels=[*range(6), *range(6)], temperature=0.3, reduction="none",
+                        denominator="negatives")
     torch.testing.assert_close(loss(first, second), expected, **EXACT)
     assert loss.stats.threshold == float("inf") and loss.stats.hierarchical_fraction == 0
 
@@ -88,9 +104,11 @@ def test_cross_pairs_by_row():
     keys = torch.cat((keys, keys.flip(0) + 1))  # more keys than anchors: negatives only
     loss = CrossHEXLoss(threshold=0.1)(anchors, keys)
     ids, key_ids = torch.arange(6), torch.arange(12)
-    torch.testing.assert_close(loss, hex_loss(anchors, keys, groups=ids, key_groups=key_ids, threshold=0.1), **CLOSE)
-    torch.testing.assert_close(CrossHEXLoss(threshold=0.1)(anchors, keys, groups=ids % 3, key_groups=key_ids % 3),
-                               hex_loss(anchors, keys, groups=ids % 3, key_groups=key_ids % 3, threshold=0.1), **EXACT)
+    by_row = cross_hex_loss(anchors, keys, labels=ids, key_labels=key_ids, threshold=0.1)
+    torch.testing.assert_close(loss, by_row, **CLOSE)
+    few = {"labels": ids % 3, "key_labels": key_ids % 3}
+    torch.testing.assert_close(CrossHEXLoss(threshold=0.1)(anchors, keys, **few),
+                               cross_hex_loss(anchors, keys, **few, threshold=0.1), **EXACT)
 
 
 def test_symmetric_is_the_mean_of_both_directions():
@@ -99,8 +117,8 @@ def test_symmetric_is_the_mean_of_both_directions():
     texts.requires_grad_()
     loss = CrossHEXLoss(symmetric=True)
     got = loss(images, texts)
-    there, there_stats = hex_loss(images, texts, return_stats=True)
-    back, back_stats = hex_loss(texts, images, return_stats=True)
+    there, there_stats = cross_hex_loss(images, texts, return_stats=True)
+    back, back_stats = cross_hex_loss(texts, images, return_stats=True)
     torch.testing.assert_close(got, (there + back) / 2, **EXACT)
     torch.testing.assert_close(torch.autograd.grad(got, (images, texts)),
                                torch.autograd.grad((there + back) / 2, (images, texts)), **CLOSE)
@@ -111,9 +129,9 @@ def test_symmetric_adds_up_skipped_anchors():
     images, texts = embeddings(2)
     ids, text_ids = torch.arange(6), torch.tensor([0, 1, 2, 3, 9, 9])
     loss = CrossHEXLoss(symmetric=True, threshold=0.1)
-    got = loss(images, texts, groups=ids, key_groups=text_ids)
-    there = hex_loss(images, texts, groups=ids, key_groups=text_ids, threshold=0.1)
-    back = hex_loss(texts, images, groups=text_ids, key_groups=ids, threshold=0.1)
+    got = loss(images, texts, labels=ids, key_labels=text_ids)
+    there = cross_hex_loss(images, texts, labels=ids, key_labels=text_ids, threshold=0.1)
+    back = cross_hex_loss(texts, images, labels=text_ids, key_labels=ids, threshold=0.1)
     torch.testing.assert_close(got, (there + back) / 2, **EXACT)
     assert loss.stats.skipped_anchors == 4  # two on either side
 
@@ -128,7 +146,8 @@ def test_queue_holds_the_negatives():
     expected = nn.functional.cross_entropy(logits, torch.zeros(6, dtype=torch.int64))
     torch.testing.assert_close(got, expected, **CLOSE)
     torch.testing.assert_close(torch.autograd.grad(got, queries), torch.autograd.grad(expected, queries), **CLOSE)
-    torch.testing.assert_close(CrossHEXLoss()(queries, keys, queue), hex_loss(queries, queue, paired=keys), **EXACT)
+    as_pairs = cross_hex_loss(queries, queue, paired=keys)
+    torch.testing.assert_close(CrossHEXLoss()(queries, keys, queue), as_pairs, **EXACT)
 
 
 def test_stats_are_those_of_the_last_batch_and_carry_no_gradient():
@@ -148,7 +167,7 @@ def test_stats_are_those_of_the_last_batch_and_carry_no_gradient():
 def test_no_positive_at_all():
     z = embeddings(1)[0].requires_grad_()
     loss = HEXLoss()
-    got = loss(z, groups=torch.arange(6))
+    got = loss(z, labels=torch.arange(6))
     got.backward()
     assert got == 0 and torch.count_nonzero(z.grad) == 0 and loss.stats.skipped_anchors == 6
 
@@ -161,7 +180,7 @@ def test_learnable_temperature_is_a_parameter(dtype):
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.01)
     loss(first, second).backward()
     step = 1e-4  # central difference: error of order step**2 = 1e-8, float32 rounding of the gradient 1e-6
-    up, down = (hex_loss(torch.cat((first, second)), temperature=0.5 + sign * step, threshold=0.1) for sign in (1, -1))
+    up, down = (hex_loss(first, second, temperature=0.5 + sign * step, threshold=0.1) for sign in (1, -1))
     slope = (up - down) / (2 * step)
     torch.testing.assert_close(loss.temperature.grad.double(), slope, rtol=1e-5, atol=1e-6)
     assert loss.temperature.grad.dtype == dtype
@@ -223,11 +242,11 @@ def test_dtypes(dtype):
 def test_gradient_does_not_depend_on_who_asks():
     anchors, keys = embeddings(2)
     both = [x.clone().requires_grad_() for x in (anchors, keys)]
-    hex_loss(*both, threshold=0.1).backward()
+    cross_hex_loss(*both, threshold=0.1).backward()
     for index in range(2):
         one = [anchors.clone(), keys.clone()]
         one[index].requires_grad_()
-        hex_loss(*one, threshold=0.1).backward()
+        cross_hex_loss(*one, threshold=0.1).backward()
         assert torch.equal(one[index].grad, both[index].grad) and one[1 - index].grad is None
 
 
@@ -243,11 +262,11 @@ IDS, KEY_IDS = torch.arange(6) % 3, torch.arange(12) % 3
 RELATION = (torch.arange(72).view(6, 12) % 3 - 1).to(torch.int8)
 PROBLEMS = {  # keys and paired: how many rows
     "two views": {},
-    "groups": {"groups": IDS},
+    "labels": {"labels": IDS},
     "paired": {"paired": 6},
     "keys": {"keys": 12},
-    "labels": {"keys": 12, "groups": IDS, "key_groups": KEY_IDS},
-    "gathered": {"keys": 12, "groups": IDS, "key_groups": KEY_IDS, "self_offset": 6},
+    "labels of keys": {"keys": 12, "labels": IDS, "key_labels": KEY_IDS},
+    "gathered": {"keys": 12, "labels": IDS, "key_labels": KEY_IDS, "self_offset": 6},
     "queue": {"keys": 12, "paired": 6},
     "relation": {"keys": 12, "relation": RELATION},
 }
@@ -262,14 +281,14 @@ def problem_arguments(name):
 def test_reference_is_given_the_same_problem(name):
     """What tensors on other devices go through, here on the CPU."""
     anchors, arguments = embeddings(3)[2], problem_arguments(name)
-    expected, stats = hex_loss(anchors, **arguments, threshold=0.1, return_stats=True)
-    problem = functional.make_problem(anchors, *(arguments.get(key) for key in (
-        "keys", "paired", "groups", "key_groups", "relation", "self_offset")))
-    who = functional._who(problem)
+    expected, stats = general_hex_loss(anchors, **arguments, threshold=0.1, return_stats=True)
+    problem = make_problem(anchors, *(arguments.get(key) for key in (
+        "keys", "paired", "labels", "key_labels", "relation", "self_offset")))
+    who = torch_ops.who(problem)
     got, vector = reference.hex_loss(anchors, paired=problem.paired, **who, threshold=0.1)
     torch.testing.assert_close(got, expected, **CLOSE)
     torch.testing.assert_close(vector, torch.stack(stats), equal_nan=True, **CLOSE)
-    rows, _, _ = functional.measure(problem, 0.7, "negatives", True, True, True, False)
+    rows, _, _ = measure(problem, 0.7, "negatives", True, True, True, False)
     theirs, _ = reference.similarity_stats(anchors, **who, quantile=0.7, rows="negatives")
     torch.testing.assert_close(rows, theirs, equal_nan=True, **CLOSE)
 
@@ -283,7 +302,8 @@ def test_other_devices_take_the_reference(name):
     anchors = embeddings(3, dtype=torch.float32)[2].to("meta").requires_grad_()
     arguments = {key: to_meta(value).float() if key in ("keys", "paired") else to_meta(value)
                  for key, value in problem_arguments(name).items()}
-    loss, stats = hex_loss(anchors, **arguments, threshold=RowRangeThreshold(0.5).to("meta"), return_stats=True)
+    threshold = RowRangeThreshold(0.5).to("meta")
+    loss, stats = general_hex_loss(anchors, **arguments, threshold=threshold, return_stats=True)
     loss.backward()
     assert loss.is_meta and loss.shape == () and loss.dtype == torch.float32 and stats.threshold.is_meta
     assert anchors.grad.shape == anchors.shape
@@ -320,14 +340,14 @@ def test_symmetric_cross_loss_is_the_mean_of_both_directions(labels, options, ta
     ids = [torch.randint(0, high, (rows,), generator=source) for rows in (n, keys)] if high else [torch.arange(n)] * 2
     criterion = CrossHEXLoss(temperature, reduction=reduction, symmetric=True, **options)
     criterion.set_epoch(3)
-    loss = criterion(x, y, groups=ids[0] if high else None, key_groups=ids[1] if high else None)
+    loss = criterion(x, y, labels=ids[0] if high else None, key_labels=ids[1] if high else None)
     epsilon = [None, None]
     if options["threshold"] is not None:
         epsilon = [t if isinstance(t, float) or t is None else t.item() for t in thresholds_of(criterion, x, y)]
     plain = {name: value for name, value in options.items() if name != "threshold"}
     if epsilon[0] is None:
         plain.pop("formulation", None)
-    each = [reference.hex_loss(a, b, groups=i, key_groups=j, threshold=e, temperature=temperature, reduction=reduction,
+    each = [reference.hex_loss(a, b, labels=i, key_labels=j, threshold=e, temperature=temperature, reduction=reduction,
                                **plain)
             for a, b, i, j, e in ((x, y, ids[0], ids[1], epsilon[0]), (y, x, ids[1], ids[0], epsilon[1]))]
     expected = (each[0][0] + each[1][0]) / 2
@@ -378,7 +398,7 @@ def test_symmetric_cross_loss_of_nan_is_nan_in_both_directions(which):
 def test_fewer_keys_than_anchors_need_groups(symmetric):
     x, y = embeddings(2)
     criterion = CrossHEXLoss(threshold=0.5, symmetric=symmetric)
-    with pytest.raises(ValueError, match="^keys: got .*without groups"):
+    with pytest.raises(ValueError, match="^keys: got .*without labels"):
         criterion(x, y[:4])
-    assert criterion(x, y[:4], groups=torch.arange(len(x)) % 4, key_groups=torch.arange(4)).isfinite()
+    assert criterion(x, y[:4], labels=torch.arange(len(x)) % 4, key_labels=torch.arange(4)).isfinite()
     assert criterion(x[:4], y).isfinite()

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from problems import general_hex_loss
 from torch import nn
 from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
-from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, hex_loss
+from hexssl import CrossHEXLoss, HEXLoss, InfoNCELoss, cross_hex_loss, hex_loss
 from hexssl.compat.solo import mocov3_loss_func
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold, RowRangeThreshold, StepSchedule
 
@@ -26,11 +27,11 @@ def rows(count, seed=0, dtype=torch.float32):
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# anchors, keys, paired, groups, key_groups, relation, threshold; period, self_offset, normalize, normalize_keys,
+# anchors, keys, paired, labels, key_labels, relation, threshold; period, self_offset, normalize, normalize_keys,
 # both_ways. The threshold leaves some hierarchical negatives: opcheck takes NaN in the statistics for a difference.
 PROBLEMS = {
     "two views": ((rows(8), ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, THRESHOLD), (4, 0, True, True, False)),
-    "groups": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0, True, True, False)),
+    "labels": ((rows(6), ABSENT, ABSENT, torch.arange(6) % 2, ABSENT, ABSENT, THRESHOLD), (0, 0, True, True, False)),
     "keys": ((rows(6), rows(9, 1), ABSENT, ABSENT, ABSENT, ABSENT, torch.linspace(-1, 1, 6).double()),
              (9, -1, True, True, False)),
     "queue": ((rows(6), rows(9, 1), rows(6, 2), ABSENT, ABSENT, ABSENT, THRESHOLD), (0, -1, True, False, False)),
@@ -48,8 +49,8 @@ PROBLEMS = {
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_opcheck(name):
     tensors, who = PROBLEMS[name]
-    anchors, keys, paired, groups, key_groups, relation, threshold = tensors
-    measure = (anchors, keys, groups, key_groups, relation, *who[:4], 0.9, True, 3, False)
+    anchors, keys, paired, labels, key_labels, relation, threshold = tensors
+    measure = (anchors, keys, labels, key_labels, relation, *who[:4], 0.9, True, 3, False)
     torch.library.opcheck(torch.ops.hexssl.measure.default, measure)
     for reduction in (MEAN, NONE):
         arguments = (*tensors, TEMPERATURE, NO_TOKEN, *who, *FORM, reduction, *NOT_ADAPTIVE)
@@ -71,37 +72,37 @@ def test_opcheck(name):
 
 def test_second_derivative_is_refused():
     z = rows(6, dtype=torch.float64).requires_grad_()
-    gradient, = torch.autograd.grad(hex_loss(z, threshold=0.1), z, create_graph=True)
-    again, = torch.autograd.grad(hex_loss(z, threshold=0.1), z)
+    gradient, = torch.autograd.grad(hex_loss(*z.chunk(2), threshold=0.1), z, create_graph=True)
+    again, = torch.autograd.grad(hex_loss(*z.chunk(2), threshold=0.1), z)
     assert torch.equal(gradient, again)
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         gradient.sum().backward()
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        torch.autograd.gradgradcheck(lambda x: hex_loss(x, threshold=0.1), z)
+        torch.autograd.gradgradcheck(lambda x: hex_loss(*x.chunk(2), threshold=0.1), z)
 
 
 def test_forward_mode_is_refused():
     """Not answered with a derivative of zero."""
     z = rows(6)
     with pytest.raises(NotImplementedError, match="forward mode"):
-        torch.func.jvp(hex_loss, (z,), (z,))
+        torch.func.jvp(general_hex_loss, (z,), (z,))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
-        hex_loss(z, forward_ad.make_dual(z, z))
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
-        hex_loss(forward_ad.make_dual(rows(6).requires_grad_(), z))
+        cross_hex_loss(z, forward_ad.make_dual(z, z))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        hex_loss(*forward_ad.make_dual(rows(6).requires_grad_(), z).chunk(2))
 
 
 def test_function_transforms():
     """Of torch.func: values can be mapped, gradients are refused."""
     z = torch.stack([rows(6, seed) for seed in range(3)])
-    assert torch.equal(torch.func.vmap(hex_loss)(z), torch.stack([hex_loss(one) for one in z]))
+    assert torch.equal(torch.func.vmap(general_hex_loss)(z), torch.stack([hex_loss(*one.chunk(2)) for one in z]))
     for transform in (torch.func.grad, torch.func.jacrev):
         with pytest.raises(NotImplementedError, match=r"torch\.func .*use loss\.backward"):
-            transform(hex_loss)(z[0])
+            transform(general_hex_loss)(z[0])
 
 
 def test_backward_twice_without_retain_graph_is_torchs_error():
-    loss = hex_loss(rows(6).requires_grad_())
+    loss = hex_loss(*rows(6).requires_grad_().chunk(2))
     loss.backward()
     with pytest.raises(RuntimeError, match="retain_graph"):
         loss.backward()
@@ -111,8 +112,8 @@ def test_backward_twice_without_retain_graph_is_torchs_error():
 def test_gradients_are_everyones_own(factor):
     """Whoever changes his changes nobody else's, and they are the same to the bit however often they are asked for."""
     z, k = (rows(70, seed).requires_grad_() for seed in range(2))
-    loss = factor * hex_loss(z, k)
-    expected = torch.autograd.grad(factor * hex_loss(z, k), (z, k))
+    loss = factor * cross_hex_loss(z, k)
+    expected = torch.autograd.grad(factor * cross_hex_loss(z, k), (z, k))
     for _ in range(3):
         found = torch.autograd.grad(loss, (z, k), retain_graph=True)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -126,15 +127,15 @@ def test_gradients_are_everyones_own(factor):
 
 def test_gradients_for_several_weights_of_the_loss():
     z = rows(12).requires_grad_()
-    loss, weights = hex_loss(z), torch.tensor([1.0, 0.5, -2.0])
+    loss, weights = hex_loss(*z.chunk(2)), torch.tensor([1.0, 0.5, -2.0])
     found, = torch.autograd.grad(loss, z, weights, is_grads_batched=True)
-    gradient, = torch.autograd.grad(hex_loss(z), z)
+    gradient, = torch.autograd.grad(hex_loss(*z.chunk(2)), z)
     assert torch.equal(found, weights[:, None, None] * gradient)
 
 
 def test_nan_from_above_reaches_all_gradients():
     z, k = (rows(6, seed).requires_grad_() for seed in range(2))
-    (hex_loss(z, k) * torch.nan).backward()
+    (cross_hex_loss(z, k) * torch.nan).backward()
     assert z.grad.isnan().all() and k.grad.isnan().all()
 
 
@@ -143,8 +144,8 @@ def test_compiled_autograd():
     torch._dynamo.reset()
     for seed, (factor, beta, threshold) in enumerate(((1, 1.0, 0.1), (1, 1.0, 0.1), (0.5, 0.5, 0.2))):
         z = rows(12, seed).requires_grad_()
-        expected, = torch.autograd.grad(factor * hex_loss(z, threshold=threshold, beta=beta), z)
-        loss = factor * hex_loss(z, threshold=threshold, beta=beta)
+        expected, = torch.autograd.grad(factor * hex_loss(*z.chunk(2), threshold=threshold, beta=beta), z)
+        loss = factor * hex_loss(*z.chunk(2), threshold=threshold, beta=beta)
         with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
             loss.backward()
         torch.testing.assert_close(z.grad, expected, rtol=1e-6, atol=0)  # scaled before or after rounding
@@ -153,8 +154,8 @@ def test_compiled_autograd():
 def test_gradients_are_handed_out_once_whoever_runs_the_graph():
     """A graph of compiled autograd that is not compiled after all."""
     z = rows(12).requires_grad_()
-    expected, = torch.autograd.grad(hex_loss(z), z)
-    loss = 0.5 * hex_loss(z)
+    expected, = torch.autograd.grad(hex_loss(*z.chunk(2)), z)
+    loss = 0.5 * hex_loss(*z.chunk(2))
     for times in (1, 2):
         with compiled_autograd._enable(lambda graph: graph):
             loss.backward(retain_graph=True)
@@ -165,8 +166,8 @@ def test_gradients_are_handed_out_once_whoever_runs_the_graph():
 def test_threshold_changed_before_backward(shape):
     """As a running mean is, by the second loss of a step."""
     z, threshold = rows(6).requires_grad_(), torch.full(shape, 0.2, dtype=torch.float64)
-    expected, = torch.autograd.grad(hex_loss(z, threshold=threshold), z)
-    loss = hex_loss(z, threshold=threshold)
+    expected, = torch.autograd.grad(hex_loss(*z.chunk(2), threshold=threshold), z)
+    loss = hex_loss(*z.chunk(2), threshold=threshold)
     threshold += 1
     for _ in range(2):
         found, = torch.autograd.grad(loss, z, retain_graph=True)
@@ -179,7 +180,7 @@ def test_compiled_moco_v3(dtype):
     torch._dynamo.reset()
     z, k = (rows(8, seed, dtype).requires_grad_() for seed in range(2))
     loss = torch.compile(mocov3_loss_func, fullgraph=True, backend="aot_eager")(z, k, 0.3)
-    expected = 0.6 * hex_loss(z, k.detach(), threshold=None, temperature=0.3)
+    expected = 0.6 * cross_hex_loss(z, k.detach(), threshold=None, temperature=0.3)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # a rounding
     rtol = 1e-5 if dtype == torch.float32 else 2**-7  # which may move one of bfloat16's 8 bits
     wanted, = torch.autograd.grad(expected, z)
@@ -196,7 +197,7 @@ def test_autocast():
         loss = HEXLoss()(first, second)
         exact = HEXLoss()(first.double(), second.double())
         queue = rows(9)[:, :3]
-        mixed, one_way = CrossHEXLoss()(first, second, queue), hex_loss(first, queue, paired=second.float())
+        mixed, one_way = CrossHEXLoss()(first, second, queue), cross_hex_loss(first, queue, paired=second.float())
         assert torch.equal(mixed, CrossHEXLoss()(first.float(), second.float(), queue)) and torch.equal(mixed, one_way)
         with pytest.raises(TypeError, match=r"queue: got .*int64"):
             CrossHEXLoss()(first, second, queue.long())
@@ -216,7 +217,7 @@ def test_checkpointed(reentrant, reduction):
 
     def region(x):
         calls.append(x)
-        return hex_loss(x.sin(), reduction=reduction).sum()
+        return hex_loss(*x.sin().chunk(2), reduction=reduction).sum()
 
     z = rows(140).requires_grad_()
     checkpoint.checkpoint(region, z, use_reentrant=reentrant).backward()
@@ -229,17 +230,17 @@ def test_checkpointed(reentrant, reduction):
 def test_checkpointed_with_a_graph_of_the_gradient(reduction):
     """Checkpointing lets what was saved be unpacked once."""
     z = rows(140).requires_grad_()
-    loss = checkpoint.checkpoint(lambda x: hex_loss(x, reduction=reduction).sum(), z, use_reentrant=False)
+    loss = checkpoint.checkpoint(lambda x: hex_loss(*x.chunk(2), reduction=reduction).sum(), z, use_reentrant=False)
     gradient, = torch.autograd.grad(loss, z, create_graph=True)
-    expected, = torch.autograd.grad(hex_loss(z, reduction=reduction).sum(), z)
+    expected, = torch.autograd.grad(hex_loss(*z.chunk(2), reduction=reduction).sum(), z)
     assert torch.equal(gradient, expected)
 
 
 def test_loss_that_is_not_used_has_no_gradient():
     z = rows(6).requires_grad_()
-    _, stats = hex_loss(z, return_stats=True)
+    _, stats = hex_loss(*z.chunk(2), return_stats=True)
     assert not any(value.requires_grad for value in stats)
-    (hex_loss(z) * 0 + z.sum()).backward()
+    (hex_loss(*z.chunk(2)) * 0 + z.sum()).backward()
     assert torch.equal(z.grad, torch.ones_like(z))
 
 
@@ -247,7 +248,7 @@ def changed_after_forward(**arguments):
     """The embeddings, and the loss that was taken of them before they were changed in place."""
     z = rows(6).requires_grad_()
     scaled = z * 1
-    loss = hex_loss(scaled, **arguments)
+    loss = hex_loss(scaled, labels=torch.arange(6) % 3, **arguments)  # of one tensor no copy is made
     with torch.no_grad():
         scaled += 1
     return z, loss
@@ -257,11 +258,22 @@ def test_input_changed_before_backward_does_no_harm():
     """The gradient came with the loss; a second one, made anew, notices."""
     z, loss = changed_after_forward()
     expected = rows(6).requires_grad_()
-    hex_loss(expected).backward()
+    hex_loss(*expected.chunk(2)).backward()
     loss.backward(retain_graph=True)
     torch.testing.assert_close(z.grad, expected.grad, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
+
+
+def test_views_changed_before_backward_do_no_harm():
+    z, expected = rows(6).requires_grad_(), rows(6).requires_grad_()
+    views = [view * 1 for view in z.chunk(2)]
+    loss = hex_loss(*views, reduction="none").sum()
+    with torch.no_grad():
+        views[0] += 1
+    loss.backward()
+    hex_loss(*expected.chunk(2), reduction="none").sum().backward()
+    torch.testing.assert_close(z.grad, expected.grad, rtol=0, atol=0)
 
 
 def test_input_changed_before_backward_is_noticed():
@@ -325,11 +337,11 @@ def test_compiled_with_the_default_backend():
 
 def test_same_tensor_twice_compiles():
     ids = torch.arange(8) % 4
-    assert_compiled_equals_eager(lambda: Step(CrossHEXLoss(), groups=ids, key_groups=ids), None, (8,))
-    twice = torch.compile(lambda z: hex_loss(z, z, paired=z), fullgraph=True, backend="aot_eager")
+    assert_compiled_equals_eager(lambda: Step(CrossHEXLoss(), labels=ids, key_labels=ids), None, (8,))
+    twice = torch.compile(lambda z: cross_hex_loss(z, z, paired=z), fullgraph=True, backend="aot_eager")
     z = rows(6).requires_grad_()
     got, = torch.autograd.grad(twice(z), z)
-    expected, = torch.autograd.grad(hex_loss(z, z, paired=z), z)
+    expected, = torch.autograd.grad(cross_hex_loss(z, z, paired=z), z)
     torch.testing.assert_close(got, expected)
 
 

@@ -19,6 +19,8 @@ from hexssl import (
     HEXLoss,
     HEXRegularized,
     InfoNCELoss,
+    cross_hex_loss,
+    cross_info_nce,
     hex_loss,
     info_nce,
     similarity_stats,
@@ -26,7 +28,7 @@ from hexssl import (
 from hexssl.compat import info_nce as info_nce_pytorch
 from hexssl.compat import lightly, metric_learning, solo
 from hexssl.compat.open_clip import ClipLoss
-from hexssl.distributed import gather, rank, world_size
+from hexssl.distributed import all_gather, rank, world_size
 from hexssl.regularizers import All4OneLoss
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold, Measurement, Threshold
 
@@ -51,17 +53,17 @@ def views(count: int = 2, samples: int = 6, columns: int = 4, **options: Any) ->
 # --- Different rows on different ranks: the same error on all of them -------------------------------------------------
 
 OTHER: dict[str, Callable[[], Any]] = {  # each gives the ranks something else; rank 0 has the larger
-    "the smallest": lambda: gather(torch.full((2 - rank(), 1), 1.0)),
-    "rows": lambda: gather(rows(1, 5 - rank(), 3)),
-    "columns": lambda: gather(rows(1, 5, 4 - rank())),
-    "the same number of elements": lambda: gather(rows(1, 12).view((4, 3) if rank() == 0 else (3, 4))),
-    "dimensions": lambda: gather(rows(1, 6, 2) if rank() == 0 else rows(1, 12)),
-    "dtype": lambda: gather(rows(1, 5, 3, dtype=(torch.float64, torch.float32)[rank()])),
-    "dtype of one size": lambda: gather(rows(1, 5, 3, dtype=(torch.float16, torch.bfloat16)[rank()])),
-    "without gradient": lambda: gather(torch.arange(4 - rank()), differentiable=False),
-    "gradient on one": lambda: gather(rows(1, 5, 3).requires_grad_(rank() == 0)),
-    "a list on one": lambda: gather(rows(1, 5, 3) if rank() == 0 else [1.0]),
-    "a sparse tensor on one": lambda: gather(rows(1, 5, 3) if rank() == 0 else rows(1, 5, 3).to_sparse()),
+    "the smallest": lambda: all_gather(torch.full((2 - rank(), 1), 1.0)),
+    "rows": lambda: all_gather(rows(1, 5 - rank(), 3)),
+    "columns": lambda: all_gather(rows(1, 5, 4 - rank())),
+    "the same number of elements": lambda: all_gather(rows(1, 12).view((4, 3) if rank() == 0 else (3, 4))),
+    "dimensions": lambda: all_gather(rows(1, 6, 2) if rank() == 0 else rows(1, 12)),
+    "dtype": lambda: all_gather(rows(1, 5, 3, dtype=(torch.float64, torch.float32)[rank()])),
+    "dtype of one size": lambda: all_gather(rows(1, 5, 3, dtype=(torch.float16, torch.bfloat16)[rank()])),
+    "without gradient": lambda: all_gather(torch.arange(4 - rank()), differentiable=False),
+    "gradient on one": lambda: all_gather(rows(1, 5, 3).requires_grad_(rank() == 0)),
+    "a list on one": lambda: all_gather(rows(1, 5, 3) if rank() == 0 else [1.0]),
+    "a sparse tensor on one": lambda: all_gather(rows(1, 5, 3) if rank() == 0 else rows(1, 5, 3).to_sparse()),
     "queue rows": lambda: FeatureQueue(9, 3).push(rows(1, 5 - rank(), 3)),
     "queue columns": lambda: FeatureQueue(9, 4).push(rows(1, 5, 4 - rank())),
     "queue dtype": lambda: FeatureQueue(9, 3).push(rows(1, 5, 3, dtype=(torch.float64, torch.float16)[rank()])),
@@ -100,7 +102,7 @@ def different() -> dict[str, Any]:
         given = [torch.full(shapes[r], r + 1).to(dtypes[r]) for r in range(2)]
         same = shapes[0] == shapes[1] and dtypes[0] == dtypes[1]
         try:
-            everything = gather(given[rank()])
+            everything = all_gather(given[rank()])
             found[f"drawn {number}"] = same and torch.equal(everything, torch.cat(given))
         except ValueError as error:
             words = [f"shape {shapes[r]}, {dtypes[r]} on rank {r}" for r in range(2)]
@@ -187,7 +189,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 MODULES: dict[str, tuple[Callable[[Any], Any], Callable[..., Tensor]]] = {
     "HEXLoss": (lambda t: HEXLoss(threshold=t), lambda loss, a, b: loss(a, b)),
-    "HEXLoss groups": (lambda t: HEXLoss(threshold=t, reduction="none"), lambda loss, a, b: loss(a, b, groups=LABELS)),
+    "HEXLoss labels": (lambda t: HEXLoss(threshold=t, reduction="none"), lambda loss, a, b: loss(a, b, labels=LABELS)),
     "CrossHEXLoss": (lambda t: CrossHEXLoss(threshold=t), lambda loss, a, b: loss(a, b)),
     "CrossHEXLoss queue": (lambda t: CrossHEXLoss(threshold=t), lambda loss, a, b: loss(a, b, rows(3, 7, 4))),
     "CrossHEXLoss symmetric": (lambda t: CrossHEXLoss(threshold=t, symmetric=True), lambda loss, a, b: loss(a, b)),
@@ -205,9 +207,9 @@ MODULES: dict[str, tuple[Callable[[Any], Any], Callable[..., Tensor]]] = {
 }
 
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Any], Any]] = {  # that have a threshold, and gather no rows
-    "hex_loss": lambda a, b, t: hex_loss(torch.cat((a, b)), threshold=t),
-    "hex_loss keys": lambda a, b, t: hex_loss(a, b, threshold=t),
-    "hex_loss released": lambda a, b, t: hex_loss(torch.cat((a, b)), formulation="released", threshold=t),
+    "hex_loss": lambda a, b, t: hex_loss(a, b, threshold=t),
+    "hex_loss keys": lambda a, b, t: cross_hex_loss(a, b, threshold=t),
+    "hex_loss released": lambda a, b, t: hex_loss(a, b, formulation="released", threshold=t),
     "info-nce-pytorch": lambda a, b, t: info_nce_pytorch.info_nce(a, b, threshold=t),
     "info-nce-pytorch paired": lambda a, b, t: info_nce_pytorch.info_nce(
         a, b, rows(3, 6, 2, 4), negative_mode="paired", threshold=t),
@@ -215,7 +217,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Any], Any]] = {  # that have a th
 }
 
 OTHERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "info_nce": lambda a, b: info_nce(torch.cat((a, b))),
+    "info_nce": lambda a, b: info_nce(a, b),
     "similarity_stats": lambda a, b: similarity_stats(a, b),
     "InfoNCELoss": lambda a, b: InfoNCELoss()(a, b),
     "simclr published": lambda a, b: solo.simclr_loss_func_hex_adaptive(torch.cat((a, b)), LABELS.repeat(2)),
@@ -320,16 +322,16 @@ def trained() -> dict[str, Any]:
             loss, own = seeded(module, make()), seeded(module, make(sync=False))
             call(loss, a, b).sum().backward()
             call(own, a, b)
-            found[f"{kind} {name}"] = threshold_of(loss), gather(threshold_of(own)[None]).mean()
+            found[f"{kind} {name}"] = threshold_of(loss), all_gather(threshold_of(own)[None]).mean()
     for name, (module, call) in MODULES.items():
         loss, own = (seeded(module, threshold) for threshold in (
             Widest(), AdaptiveThreshold(1.0, rows="negatives", sync=False)))
         call(loss, a, b)
         call(own, a, b)
-        found[f"own {name}"] = threshold_of(loss), gather(threshold_of(own)[None]).max()
-    told = hex_loss(torch.cat((a, b)), threshold=AdaptiveThreshold(sync=True), return_stats=True)[1].threshold
-    own = hex_loss(torch.cat((a, b)), return_stats=True)[1].threshold
-    found["adaptive told"] = told, gather(own[None]).mean()
+        found[f"own {name}"] = threshold_of(loss), all_gather(threshold_of(own)[None]).max()
+    told = hex_loss(a, b, threshold=AdaptiveThreshold(sync=True), return_stats=True)[1].threshold
+    own = hex_loss(a, b, return_stats=True)[1].threshold
+    found["adaptive told"] = told, all_gather(own[None]).mean()
     return found
 
 
@@ -379,15 +381,15 @@ def summed() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for dtype in [*HALVES, torch.float32]:
         x = rows(rank(), 3, 64, dtype=dtype).requires_grad_()
-        (gather(x) * weights(rank(), dtype)).sum().backward()
+        (all_gather(x) * weights(rank(), dtype)).sum().backward()
         found[str(dtype)] = x.grad
     for dtype in (torch.bool, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, *HALVES, torch.complex64):
         own = (torch.arange(6).view(2, 3) + rank() == 3).to(dtype)
         whole = torch.cat([(torch.arange(6).view(2, 3) + r == 3).to(dtype) for r in range(world_size())])
-        found["gathered " + str(dtype)] = torch.equal(gather(own, differentiable=False).to(torch.complex64),
+        found["gathered " + str(dtype)] = torch.equal(all_gather(own, differentiable=False).to(torch.complex64),
                                                       whole.to(torch.complex64))
     x = rows(1, 2, 3).requires_grad_()
-    (first,) = torch.autograd.grad(gather(x).square().sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(all_gather(x).square().sum(), x, create_graph=True)
     try:
         first.sum().backward()
         found["twice"] = "no error"
@@ -438,25 +440,25 @@ def refusal(call: Callable[[], Any]) -> str:
 def paired() -> dict[str, Any]:
     a, k = ANCHORS[rank()], KEYS[rank()]
     own, everyone = torch.arange(M) + rank() * M, torch.arange(2 * M)
-    keys = gather(k)
-    harder = torch.cat((keys, gather(k.flip(1))))  # every rank's keys, and every rank's hard negatives behind them
-    groups = {"groups": own, "key_groups": everyone}
+    keys = all_gather(k)
+    harder = torch.cat((keys, all_gather(k.flip(1))))  # every rank's keys, and every rank's hard negatives behind them
+    labels = {"labels": own, "key_labels": everyone}
     return {
         "refused": [refusal(call) for call in (
-            lambda: hex_loss(a, keys), lambda: info_nce(a, keys), lambda: info_nce(a, harder),
-            lambda: hex_loss(a, keys, self_offset=rank() * M), lambda: CrossHEXLoss()(a, keys),
-            lambda: similarity_stats(a, keys, rows="negatives"), lambda: info_nce(a, torch.cat((k, k.flip(1)))))],
-        "groups": info_nce(a, keys, **groups),
-        "module": CrossHEXLoss(threshold=None)(a, keys, **groups),
-        "harder": info_nce(a, harder, groups=own, key_groups=torch.arange(4 * M)),
-        "paired": info_nce(a, harder, paired=k),
+            lambda: cross_hex_loss(a, keys), lambda: cross_info_nce(a, keys), lambda: cross_info_nce(a, harder),
+            lambda: cross_hex_loss(a, keys, self_offset=rank() * M), lambda: CrossHEXLoss()(a, keys),
+            lambda: similarity_stats(a, keys, rows="negatives"), lambda: cross_info_nce(a, torch.cat((k, k.flip(1)))))],
+        "labels": cross_info_nce(a, keys, **labels),
+        "module": CrossHEXLoss(threshold=None)(a, keys, **labels),
+        "harder": cross_info_nce(a, harder, labels=own, key_labels=torch.arange(4 * M)),
+        "paired": cross_info_nce(a, harder, paired=k),
         "queue": CrossHEXLoss(threshold=None)(a, k, harder),
         "info-nce-pytorch": info_nce_pytorch.info_nce(a, k, harder),
         "nnclr": solo.nnclr_loss_func(a, k),
         "mocov3": solo.mocov3_loss_func(a, k, 0.1) / 0.2,
-        "own": info_nce(a, k),
+        "own": cross_info_nce(a, k),
         "every cosine": similarity_stats(a, keys).max,  # whose positive a key is does not matter
-        "own and others": info_nce(a, torch.cat((k, k.flip(1), k + 1))),  # 3 M keys are not those of two ranks
+        "own and others": cross_info_nce(a, torch.cat((k, k.flip(1), k + 1))),  # 3 M keys are not those of two ranks
     }
 
 
@@ -468,9 +470,9 @@ def pairs(two) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("r", range(2))
 def test_gathered_keys_need_to_be_told_whose_they_are(pairs, r):
     for message in pairs[r]["refused"]:
-        assert message.startswith("keys: got ") and "without groups, on one of 2 ranks" in message
-        assert f"key_groups=torch.arange({'12' if '(12, 4)' in message else '6'})" in message
-        assert "groups=torch.arange(3) + rank() * 3" in message
+        assert message.startswith("keys: got ") and "without labels, on one of 2 ranks" in message
+        assert f"key_labels=torch.arange({'12' if '(12, 4)' in message else '6'})" in message
+        assert "labels=torch.arange(3) + rank() * 3" in message
 
 
 @pytest.mark.parametrize("r", range(2))
@@ -487,7 +489,7 @@ def test_an_anchor_of_every_rank_finds_its_own_key(pairs, r):
     others = torch.cat((k, unit(KEYS[r].flip(1)), unit(KEYS[r] + 1)))
     assert_close(pairs[r]["every cosine"], (unit(ANCHORS[r]) @ everyone.T).amax(1), EXACT)
     for name, value in {
-        "groups": expected(everyone, r * M), "module": expected(everyone, r * M), "harder": expected(harder, r * M),
+        "labels": expected(everyone, r * M), "module": expected(everyone, r * M), "harder": expected(harder, r * M),
         "nnclr": expected(everyone, r * M), "mocov3": expected(everyone, r * M), "own": expected(k, 0),
         "own and others": expected(others, 0), "paired": moco, "queue": moco, "info-nce-pytorch": moco,
     }.items():
@@ -497,4 +499,4 @@ def test_an_anchor_of_every_rank_finds_its_own_key(pairs, r):
 def test_one_rank_may_have_any_number_of_keys():
     k = rows(1, 2 * M, 4)
     expected = cross_entropy(unit(ANCHORS[0]) @ unit(k).T / 0.1, torch.arange(M))
-    assert_close(info_nce(ANCHORS[0], k), expected, EXACT)
+    assert_close(cross_info_nce(ANCHORS[0], k), expected, EXACT)

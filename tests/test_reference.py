@@ -99,9 +99,9 @@ def test_reductions_with_keys() -> None:
 @pytest.mark.parametrize("name", ["four_views", "labelled"])
 def test_supervised(name: str) -> None:
     given = problem(name)
-    assert given.groups is not None
+    assert given.labels is not None
     loss = value(**given.kwargs(), temperature=0.2, positives="mean")
-    assert close(loss, formulas.sup_con(given.anchors, given.groups, 0.2))
+    assert close(loss, formulas.sup_con(given.anchors, given.labels, 0.2))
 
 
 def direct(given: Problem, eps: float | Tensor | None, tau: Tensor, **settings: Any) -> tuple[Tensor, list[int]]:
@@ -169,7 +169,7 @@ def test_reductions_of_the_batch(name: str) -> None:
 def test_nothing_to_learn_from() -> None:
     """No positives: the loss is zero and so are its gradients."""
     z = problem("two_views").anchors.requires_grad_()
-    loss, stats = hex_loss(z, groups=torch.arange(len(z)))
+    loss, stats = hex_loss(z, labels=torch.arange(len(z)))
     loss.backward()
     assert loss.item() == 0 and z.grad is not None and torch.equal(z.grad, torch.zeros_like(z))
     assert stats[5].item() == len(z)

@@ -30,11 +30,11 @@ def loss_and_gradient(z: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
 def test_tiny_temperature(form: dict[str, str], dtype: torch.dtype) -> None:
     """e^(1/0.001) overflows, e^(-1/0.001) underflows, in every float type; the logarithms need neither."""
     z = problem("labelled").anchors.to(dtype)
-    groups = problem("labelled").groups
+    labels = problem("labelled").labels
     tau = torch.tensor(0.001, dtype=dtype, requires_grad=True)
     for eps in (None, 0.3, -2.0, torch.linspace(-1, 1, len(z), dtype=dtype)):
         z = z.detach().requires_grad_()
-        loss, _ = hex_loss(z, groups=groups, threshold=eps, temperature=tau, reduction="none", **form)
+        loss, _ = hex_loss(z, labels=labels, threshold=eps, temperature=tau, reduction="none", **form)
         # |log Z - s_p| is at most the range of the logits, 2 / tau, times (1 + beta) plus logarithms of counts
         assert bool((loss.abs() <= 5000).all())
         for gradient in torch.autograd.grad(loss.sum(), (z, tau)):
@@ -138,8 +138,8 @@ def test_temperature_that_is_not_positive(tau: float, form: dict[str, str]) -> N
     """Also where every anchor is left out."""
     z = problem("two_views").anchors.requires_grad_()
     temperature = torch.tensor(tau, requires_grad=True)
-    for groups in (None, torch.arange(len(z))):
-        loss, _ = hex_loss(z, groups=groups, temperature=temperature, threshold=0.3, **form)
+    for labels in (None, torch.arange(len(z))):
+        loss, _ = hex_loss(z, labels=labels, temperature=temperature, threshold=0.3, **form)
         assert bool(loss.isnan())
         assert all(bool(x.isnan().all()) for x in torch.autograd.grad(loss, (z, temperature)))
 

@@ -10,9 +10,9 @@ import torch
 from peers import EXACT, assert_close, assert_same, rows
 from torch import nn
 from torch.autograd import gradcheck
-from torch.nn.functional import cross_entropy, mse_loss, normalize
+from torch.nn.functional import mse_loss, normalize
 
-from hexssl import HEXLoss, HEXRegularized
+from hexssl import HEXLoss, HEXRegularized, cross_info_nce
 from hexssl.regularizers import VICREG_WEIGHTS, All4OneLoss, feature_redundancy
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, StepSchedule
 
@@ -184,12 +184,11 @@ def test_all4one(threshold, contrast):
 
 def test_all4one_with_the_other_librarys_contrast():
     """The term alone goes with any contrast: here InfoNCE over the batch, which All4One has without HEX."""
-    def info_nce(a, b, tau):
-        return cross_entropy(formulas.cosines(a, b) / tau, torch.arange(B))
-
-    zero = all4one(*SIX[:4], *SIX[4:], contrast=lambda a, b, tau: a.new_zeros(()))
-    whole = all4one(*SIX[:4], *SIX[4:], contrast=info_nce)
-    assert_close(whole - zero + 5 * feature_redundancy(SIX[4], SIX[5]), whole, EXACT)
+    (n0, n1), (p0, p1), (c0, c1), (s0, s1) = SIX[:4]
+    neighbour = (cross_info_nce(n0, p1, temperature=0.2) + cross_info_nce(n1, p0, temperature=0.2)) / 2
+    centroid = (cross_info_nce(c0, s1, temperature=0.1) + cross_info_nce(c1, s0, temperature=0.1)) / 2
+    whole = all4one(*SIX, contrast=formulas.info_nce)
+    assert_close((neighbour + centroid + 10 * feature_redundancy(SIX[4], SIX[5])) / 2, whole, EXACT)
 
 
 def test_redundancy_of_equal_views_has_no_nan():

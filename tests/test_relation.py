@@ -13,7 +13,7 @@ from peers import EXACT, SEEDS, TEMPERATURES, assert_close, assert_same, drawn, 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hexssl import arrays, hex_loss, info_nce, similarity_stats, validation
+from hexssl import arrays, cross_hex_loss, cross_info_nce, hex_loss, similarity_stats, validation
 from hexssl.compat import metric_learning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,31 +42,33 @@ def contrasted(anchors: Tensor, keys: Tensor, positive: Tensor, temperature: Ten
 def test_bool_says_positive_or_negative(seed, count, others, share, temperature):
     positive = torch.rand(count, others, generator=torch.Generator().manual_seed(seed)) < share
     inputs = [rows(seed, count, 3), rows(seed + 1, others, 3), torch.tensor(temperature).double()]
-    assert_same(lambda a, k, t: info_nce(a, k, relation=positive, temperature=t),
+    assert_same(lambda a, k, t: cross_info_nce(a, k, relation=positive, temperature=t),
                 lambda a, k, t: contrasted(a, k, positive, t), inputs)
     signed = torch.where(positive, 1, -1).to(torch.int8)
-    both = [hex_loss(*inputs[:2], relation=relation, temperature=temperature, reduction="none")
+    both = [cross_hex_loss(*inputs[:2], relation=relation, temperature=temperature, reduction="none")
             for relation in (positive, signed)]
     assert torch.equal(*both)
     counted = similarity_stats(*inputs[:2], relation=positive, rows="negatives").count
     assert torch.equal(counted, (~positive).sum(1).double())
-    loss, gradients, _ = arrays.hex_loss(*(x.numpy() for x in inputs[:2]), relation=positive.numpy())
-    expected, expected_gradients, _ = arrays.hex_loss(*(x.numpy() for x in inputs[:2]), relation=signed.numpy())
+    loss, gradients, _ = arrays.cross_hex_loss(*(x.numpy() for x in inputs[:2]), relation=positive.numpy())
+    expected, expected_gradients, _ = arrays.cross_hex_loss(*(x.numpy() for x in inputs[:2]), relation=signed.numpy())
     assert np.array_equal(loss, expected) and np.array_equal(gradients.keys, expected_gradients.keys)
 
 
 def test_bool_leaves_the_given_relation_alone():
     relation = SAME.clone()
-    assert_close(hex_loss(Z, relation=relation), hex_loss(Z, groups=GROUPS), EXACT)
+    assert_close(cross_hex_loss(Z, Z, relation=relation, self_offset=0), hex_loss(Z, labels=GROUPS), EXACT)
     assert relation.dtype == torch.bool and torch.equal(relation, SAME)
-    assert_close(hex_loss(Z, relation=SAME.T), hex_loss(Z, groups=GROUPS), EXACT)  # of any strides
+    of_any_strides = cross_hex_loss(Z, Z, relation=SAME.T, self_offset=0)
+    assert_close(of_any_strides, hex_loss(Z, labels=GROUPS), EXACT)
 
 
 CALLS = {
-    "hex_loss": lambda relation: hex_loss(Z, relation=relation),
-    "info_nce": lambda relation: info_nce(Z, relation=relation),
+    "hex_loss": lambda relation: cross_hex_loss(Z, Z, relation=relation, self_offset=0),
+    "info_nce": lambda relation: cross_info_nce(Z, Z, relation=relation, self_offset=0),
     "similarity_stats": lambda relation: similarity_stats(Z, relation=relation, rows="negatives").count.sum(),
-    "arrays": lambda relation: arrays.hex_loss(Z.numpy(), relation=relation.numpy()).loss,
+    "arrays": lambda relation: arrays.cross_hex_loss(
+        Z.numpy(), Z.numpy(), relation=relation.numpy(), self_offset=0).loss,
 }
 
 
@@ -98,9 +100,9 @@ def test_what_has_no_values_to_look_at(first_relation):
     relation = SAME.to(torch.int8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        hex_loss(Z.float().to("meta"), relation=relation.to("meta"))
+        cross_hex_loss(Z.float().to("meta"), Z.float().to("meta"), relation=relation.to("meta"), self_offset=0)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            hex_loss(mode.from_tensor(Z), relation=mode.from_tensor(relation))
+            cross_hex_loss(mode.from_tensor(Z), mode.from_tensor(Z), relation=mode.from_tensor(relation), self_offset=0)
     assert not validation.signs_are_known()
 
 
@@ -109,10 +111,10 @@ def test_what_has_no_values_to_look_at(first_relation):
 def test_compiled_without_a_look(dtype, first_relation):
     relation = SAME if dtype == torch.bool else 2 * SAME.to(dtype) - 1
     torch.compiler.reset()
-    compiled = torch.compile(hex_loss, fullgraph=True, backend="aot_eager")
-    got = compiled(Z, relation=relation, threshold=0.2)
+    compiled = torch.compile(cross_hex_loss, fullgraph=True, backend="aot_eager")
+    got = compiled(Z, Z, relation=relation, threshold=0.2, self_offset=0)
     assert not validation.signs_are_known()
-    assert_close(got, hex_loss(Z, relation=relation, threshold=0.2), EXACT)
+    assert_close(got, cross_hex_loss(Z, Z, relation=relation, threshold=0.2, self_offset=0), EXACT)
 
 
 def test_a_miner_that_found_no_negatives_is_not_warned_of(first_relation):

@@ -1,8 +1,14 @@
-"""A temperature as a tensor: one element of any shape, with or without a graph; functions, modules and drop-ins."""
+"""A temperature as a tensor: one element of any shape, with or without a graph; functions, modules and drop-ins.
+
+And one that is learned on a logarithmic scale.
+"""
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 import pytest
@@ -12,7 +18,16 @@ from hypothesis import strategies as st
 from peers import SEEDS, assert_close, drawn, rows, unit
 from torch import Tensor, nn
 
-from hexssl import CrossHEXLoss, HEXLoss, HEXRegularized, InfoNCELoss, hex_loss, info_nce
+from hexssl import (
+    CrossHEXLoss,
+    HEXLoss,
+    HEXRegularized,
+    InfoNCELoss,
+    LogTemperature,
+    cross_info_nce,
+    hex_loss,
+    info_nce,
+)
 from hexssl.compat import info_nce as infonce
 from hexssl.compat import lightly, metric_learning, solo
 
@@ -23,9 +38,9 @@ A, K = rows(1, 6, 4), rows(2, 6, 4)
 Z, QUEUE, OWN = torch.cat((A, K)), unit(rows(3, 9, 4)), rows(4, 6, 5, 4)  # OWN: five negatives for each query
 
 FUNCTIONS: dict[str, Callable[[Any], Tensor]] = {
-    "hex_loss": lambda t: hex_loss(Z, threshold=0.2, temperature=t),
-    "hex_loss none": lambda t: hex_loss(Z, threshold=0.2, temperature=t, reduction="none").sum(),
-    "info_nce": lambda t: info_nce(A, K, temperature=t),
+    "hex_loss": lambda t: hex_loss(*Z.chunk(2), threshold=0.2, temperature=t),
+    "hex_loss none": lambda t: hex_loss(*Z.chunk(2), threshold=0.2, temperature=t, reduction="none").sum(),
+    "info_nce": lambda t: cross_info_nce(A, K, temperature=t),
     "solo simclr": lambda t: solo.simclr_loss_func(Z, torch.arange(6).repeat(2), t),
     "solo nnclr": lambda t: solo.nnclr_loss_func(A, K, t),
     "solo mocov2plus": lambda t: solo.mocov2plus_loss_func(unit(A), unit(K), QUEUE.T, t),
@@ -107,7 +122,7 @@ def test_any_number_of_dimensions_of_length_one(seed, value, dimensions, reducti
     z = rows(seed, 8, 3)
     plain = torch.tensor(value, dtype=dtype, requires_grad=True)
     shaped = torch.full((1,) * dimensions, value, dtype=dtype, requires_grad=True)
-    losses = [hex_loss(z, threshold=0.1, temperature=t, reduction=reduction) for t in (plain, shaped)]
+    losses = [hex_loss(*z.chunk(2), threshold=0.1, temperature=t, reduction=reduction) for t in (plain, shaped)]
     assert torch.equal(*losses)
     for loss in losses:
         loss.sum().backward()
@@ -166,10 +181,10 @@ def test_the_loss_has_the_embeddings_dtype(shape):
 def test_other_devices():
     z = Z.float().to("meta")
     temperature = torch.full((1,), 0.3, device="meta", requires_grad=True)
-    hex_loss(z, threshold=0.2, temperature=temperature).backward()
+    hex_loss(*z.chunk(2), threshold=0.2, temperature=temperature).backward()
     assert temperature.grad.shape == (1,)
     with pytest.raises(ValueError, match=r"^temperature: got .*on cpu; accepted"):
-        hex_loss(z, temperature=torch.full((1,), 0.3))
+        hex_loss(*z.chunk(2), temperature=torch.full((1,), 0.3))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
@@ -180,3 +195,125 @@ def test_compiled():
     got, expected = (torch.autograd.grad(call(A, K), criterion.temperature)[0] for call in (compiled, criterion))
     assert got.shape == (1,)
     assert_close(got, expected, 1e-12)  # the gradient of the whole, added up in another order
+
+
+def test_log_temperature_starts_where_it_is_told(device):
+    for initial in (0.01, 0.1, 0.07, 1.0, 5.0):
+        for shape in ((), (1,)):
+            temperature = LogTemperature(initial, shape=shape).to(device)
+            found = temperature()
+            assert temperature.logit_scale.shape == shape and found.shape == () and found.requires_grad
+            assert found.device.type == device.type and found.dtype == torch.float32
+            # log and exp in float32, of numbers up to log 100: a few roundings of 6e-8, times 4.6
+            assert_close(found.detach().cpu(), torch.tensor(initial), 1e-6)
+            assert temperature.value == found.item()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_log_temperature_in_functions(name):
+    """The value is that of the number, the gradient that of the loss by the parameter: d tau / d scale = -tau."""
+    loss, temperature = FUNCTIONS[name], LogTemperature(0.3).double()
+    for _ in range(2):
+        temperature.logit_scale.grad = None
+        value = loss(temperature())
+        value.backward()
+        tau = temperature.value
+        assert_close(value.detach(), loss(tau), 1e-14)
+        assert_close(temperature.logit_scale.grad, -tau * slope(loss, tau), SLOPE)
+
+
+def test_log_temperature_on_a_device(device):
+    z, expected = Z.float(), LogTemperature(0.3)
+    info_nce(*z.chunk(2), temperature=expected()).backward()
+    found = copy.deepcopy(expected).to(device)
+    found.logit_scale.grad = None
+    info_nce(*z.to(device).chunk(2), temperature=found()).backward()
+    # float32 on both, summed in another order
+    assert_close(found.logit_scale.grad.cpu(), expected.logit_scale.grad, 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_log_temperature_has_a_bound(shape):
+    temperature = LogTemperature(0.02, minimum=0.01, shape=shape)
+    optimizer = torch.optim.SGD(temperature.parameters(), 1.0)
+    for _ in range(4):  # downwards, and on where the bound has been reached: the gradient is never cut off
+        optimizer.zero_grad()
+        (100 * temperature()).backward()
+        assert temperature.logit_scale.grad.item() < 0
+        optimizer.step()
+    assert temperature.logit_scale.item() > log(100)  # the step has only just been made
+    assert temperature.eval()().item() >= 0.01 * (1 - 1e-6) and temperature.logit_scale.item() > log(100)
+    temperature.train()
+    assert temperature().item() >= 0.01 * (1 - 1e-6)  # one rounding of float32 in log and exp
+    assert temperature.logit_scale.item() <= log(100) * (1 + 1e-6)
+    optimizer.zero_grad()
+    (-100 * temperature()).backward()
+    optimizer.step()
+    assert temperature.value > 0.02  # the first step away from the bound is not lost on the way back to it
+
+
+def test_log_temperature_leaves_earlier_graphs_alone():
+    temperature = LogTemperature(0.02, minimum=0.01)
+    with torch.no_grad():
+        temperature.logit_scale.fill_(9.0)
+    losses = [info_nce(*Z.float().chunk(2), temperature=temperature()) for _ in range(2)]
+    sum(losses).backward()
+    assert losses[0] == losses[1] and temperature.logit_scale.grad.isfinite()
+
+
+def test_log_temperature_state():
+    first, second = LogTemperature(0.3), LogTemperature(0.1)
+    assert list(first.state_dict()) == ["logit_scale"]
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.value == first.value and copy.deepcopy(first).value == first.value
+    assert repr(second) == "LogTemperature(0.3, minimum=0.01)"
+    with torch.device("meta"):
+        empty = LogTemperature(0.2, shape=(1,))
+    assert repr(empty) == "LogTemperature(0.2, minimum=0.01, shape=(1,))"
+    empty.to_empty(device="cpu").reset_parameters()
+    assert empty.value == LogTemperature(0.2).value
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_log_temperature_in_other_dtypes(dtype):
+    for initial in (0.01, 0.012, 0.1):
+        temperature = LogTemperature(initial).to(dtype)
+        found = temperature()
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert found.item() >= 0.01 * (1 - 1e-6)
+        assert_close(found.detach().float(), torch.tensor(initial), max(5 * torch.finfo(dtype).eps, 1e-6))
+        found.backward()
+        assert temperature.logit_scale.grad.dtype == dtype and temperature.logit_scale.grad.item() < 0
+
+
+@pytest.mark.parametrize(("error", "name", "given"), [
+    (ValueError, "initial", {"initial": 0.009}), (ValueError, "initial", {"initial": -1}),
+    (ValueError, "initial", {"initial": float("inf")}), (TypeError, "initial", {"initial": torch.tensor(0.1)}),
+    (ValueError, "minimum", {"minimum": 0.0}), (ValueError, "minimum", {"minimum": float("nan")}),
+    (TypeError, "minimum", {"minimum": None}), (ValueError, "shape", {"shape": (2,)}),
+    (ValueError, "shape", {"shape": [1]}), (ValueError, "shape", {"shape": (1, 1)}),
+])
+def test_log_temperature_refuses(error, name, given):
+    with pytest.raises(error, match=rf"^{name}: got .*; accepted: "):
+        LogTemperature(**given)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_log_temperature_compiled():
+    def loss(a, k, temperature):
+        return cross_info_nce(a, k, temperature=temperature())
+
+    torch.compiler.reset()
+    eager, compiled = LogTemperature(0.3).double(), LogTemperature(0.3).double()
+    graph = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for scale in (1.0, 9.0, 2.0):
+        for call, temperature in ((loss, eager), (graph, compiled)):
+            with torch.no_grad():
+                temperature.logit_scale.fill_(scale)
+            temperature.logit_scale.grad = None
+            call(A, K, temperature).backward()
+        assert_close(compiled.logit_scale.grad, eager.logit_scale.grad, 1e-12)  # added up in another order
+        assert torch.equal(compiled.logit_scale, eager.logit_scale)

@@ -11,16 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from hexssl import HEXLoss, hex_loss, info_nce, thresholds
+from hexssl import CrossHEXLoss, HEXLoss, HEXRegularized, hex_loss, info_nce
 from hexssl.compat.info_nce import InfoNCE
+from hexssl.compat.lightly import NTXentLoss
+from hexssl.devices import widest_dtype
 from hexssl.thresholds import (
     AdaptiveThreshold,
     CosineSchedule,
     FixedThreshold,
+    LinearSchedule,
     MeanStdThreshold,
     RowRangeThreshold,
+    Schedule,
     StepSchedule,
     Threshold,
+    buffers,
 )
 
 # float64 sums of at most a few thousand cosines: rounding is far below this
@@ -31,6 +36,12 @@ def batch(seed=0, rows=20, columns=6):
     return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def on(device):
+    """The batch there, and what its numbers may be off by."""
+    dtype = widest_dtype(device)
+    return batch().to(device, dtype), CLOSE if dtype == torch.float64 else {"rtol": 0.0, "atol": 1e-6}
+
+
 def cosines(z):
     z = nn.functional.normalize(z)
     return z @ z.T
@@ -38,44 +49,44 @@ def cosines(z):
 
 def negatives(z):
     rows = len(z)
-    ids = torch.arange(rows) % (rows // 2)
+    ids = torch.arange(rows, device=z.device) % (rows // 2)
     return ids[:, None] != ids
 
 
 def used(threshold, z=None):
     """The threshold that the loss of `z` is computed with."""
     z = batch() if z is None else z
-    return hex_loss(z, threshold=threshold, return_stats=True)[1].threshold
+    return hex_loss(*z.chunk(2), threshold=threshold, return_stats=True)[1].threshold
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.99, 1.0])
-def test_adaptive_is_the_mean_of_the_row_quantiles(quantile):
-    c = cosines(batch())
-    expected = torch.quantile(c, quantile, dim=1, interpolation="nearest").mean()
-    torch.testing.assert_close(used(AdaptiveThreshold(quantile)), expected, **CLOSE)
+def test_adaptive_is_the_mean_of_the_row_quantiles(quantile, device):
+    z, close = on(device)
+    expected = torch.quantile(cosines(z), quantile, dim=1, interpolation="nearest").mean()
+    torch.testing.assert_close(used(AdaptiveThreshold(quantile), z), expected, **close)
 
 
-def test_adaptive_over_negatives_only():
-    z = batch()
+def test_adaptive_over_negatives_only(device):
+    z, close = on(device)
     c, mask = cosines(z), negatives(z)
     rows = [torch.quantile(c[i][mask[i]], 0.9, interpolation="nearest") for i in range(len(z))]
-    torch.testing.assert_close(used(AdaptiveThreshold(0.9, rows="negatives")), torch.stack(rows).mean(), **CLOSE)
+    torch.testing.assert_close(used(AdaptiveThreshold(0.9, rows="negatives"), z), torch.stack(rows).mean(), **close)
 
 
-def test_mean_std_over_all_negative_pairs():
-    z = batch()
+def test_mean_std_over_all_negative_pairs(device):
+    z, close = on(device)
     pairs = cosines(z)[negatives(z)]
     expected = pairs.mean() + 1.5 * pairs.std(correction=0)
-    torch.testing.assert_close(used(MeanStdThreshold(1.5)), expected, **CLOSE)
+    torch.testing.assert_close(used(MeanStdThreshold(1.5), z), expected, **close)
 
 
 def test_mean_std_with_rows_of_different_length_and_none():
     z = batch()
-    groups = torch.tensor([0] * 11 + [1] * 5 + [2] * 4)
-    pairs = cosines(z)[groups[:, None] != groups]
-    _, stats = hex_loss(z, groups=groups, threshold=MeanStdThreshold(-0.5), return_stats=True)
+    labels = torch.tensor([0] * 11 + [1] * 5 + [2] * 4)
+    pairs = cosines(z)[labels[:, None] != labels]
+    _, stats = hex_loss(z, labels=labels, threshold=MeanStdThreshold(-0.5), return_stats=True)
     torch.testing.assert_close(stats.threshold, pairs.mean() - 0.5 * pairs.std(correction=0), **CLOSE)
-    alone = hex_loss(z, groups=torch.zeros(20, dtype=torch.int64), threshold=MeanStdThreshold(1.0))
+    alone = hex_loss(z, labels=torch.zeros(20, dtype=torch.int64), threshold=MeanStdThreshold(1.0))
     assert alone == 0  # every key is a positive: -log 1
 
 
@@ -83,36 +94,39 @@ def test_mean_std_with_rows_of_different_length_and_none():
                                        AdaptiveThreshold(rows="negatives", momentum=0.5, monotone=True)])
 def test_without_negatives_there_is_no_threshold(threshold):
     alone = torch.zeros(20, dtype=torch.int64)
-    loss, stats = hex_loss(batch(), groups=alone, threshold=threshold, return_stats=True)
+    loss, stats = hex_loss(batch(), labels=alone, threshold=threshold, return_stats=True)
     assert stats.threshold == float("inf") and torch.isfinite(loss)
     broken = batch()
     broken[3, 2] = float("nan")
-    assert hex_loss(broken, threshold=threshold).isnan()
-    assert torch.isfinite(hex_loss(batch(), threshold=threshold))  # nothing of it is left in a running value
+    assert hex_loss(*broken.chunk(2), threshold=threshold).isnan()
+    assert torch.isfinite(hex_loss(*batch().chunk(2), threshold=threshold))  # nothing of it is left in a running value
 
 
-def test_row_range_gives_one_threshold_per_anchor():
-    z = batch()
+def test_row_range_gives_one_threshold_per_anchor(device):
+    z, close = on(device)
     c = cosines(z)
     low, high = c.amin(1), c.amax(1)
-    rows = low + 0.6 * (high - low)
+    rows, threshold = low + 0.6 * (high - low), RowRangeThreshold(0.6).to(device)
     assert rows.std() > 0.01
-    torch.testing.assert_close(used(RowRangeThreshold(0.6)), rows.mean(), **CLOSE)
-    torch.testing.assert_close(hex_loss(z, threshold=RowRangeThreshold(0.6)), hex_loss(z, threshold=rows), **CLOSE)
+    torch.testing.assert_close(used(threshold, z), rows.mean(), **close)
+    torch.testing.assert_close(hex_loss(*z.chunk(2), threshold=threshold), hex_loss(*z.chunk(2), threshold=rows),
+                               **close)
 
 
 @pytest.mark.parametrize("given", [0.25, torch.tensor(0.25), torch.full((20,), 0.25, dtype=torch.float64)])
-def test_fixed_is_the_number_itself(given):
-    z = batch()
-    expected = hex_loss(z, threshold=FixedThreshold(0.25))
-    torch.testing.assert_close(hex_loss(z, threshold=given), expected, rtol=0.0, atol=0.0)
-    torch.testing.assert_close(HEXLoss(threshold=given)(z[:10], z[10:]), expected, rtol=0.0, atol=0.0)
+def test_fixed_is_the_number_itself(given, device):
+    z, _ = on(device)
+    if isinstance(given, torch.Tensor):
+        given = given.to(device, min(given.dtype, widest_dtype(device), key=lambda dtype: dtype.itemsize))
+    expected = hex_loss(*z.chunk(2), threshold=FixedThreshold(0.25).to(device))
+    torch.testing.assert_close(hex_loss(*z.chunk(2), threshold=given), expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(HEXLoss(threshold=given).to(device)(z[:10], z[10:]), expected, rtol=0.0, atol=0.0)
 
 
 def test_no_gradient_flows_through_a_threshold():
     z = batch().requires_grad_()
     epsilon = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
-    hex_loss(z, threshold=epsilon).backward()
+    hex_loss(*z.chunk(2), threshold=epsilon).backward()
     assert epsilon.grad is None and z.grad is not None
 
 
@@ -130,12 +144,41 @@ def test_cosine_schedule():
     assert schedule(41) == schedule(1000) == 0.3
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.9, 0.3), (-0.5, 0.5)])
+def test_linear_schedule(start, end):
+    schedule = LinearSchedule(start, end, epochs=8)
+    # eighths of these numbers, with a few roundings of a number below 1
+    assert all(abs(schedule(epoch) - (start + epoch / 8 * (end - start))) <= 1e-15 for epoch in range(9))
+    assert schedule(0) == start and schedule(8) == schedule(9) == schedule(1000) == end
+
+
+class Halving(Schedule):
+    """A schedule of a user's own."""
+
+    def __call__(self, at):
+        return 0.8 / 2**at
+
+
+def halving(at):
+    return 0.8 / 2**at
+
+
+SCHEDULES = [CosineSchedule(0.9, 0.3, epochs=10), LinearSchedule(0.9, 0.3, epochs=10), StepSchedule(0.9, 0.3, 0.1, 2),
+             Halving(), halving, lambda at: 0.8 - at / 100, lambda at: 1 - at // 100]  # the last returns an int
+
+
+@pytest.mark.parametrize("per", ["epoch", "step"])
 @pytest.mark.parametrize("kind", [FixedThreshold, RowRangeThreshold])
-def test_scheduled_threshold_follows_the_epoch(kind):
-    scheduled = kind(CosineSchedule(0.9, 0.3, epochs=10))
-    for epoch in (0, 5, 12):
-        scheduled.set_epoch(epoch)
-        assert torch.equal(used(scheduled), used(kind(CosineSchedule(0.9, 0.3, epochs=10)(epoch))))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_scheduled_threshold_follows_the_epoch_or_the_step(schedule, kind, per):
+    scheduled, tell, other = kind(schedule, per=per), f"set_{per}", "set_step" if per == "epoch" else "set_epoch"
+    getattr(scheduled, other)(7)  # not what it follows
+    with pytest.raises(ValueError, match=rf"depends on the {per}, which is not known; call set_{per}\({per}\)"):
+        used(scheduled)
+    for at in (0, 5, 12, 1):
+        getattr(scheduled, tell)(at)
+        getattr(scheduled, other)(at + 1)
+        assert torch.equal(used(scheduled), used(kind(schedule(at))))
 
 
 @pytest.mark.parametrize("threshold", [
@@ -143,10 +186,66 @@ def test_scheduled_threshold_follows_the_epoch(kind):
     RowRangeThreshold(CosineSchedule(1, 0, 9)),
 ])
 def test_epoch_must_be_known(threshold):
-    with pytest.raises(ValueError, match="set_epoch"):
+    threshold.set_step(4)
+    with pytest.raises(ValueError, match=r"set_epoch\(epoch\) .* at the start of every epoch"):
         used(threshold)
     threshold.set_epoch(4)
     assert torch.isfinite(used(threshold))
+
+
+@pytest.mark.parametrize("criterion", [
+    HEXLoss(threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+    CrossHEXLoss(threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+    HEXRegularized(nn.MSELoss(), threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+    NTXentLoss(threshold=AdaptiveThreshold(0.8, warmup=3, per="step")),
+])
+def test_warmup_in_steps(criterion):
+    z1, z2 = batch().view(2, 10, 6)
+    criterion.set_epoch(9)
+    with pytest.raises(ValueError, match=r"warmup=3 depends on the step.*call set_step\(step\) .* every step"):
+        criterion(z1, z2)
+    inner = criterion.hex if isinstance(criterion, HEXRegularized) else criterion
+    for step in range(6):
+        criterion.set_step(step)
+        criterion(z1, z2)
+        assert (inner.stats.threshold == float("inf")) == (step <= 3)
+    assert inner.threshold.epoch == 9 and inner.threshold.step == 5
+
+
+@pytest.mark.parametrize("kind", [FixedThreshold, RowRangeThreshold])
+@pytest.mark.parametrize(("error", "returned"), [
+    (ValueError, float("nan")), (TypeError, None), (TypeError, "0.5"), (TypeError, True),
+    (TypeError, torch.tensor(0.5)),
+])
+def test_what_a_schedule_returns_is_checked(kind, error, returned):
+    threshold = kind(lambda at: 0.5 if at < 2 else returned)
+    threshold.set_epoch(1)
+    before = used(threshold)
+    message = r"^(value|fraction) at epoch 2: got .*; accepted: a (finite )?number from <function"
+    with pytest.raises(error, match=message):
+        threshold.set_epoch(2)
+    with pytest.raises(ValueError, match="set_epoch"):  # the number of another epoch is not used in its place
+        used(threshold)
+    threshold.set_epoch(0)
+    assert torch.equal(used(threshold), before)
+
+
+def test_infinity_from_a_schedule():
+    threshold = FixedThreshold(lambda at: float("inf"))
+    threshold.set_epoch(0)
+    assert used(threshold) == float("inf")
+    with pytest.raises(ValueError, match="fraction at epoch 0: got inf"):
+        RowRangeThreshold(lambda at: float("inf")).set_epoch(0)
+
+
+def test_a_loss_without_a_threshold_object_takes_a_step_as_well():
+    for threshold in (None, 0.3, "adaptive"):
+        criterion = HEXLoss(threshold=threshold)
+        criterion.set_step(3)
+        with pytest.raises(ValueError, match="step: got -1"):
+            criterion.set_step(-1)
+        with pytest.raises(TypeError, match="step: got 1.5"):
+            criterion.set_step(1.5)
 
 
 def test_warmup_includes_its_last_epoch():
@@ -154,9 +253,10 @@ def test_warmup_includes_its_last_epoch():
     z = batch()
     for epoch in (0, 1, 2):
         threshold.set_epoch(epoch)
-        assert torch.equal(hex_loss(z, threshold=threshold), info_nce(z))
+        assert torch.equal(hex_loss(*z.chunk(2), threshold=threshold), info_nce(*z.chunk(2)))
     threshold.set_epoch(3)
-    assert torch.equal(hex_loss(z, threshold=threshold), hex_loss(z, threshold=AdaptiveThreshold(quantile=0.8)))
+    assert torch.equal(hex_loss(*z.chunk(2), threshold=threshold),
+                       hex_loss(*z.chunk(2), threshold=AdaptiveThreshold(quantile=0.8)))
 
 
 def test_warmup_value():
@@ -165,13 +265,15 @@ def test_warmup_value():
     assert abs(used(threshold) - 0.9) <= 1e-15  # the mean of equal numbers below 1, rounded
 
 
-def test_momentum_is_an_average_of_the_estimates():
-    threshold = AdaptiveThreshold(0.9, momentum=0.75)
+def test_momentum_is_an_average_of_the_estimates(device):
+    threshold = AdaptiveThreshold(0.9, momentum=0.75).to(device)
     average = None
+    first, close = on(device)
     for seed in range(4):
-        estimate = used(AdaptiveThreshold(0.9), batch(seed))
+        z = batch(seed).to(first)
+        estimate = used(AdaptiveThreshold(0.9), z)
         average = estimate if average is None else 0.75 * average + 0.25 * estimate
-        torch.testing.assert_close(used(threshold, batch(seed)), average, **CLOSE)
+        torch.testing.assert_close(used(threshold, z), average, **close)
 
 
 def test_monotone_is_a_running_minimum():
@@ -197,7 +299,7 @@ def test_evaluation_uses_the_running_value_and_does_not_change_it():
 def test_batch_without_negatives_leaves_the_running_value():
     threshold = AdaptiveThreshold(0.9, rows="negatives", momentum=0.5, monotone=True)
     reached = used(threshold)
-    hex_loss(batch(1), groups=torch.zeros(20, dtype=torch.int64), threshold=threshold)
+    hex_loss(batch(1), labels=torch.zeros(20, dtype=torch.int64), threshold=threshold)
     torch.testing.assert_close(threshold.average, reached, **CLOSE)
     torch.testing.assert_close(threshold.lowest, reached, **CLOSE)
 
@@ -206,20 +308,38 @@ def test_batch_without_negatives_leaves_the_running_value():
     lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True, warmup=1),
     lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)),
     lambda: RowRangeThreshold(CosineSchedule(0.9, 0.3, 8)),
+    lambda: RowRangeThreshold(halving),
+    lambda: FixedThreshold(LinearSchedule(0.9, 0.3, 25), per="step"),
+    lambda: AdaptiveThreshold(0.9, momentum=0.9, warmup=31, per="step"),  # ends after the break
 ])
 def test_resumed_run_continues_exactly(make, tmp_path):
+    def tell(threshold, epoch):
+        threshold.set_epoch(epoch)
+        threshold.set_step(10 * epoch)
+
     first = make()
     for epoch in range(4):
-        first.set_epoch(epoch)
+        tell(first, epoch)
         used(first, batch(epoch))
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second = make()
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert second.epoch == 3
+    assert second.epoch == 3 and second.step == 30
     for epoch in (3, 4):
         assert torch.equal(used(first, batch(epoch + 9)), used(second, batch(epoch + 9)))
-        first.set_epoch(epoch + 1)
-        second.set_epoch(epoch + 1)
+        tell(first, epoch + 1)
+        tell(second, epoch + 1)
+
+
+@pytest.mark.parametrize("epoch", [-1, 5])
+def test_a_checkpoint_of_before_there_were_steps(epoch):
+    threshold = HEXLoss(threshold=FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)))
+    threshold.set_step(8)
+    state = {**threshold.state_dict(), "threshold._extra_state": torch.tensor(epoch)}  # 0-d: the epoch alone
+    threshold.load_state_dict(state)
+    assert threshold.threshold.epoch == (None if epoch < 0 else epoch) and threshold.threshold.step is None
+    if epoch >= 0:
+        assert torch.equal(used(threshold.threshold), used(FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)(5))))
 
 
 def test_state_before_an_epoch_is_known():
@@ -326,8 +446,8 @@ def test_no_float64_reaches_a_device_without_it(monkeypatch):
         assert value.dtype == torch.float32
         return Elsewhere
 
-    monkeypatch.setattr(thresholds, "_widest", lambda value, device: (value.item(), device.type))
-    assert thresholds._moved(torch.tensor(0.5, dtype=torch.float64), to_mps) == (0.5, "mps")
+    monkeypatch.setattr(buffers, "widest", lambda value, device: (value.item(), device.type))
+    assert buffers._moved(torch.tensor(0.5, dtype=torch.float64), to_mps) == (0.5, "mps")
 
 
 def built_on_meta(make):
@@ -372,13 +492,16 @@ def test_state_keeps_its_width_however_it_is_loaded(make, assign):
 
 @pytest.mark.parametrize("make", [
     lambda: AdaptiveThreshold(0.9, momentum=0.9, monotone=True, warmup=1, sync=True),
-    lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)), lambda: MeanStdThreshold(1.0, sync=False), Learned])
+    lambda: FixedThreshold(StepSchedule(0.9, 0.3, 0.1, 1)), lambda: MeanStdThreshold(1.0, sync=False), Learned,
+    lambda: RowRangeThreshold(halving, per="step")])
 def test_copies(make):
     threshold = make()
     threshold.set_epoch(3)
+    threshold.set_step(2)
     used(threshold)
     for other in (copy.deepcopy(threshold), pickle.loads(pickle.dumps(threshold))):
-        assert other.epoch == 3 and other.sync is threshold.sync and repr(other) == repr(threshold)
+        assert other.epoch == 3 and other.step == 2 and other.per == threshold.per
+        assert other.sync is threshold.sync and repr(other) == repr(threshold)
         assert all(torch.equal(value, held(threshold)[name]) and value is not held(threshold)[name]
                    for name, value in held(other).items())
         assert torch.equal(used(copy.deepcopy(threshold), batch(1)), used(other, batch(1)))
@@ -405,6 +528,23 @@ def test_compiled(make):
         assert torch.equal(value, held(plain.threshold)[name])
 
 
+@pytest.mark.parametrize("kind", [FixedThreshold, RowRangeThreshold])
+def test_nothing_is_compiled_anew_from_step_to_step(kind):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    criterion = HEXLoss(threshold=kind(LinearSchedule(0.9, 0.1, 5), per="step"))
+    step, (z1, z2) = torch.compile(criterion, backend=backend, fullgraph=True), batch().view(2, 10, 6)
+    for at in range(4):
+        criterion.set_step(at)
+        assert torch.equal(step(z1, z2), criterion(z1, z2))
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("make", [
     lambda: AdaptiveThreshold(momentum=0.9), lambda: AdaptiveThreshold(warmup=1, warmup_value=0.9),
     lambda: FixedThreshold(0.3), lambda: RowRangeThreshold(0.3), Learned])
@@ -413,7 +553,7 @@ def test_another_device_is_refused_by_name(make):
     threshold.set_epoch(1)
     name = type(threshold).__name__
     with pytest.raises(ValueError, match=rf"threshold: got {name} with '\w[\w.]*' on cpu; accepted: .*\.to\('meta'\)"):
-        hex_loss(z.to("meta"), threshold=threshold)
+        hex_loss(*z.to("meta").chunk(2), threshold=threshold)
     with pytest.raises(ValueError, match=f"threshold: got {name} with .* on cpu"):
         InfoNCE(negative_mode="paired", threshold=threshold)(*z.to("meta").view(2, 10, 6), torch.empty(
             10, 3, 6, dtype=torch.float64, device="meta"))
@@ -442,11 +582,11 @@ def test_a_decision_of_another_shape_is_refused(shape):
 
 def test_no_gradient_comes_out_of_a_learned_threshold():
     threshold, z = Learned(), batch().requires_grad_()
-    hex_loss(z, threshold=threshold).backward()
+    hex_loss(*z.chunk(2), threshold=threshold).backward()
     assert threshold.weight.grad is None and z.grad is not None
     direct = Learned()
     direct.decide = lambda row_stats, mean_quantile: direct.weight[0]
-    hex_loss(z, threshold=direct).backward()
+    hex_loss(*z.chunk(2), threshold=direct).backward()
     assert direct.weight.grad is None
 
 
@@ -490,6 +630,12 @@ def test_own_threshold_object():
     (ValueError, lambda: StepSchedule(0.3, 0.9, 0.1, 5)), (ValueError, lambda: StepSchedule(0.9, 0.3, -0.1, 5)),
     (ValueError, lambda: StepSchedule(0.9, 0.3, 0.1, 0)), (TypeError, lambda: CosineSchedule(0.9, 0.3, 2.5)),
     (ValueError, lambda: CosineSchedule(0.9, 0.3, 0)), (ValueError, lambda: AdaptiveThreshold().set_epoch(-1)),
+    (ValueError, lambda: LinearSchedule(0.9, 0.3, 0)), (TypeError, lambda: LinearSchedule(0.9, 0.3, 2.5)),
+    (ValueError, lambda: LinearSchedule(float("inf"), 0.3, 4)), (ValueError, lambda: LinearSchedule(0.9, math.nan, 4)),
+    (ValueError, lambda: AdaptiveThreshold(warmup=1, per="batch")), (TypeError, lambda: FixedThreshold(0.3, per=None)),
+    (ValueError, lambda: RowRangeThreshold(0.3, per="steps")), (TypeError, lambda: FixedThreshold(StepSchedule)),
+    (TypeError, lambda: FixedThreshold(FixedThreshold(0.3))), (TypeError, lambda: FixedThreshold(torch.tensor(0.3))),
+    (TypeError, lambda: AdaptiveThreshold().set_step(1.0)), (ValueError, lambda: FixedThreshold(0.3).set_step(-1)),
     (TypeError, lambda: AdaptiveThreshold().set_epoch(1.0)), (TypeError, lambda: AdaptiveThreshold().set_epoch(True)),
 ])
 def test_wrong_settings(error, make):
@@ -501,7 +647,7 @@ RANK = """
 import sys
 import torch
 from torch import distributed
-from hexssl import hex_loss
+from hexssl import cross_hex_loss, hex_loss
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold
 
 rank, meeting = int(sys.argv[1]), sys.argv[2]
@@ -509,19 +655,19 @@ distributed.init_process_group("gloo", init_method="file://" + meeting, rank=ran
 z = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 ids = torch.arange(12) % 6
 mine = slice(0, 4) if rank == 0 else slice(4, 12)  # unequal parts of the batch, all of it as keys
-problem = dict(keys=z, groups=ids[mine], key_groups=ids, self_offset=mine.start)
-whole = dict(groups=ids)
+problem = dict(keys=z, labels=ids[mine], key_labels=ids, self_offset=mine.start)
+whole = dict(labels=ids)
 for threshold in (AdaptiveThreshold(0.8, sync=True), AdaptiveThreshold(0.8, rows="negatives", sync=True),
                   MeanStdThreshold(0.5, sync=True)):
-    seen = hex_loss(z[mine], **problem, threshold=threshold, return_stats=True)[1].threshold
+    seen = cross_hex_loss(z[mine], **problem, threshold=threshold, return_stats=True)[1].threshold
     expected = hex_loss(z, **whole, threshold=threshold.eval(), return_stats=True)[1].threshold
     assert abs(seen - expected) <= 1e-12, (threshold, seen, expected)
     both = [torch.zeros_like(seen) for _ in range(2)]
     distributed.all_gather(both, seen)
     assert torch.equal(*both), both
 for alone in (AdaptiveThreshold(0.8, sync=False), AdaptiveThreshold(0.8)):  # a function communicates when told to
-    seen = hex_loss(z[mine], **problem, threshold=alone, return_stats=True)[1].threshold
-    expected = hex_loss(z[mine], **problem, threshold=alone.eval(), return_stats=True)[1].threshold
+    seen = cross_hex_loss(z[mine], **problem, threshold=alone, return_stats=True)[1].threshold
+    expected = cross_hex_loss(z[mine], **problem, threshold=alone.eval(), return_stats=True)[1].threshold
     assert torch.equal(seen, expected)
 distributed.destroy_process_group()
 """

@@ -9,7 +9,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor, init_device_mesh
 from torch.masked import masked_tensor
 
-from hexssl import CrossHEXLoss, FeatureQueue, HEXLoss, InfoNCELoss, hex_loss, info_nce, similarity_stats
+from hexssl import (
+    CrossHEXLoss,
+    FeatureQueue,
+    HEXLoss,
+    InfoNCELoss,
+    cross_hex_loss,
+    cross_info_nce,
+    hex_loss,
+    info_nce,
+    similarity_stats,
+)
 from hexssl.compat import info_nce as info_nce_pytorch
 from hexssl.compat import lightly, metric_learning, open_clip, solo
 
@@ -40,7 +50,7 @@ KINDS = {
     "nested": (lambda: nested(torch.strided), "a nested tensor of 2 parts", r"torch\.cat\(tensor\.unbind\(\)\)"),
     "nested, jagged": (lambda: nested(torch.jagged), "a nested NestedTensor of 2 parts",
                        r"torch\.cat\(tensor\.unbind\(\)\)"),
-    "nested rows": (lambda: torch.nested.nested_tensor([Z[0], Z[1, :2]]), "a nested tensor of 2 parts", "groups"),
+    "nested rows": (lambda: torch.nested.nested_tensor([Z[0], Z[1, :2]]), "a nested tensor of 2 parts", "labels"),
     "sparse": (Z.to_sparse, "torch.sparse_coo", r"\.to_dense\(\)"),
     "sparse rows": (Z.to_sparse_csr, "torch.sparse_csr", r"\.to_dense\(\)"),
     "mkldnn": (Z.to_mkldnn, "torch._mkldnn", r"\.to_dense\(\)"),
@@ -49,18 +59,18 @@ KINDS = {
     "integers": (Z.long, "torch.int64", r"\.float\(\)"),
     "booleans": (Z.bool, "torch.bool", r"\.float\(\)"),
     "float8": (lambda: Z.to(torch.float8_e4m3fn), "torch.float8_e4m3fn", r"\.float\(\)"),
-    "array": (Z.numpy, "a ndarray of shape (4, 3)", r"torch\.as_tensor .*hexssl\.arrays"),
+    "array": (Z.numpy, "an array of shape (4, 3)", r"torch\.as_tensor .*hexssl\.arrays"),
     "list": (Z.tolist, "of type list", r"torch\.as_tensor .*hexssl\.arrays"),
-    "list of views": (lambda: [Z, Z], "of type list", r"module as \*views.* function as torch\.cat\(views\)"),
-    "views in one": (lambda: torch.stack((Z, Z), 1), "(4, 2, 3)", r"\*views\.unbind\(1\).*torch\.cat\(views\.unbind"),
-    "labels": (lambda: IDS, "a tensor of shape (4,), torch.int64", "groups="),
+    "list of views": (lambda: [Z, Z], "of type list", r"arguments of their own: \*views"),
+    "views in one": (lambda: torch.stack((Z, Z), 1), "(4, 2, 3)", r"to a loss as \*views\.unbind\(1\)"),
+    "labels": (lambda: IDS, "a tensor of shape (4,), torch.int64", "labels="),
 }
 
 CALLS = {
-    "hex_loss": ("anchors", hex_loss),
-    "hex_loss, keys": ("keys", lambda z: hex_loss(Z, z)),
-    "info_nce": ("anchors", info_nce),
-    "info_nce, paired": ("paired", lambda z: info_nce(Z, Z, paired=z)),
+    "hex_loss": ("views[0]", lambda z: hex_loss(z, Z)),
+    "hex_loss, keys": ("keys", lambda z: cross_hex_loss(Z, z)),
+    "info_nce": ("views[0]", lambda z: info_nce(z, Z)),
+    "info_nce, paired": ("paired", lambda z: cross_info_nce(Z, Z, paired=z)),
     "similarity_stats": ("anchors", similarity_stats),
     "HEXLoss": ("views[1]", lambda z: HEXLoss()(Z, z)),
     "InfoNCELoss, first": ("views[0]", lambda z: InfoNCELoss()(z, Z)),
@@ -89,10 +99,10 @@ def test_error_says_what_to_do(kind, call, alone):
 
 
 @pytest.mark.parametrize(("name", "call"), [
-    ("groups", lambda: hex_loss(Z, groups=dtensor()[:, 0].long())),
-    ("relation", lambda: hex_loss(Z, Z[:3], relation=dtensor().to(torch.int8))),
-    ("temperature", lambda: hex_loss(Z, temperature=dtensor()[0, 0])),
-    ("threshold", lambda: hex_loss(Z, threshold=dtensor()[0, 0])),
+    ("labels", lambda: hex_loss(Z, labels=dtensor()[:, 0].long())),
+    ("relation", lambda: cross_hex_loss(Z, Z[:3], relation=dtensor().to(torch.int8))),
+    ("temperature", lambda: hex_loss(*Z.chunk(2), temperature=dtensor()[0, 0])),
+    ("threshold", lambda: hex_loss(*Z.chunk(2), threshold=dtensor()[0, 0])),
 ])
 def test_other_arguments_are_ordinary_tensors_too(name, call, alone):
     with pytest.raises(TypeError, match=rf"^{name}: got a DTensor .*\.full_tensor\(\)"):
@@ -111,22 +121,22 @@ def test_data_beside_what_has_none(name):
 
 def test_fake_tensors_alone_have_the_shapes():
     fake = FakeTensorMode().from_tensor(Z)
-    for loss in (hex_loss(fake), HEXLoss()(fake, fake), hex_loss(fake, reduction="none").sum()):
+    for loss in (hex_loss(*fake.chunk(2)), HEXLoss()(fake, fake), hex_loss(*fake.chunk(2), reduction="none").sum()):
         assert type(loss) is type(fake) and loss.shape == ()
 
 
 @pytest.mark.parametrize("call", [hex_loss, info_nce, HEXLoss(), InfoNCELoss(), CrossHEXLoss()],
                          ids=lambda call: getattr(call, "__name__", type(call).__name__))
-def test_labels_by_the_keyword_of_others(call):
-    with pytest.raises(TypeError, match=r"^labels: got a tensor of shape \(4,\).*groups="):
-        call(Z, Z, labels=IDS)
+def test_labels_in_the_place_of_a_view(call):
+    with pytest.raises(TypeError, match=r"^(views\[1\]|keys): got a tensor of shape \(4,\).*labels="):
+        call(Z, IDS)
 
 
 def test_one_tensor_of_views_for_a_module():
-    with pytest.raises(ValueError, match=r"^views: got a tensor of shape \(4, 2, 3\).*\*views\.unbind\(1\)"):
+    with pytest.raises(ValueError, match=r"^views\[0\]: got a tensor of shape \(4, 2, 3\).*\*views\.unbind\(1\)"):
         HEXLoss()(torch.stack((Z, Z), 1))
     views = torch.stack((Z, Z + 1, Z - 1), 1)
-    stacked = hex_loss(torch.cat(views.unbind(1)), groups=torch.arange(4).repeat(3))
+    stacked = hex_loss(torch.cat(views.unbind(1)), labels=torch.arange(4).repeat(3))
     assert torch.equal(HEXLoss()(*views.unbind(1)), stacked)  # what the advice says
 
 
@@ -134,9 +144,9 @@ def test_subclasses_that_torch_lets_through():
     """Their values are those of the data, with gradients."""
     own = type("Own", (torch.Tensor,), {})
     leaf = Z.clone().requires_grad_()
-    loss = hex_loss(leaf.as_subclass(own))
+    loss = hex_loss(*leaf.as_subclass(own).chunk(2))
     plain = Z.clone().requires_grad_()
-    expected = hex_loss(plain)
+    expected = hex_loss(*plain.chunk(2))
     loss.backward()
     expected.backward()
     assert loss.item() == expected.item()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hexssl import hex_loss, info_nce, similarity_stats, workspace
+from hexssl import cross_hex_loss, hex_loss, info_nce, similarity_stats, workspace
 from hexssl.profiling import Profile
 
 
@@ -25,7 +25,7 @@ def default_budget():
 
 def step(rows=300, columns=40, reduction="mean"):
     z = torch.randn(rows, columns, requires_grad=True)
-    hex_loss(z, reduction=reduction).sum().backward()
+    hex_loss(*z.chunk(2), reduction=reduction).sum().backward()
 
 
 def products(rows, columns):
@@ -89,7 +89,7 @@ def test_kept_tiles_and_others_give_the_same_bits(dtype, threshold):
     for kept in (0, 1, full.tiles // 2, full.tiles):
         workspace.set_budget(full.kept_bytes - (full.tiles - kept) * each)
         assert workspace.plan(300, 40).kept_tiles == kept
-        loss = hex_loss(z, threshold=threshold, temperature=0.2)
+        loss = hex_loss(*z.chunk(2), threshold=threshold, temperature=0.2)
         results.append((loss, torch.autograd.grad(loss, z)[0]))
     for loss, gradient in results[1:]:
         assert torch.equal(loss, results[0][0]) and torch.equal(gradient, results[0][1])
@@ -118,13 +118,13 @@ def test_gradients_summed_with_the_losses_are_those_of_a_pass_of_their_own(optio
     elif options.pop("paired", False):
         options["paired"] = z
     else:
-        options |= {"groups": torch.arange(300) % 37, "key_groups": torch.arange(410) % 41}
+        options |= {"labels": torch.arange(300) % 37, "key_labels": torch.arange(410) % 41}
     inputs = [x, options["temperature"], *([] if queue else [y]), *([z] if "paired" in options else [])]
     found = []
     for size in (None, 0):
         workspace.set_budget(size)
         with Profile() as profile:
-            loss = hex_loss(x, y, **options)
+            loss = cross_hex_loss(x, y, **options)
             found.append((loss, *torch.autograd.grad(loss, inputs, retain_graph=True)))
         passes = profile.phases["scores"].operations / (2 * 300 * 410 * 24)
         assert passes == 1 if size is None else passes >= 2
@@ -134,7 +134,7 @@ def test_gradients_summed_with_the_losses_are_those_of_a_pass_of_their_own(optio
     if queue:
         return
     workspace.set_budget(None)
-    only = torch.autograd.grad(hex_loss(x.detach(), y, **{**options, "temperature": tau}), y)[0]
+    only = torch.autograd.grad(cross_hex_loss(x.detach(), y, **{**options, "temperature": tau}), y)[0]
     rtol = 1e-5 if dtype == torch.float32 else 2**-7  # tau in float32 once, in float64 once; a rounding to bfloat16
     torch.testing.assert_close(only, found[0][3], rtol=rtol, atol=1e-7)
 
@@ -143,9 +143,11 @@ def test_gradients_summed_with_the_losses_are_those_of_a_pass_of_their_own(optio
 def test_fused_gradients_are_not_taken_for_others(dtype):
     """The same embeddings in two losses, whose backward passes come in any order; and when they are forgotten."""
     x, y = (torch.randn(80, 8, generator=torch.Generator().manual_seed(i)).to(dtype).requires_grad_() for i in range(2))
-    makers = [lambda: hex_loss(x, y, threshold=None), lambda: hex_loss(x, y, threshold=None, temperature=0.3),
-              lambda: hex_loss(x, y, threshold=0.2), lambda: hex_loss(x, y, groups=torch.arange(80) // 2,
-                                                                      key_groups=torch.arange(80) // 2, threshold=None)]
+    ids = torch.arange(80) // 2
+    makers = [lambda: cross_hex_loss(x, y, threshold=None),
+              lambda: cross_hex_loss(x, y, threshold=None, temperature=0.3),
+              lambda: cross_hex_loss(x, y, threshold=0.2),
+              lambda: cross_hex_loss(x, y, labels=ids, key_labels=ids, threshold=None)]
     alone = [torch.autograd.grad(make(), (x, y)) for make in makers]
     for order in ((0, 1, 2, 3), (3, 2, 1, 0)):
         losses = [make() for make in makers]
@@ -161,8 +163,8 @@ def test_fused_gradients_are_not_taken_for_others(dtype):
 def test_a_matrix_is_not_taken_for_its_transpose(rows):
     """Whose bytes are the same, line by line."""
     z = torch.randn(rows, rows, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    losses = info_nce(z, temperature=0.2), info_nce(z.T, temperature=0.2)
-    alone = info_nce(z.clone(), temperature=0.2), info_nce(z.T.contiguous(), temperature=0.2)
+    losses = info_nce(*z.chunk(2), temperature=0.2), info_nce(*z.T.chunk(2), temperature=0.2)
+    alone = info_nce(*z.clone().chunk(2), temperature=0.2), info_nce(*z.T.contiguous().chunk(2), temperature=0.2)
     for loss, single in zip(losses, alone, strict=True):
         assert torch.equal(*torch.autograd.grad(loss, z), *torch.autograd.grad(single, z))
 
@@ -170,7 +172,7 @@ def test_a_matrix_is_not_taken_for_its_transpose(rows):
 def test_gradients_summed_in_forward_serve_again():
     """Where backward is a step of its own, another one of the same graph multiplies nothing, for some or all."""
     x, y = (torch.randn(200, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-    loss = hex_loss(x, y, threshold=None)
+    loss = cross_hex_loss(x, y, threshold=None)
     with Profile() as profile:
         first = torch.autograd.grad(loss, (x, y), retain_graph=True)
         again = (*torch.autograd.grad(loss, x, retain_graph=True), *torch.autograd.grad(loss, y))
@@ -180,7 +182,7 @@ def test_gradients_summed_in_forward_serve_again():
 
 _SHORT = """
 import resource, torch
-from hexssl import _C, hex_loss, workspace
+from hexssl import _C, cross_hex_loss, hex_loss, workspace
 from hexssl.profiling import Profile
 def spare(megabytes):  # of address space, from now on
     size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
@@ -194,14 +196,15 @@ def run_short(code):
 
 
 @pytest.mark.parametrize("call", [
-    "hex_loss(x, threshold=None, groups=torch.arange(16384) % 9)", "hex_loss(x, keys=keys, reduction='none')",
-    "hex_loss(x, keys=keys)", "_C.contrast(x.detach().numpy(), keys.numpy())",  # the loss alone, on NumPy arrays
+    "hex_loss(x, threshold=None, labels=torch.arange(16384) % 9)",
+    "cross_hex_loss(x, torch.cat((keys, keys)), reduction='none')", "cross_hex_loss(x[:8192], keys)",
+    "_C.contrast(x.detach().numpy(), keys.numpy())",  # the loss alone, on NumPy arrays
 ])
 def test_no_memory_is_an_error_that_says_how_much(call):
     """Of 16,384 x 64 in float32: packed rows alone have 8 MiB."""
     done = run_short(f"""
 workspace.set_budget(1 << 40)
-hex_loss(torch.randn(64, 64, requires_grad=True)).backward()
+hex_loss(*torch.randn(2, 32, 64, requires_grad=True)).backward()
 x, keys = torch.randn(16384, 64, requires_grad=True), torch.randn(8192, 64)
 spare(4)
 try:
@@ -214,18 +217,20 @@ except (RuntimeError, MemoryError) as error:
         done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("options", [
-    "", "threshold=None", "keys=keys, threshold=None", "keys=keys", "reduction='none'",
-    "keys=keys, reduction='none', threshold=None", "threshold=None, groups=torch.arange(4096) // 2",
+@pytest.mark.parametrize("call", [
+    "hex_loss(*x.chunk(2))", "hex_loss(*x.chunk(2), threshold=None)", "cross_hex_loss(x, keys, threshold=None)",
+    "cross_hex_loss(x, keys)", "hex_loss(*x.chunk(2), reduction='none')",
+    "cross_hex_loss(x, keys, reduction='none', threshold=None)",
+    "hex_loss(x, threshold=None, labels=torch.arange(4096) // 2)",
 ])
-def test_fewer_tiles_where_memory_is_short(options):
+def test_fewer_tiles_where_memory_is_short(call):
     """The bits of a call with all the memory that it wants, which was 32 MiB and more for tiles."""
     done = run_short(f"""
 x, keys = (torch.randn(4096, 64, generator=torch.Generator().manual_seed(i)) for i in range(2))
 x.requires_grad_()
 def step():
     with Profile() as profile:
-        loss = hex_loss(x, {options})
+        loss = {call}
         gradient = torch.autograd.grad(loss.sum(), x)[0]
     return profile.phases["scores"].operations, loss, gradient
 workspace.set_budget(1 << 40)
@@ -246,7 +251,7 @@ def test_a_large_batch_with_256_mebibytes_to_spare(threshold):
     done = run_short(f"""
 x = torch.randn(32768, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 spare(8 + 256)
-loss = hex_loss(x, threshold={threshold})
+loss = hex_loss(*x.chunk(2), threshold={threshold})
 loss.backward()
 print(loss.isfinite().item() and x.grad.isfinite().all().item(), workspace.budget() > 1 << 28)
 """)
@@ -265,7 +270,7 @@ limit = used + (8 + 256 << 20)
 open(f"{group}/" + ("memory.max" if version == "2" else "memory.limit_in_bytes"), "w").write(str(limit))
 from hexssl import hex_loss, workspace
 assert abs(workspace.budget() - limit // 4) <= 1 << 20, (workspace.budget(), limit)  # whole pages
-loss = hex_loss(x)
+loss = hex_loss(*x.chunk(2))
 loss.backward()
 print(loss.isfinite().item() and x.grad.isfinite().all().item())
 """
@@ -308,12 +313,12 @@ def test_a_large_batch_in_a_control_group(version):
 def test_what_waits_is_given_back_before_a_call_fails():
     done = run_short("""
 workspace.set_budget(1 << 40)
-hex_loss(torch.randn(64, 64, requires_grad=True)).backward()
+hex_loss(*torch.randn(2, 32, 64, requires_grad=True)).backward()
 other = torch.randn(4000, 64, requires_grad=True)
-waiting = hex_loss(other, reduction="none")
+waiting = hex_loss(*other.chunk(2), reduction="none")
 x = torch.randn(4096, 64, requires_grad=True)
 spare(24)
-print(hex_loss(x, reduction="none").sum().item() > 0)
+print(hex_loss(*x.chunk(2), reduction="none").sum().item() > 0)
 waiting.sum().backward()  # anew
 print(other.grad.isfinite().all().item())
 """)
@@ -361,7 +366,7 @@ def test_wrong_plan(name, arguments):
 
 
 def run_with(**environment):
-    code = "import torch, hexssl; hexssl.hex_loss(torch.randn(64, 8, requires_grad=True)).backward()"
+    code = "import torch, hexssl; hexssl.hex_loss(*torch.randn(2, 32, 8, requires_grad=True)).backward()"
     return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True,
                           text=True)
 
@@ -415,7 +420,7 @@ workspace.set_budget(0)
 z, stop = torch.randn(2000, 64, requires_grad=True), threading.Event()
 def work():
     while not stop.is_set():
-        info_nce(z).backward()
+        info_nce(*z.chunk(2)).backward()
 info_nce(torch.eye(4, requires_grad=True)).backward()  # torch sets itself up under locks of its own
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
@@ -423,7 +428,7 @@ for _ in range(60):
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # the end of one that waits for ever
-        info_nce(torch.eye(4))
+        info_nce(*torch.eye(4).chunk(2))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 stop.set()

@@ -31,11 +31,11 @@ SDIST_TESTS = ("test_packaging.py", "test_readme.py", "test_arrays.py", "test_bi
 TRY_IT = """
 import hexssl, numpy, torch, sys
 assert {"sklearn", "matplotlib", "pytest"}.isdisjoint(sys.modules)
-z = torch.randn(16, 8, requires_grad=True)
-hexssl.hex_loss(z).backward()
+z = torch.randn(2, 8, 8, requires_grad=True)
+hexssl.hex_loss(*z).backward()
 assert z.grad.isfinite().all()
 from hexssl import arrays
-assert numpy.isfinite(arrays.hex_loss(z.detach().numpy()).loss)
+assert numpy.isfinite(arrays.hex_loss(*z.detach().numpy()).loss)
 print(hexssl.__file__)
 """
 

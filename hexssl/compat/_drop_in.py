@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hexssl.functional import Settings, evaluate, evaluate_both_ways, make_problem
-from hexssl.losses import _Loss
+from hexssl.criterion import SETTINGS, Criterion
+from hexssl.evaluation import evaluate, evaluate_both_ways
+from hexssl.problem import Problem, Settings, make_problem
+from hexssl.thresholds import warn_of_positives
 
 
 @contextmanager
 def named(**names: str) -> Iterator[None]:
-    """Errors speak of the caller's argument: ``named(groups="labels")``."""
+    """Errors speak of the caller's argument: ``named(labels="indexes")``."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -29,48 +32,56 @@ def formulation_of(threshold: Any, formulation: str) -> str:
     return "weighted" if threshold is None and formulation == "released" else formulation
 
 
-class DropIn(_Loss):
+class DropIn(Criterion):
     """A loss with another library's interface; `positives` to `reduction` are that library's, the rest is HEX's.
 
     The released formulation has positives and a denominator of its own; the library's are then those of a warm-up.
     """
 
-    def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
+    def __init__(self, temperature: Any, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, *, positives: str = "sum", denominator: str = "all", normalize: bool = True,
                  reduction: str = "mean") -> None:
-        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation_of(threshold, formulation),
-                         "sum", "all", normalize, reduction)
-        self.formulation, self.positives, self.denominator = formulation, positives, denominator
+        super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
+                         normalize, reduction)
 
-    def _form(self) -> tuple[str, str, str]:
-        formulation = formulation_of(self.threshold, self.formulation)
-        return (formulation, "sum", "all") if formulation == "released" else (
-            formulation, self.positives, self.denominator)
+    def _checked(self, values: dict[str, Any], device: torch.device | None = None) -> Settings:
+        formulation = formulation_of(values["threshold"], values["formulation"])
+        if formulation != "released":
+            return super()._checked({**values, "formulation": formulation}, device)
+        settings = super()._checked({**values, "positives": "sum", "denominator": "all"}, device)
+        return settings._replace(positives=values["positives"], denominator=values["denominator"])  # of a warm-up alone
 
-    def _settings(self, *args: Any, **kwargs: Any) -> Settings:
-        settings = super()._settings(*args, **kwargs)
-        if settings.formulation != "released":
-            return settings
-        return settings._replace(positives=self.positives, denominator=self.denominator)  # looked at in a warm-up alone
+    def _settings_with(self, problem: Problem, temperature: float | Tensor | None, changes: dict[str, Any]) -> Settings:
+        """This module's, but for those given."""
+        device = problem.anchors.device
+        if temperature is None:
+            return self._settings(device)._replace(**changes)
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return self._checked({**values, "temperature": temperature}, device)._replace(**changes)
 
-    def contrast(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
-                 groups: Tensor | None = None, key_groups: Tensor | None = None, relation: Tensor | None = None,
-                 self_offset: int | None = None, temperature: float | Tensor | None = None,
-                 normalize: bool | None = None, normalize_keys: bool | None = None,
-                 reduction: str | None = None, denominator: str | None = None) -> Tensor:
-        """`hexssl.hex_loss` with this module's settings, or the ones given; what it saw goes to `stats`."""
-        problem = make_problem(anchors, keys, paired, groups, key_groups, relation, self_offset)
-        settings = self._settings(problem, temperature, normalize, reduction, normalize_keys)
-        if denominator is not None:
-            settings = settings._replace(denominator=denominator)
-        loss, seen = evaluate(problem, settings, self.threshold, sync=self._sync)
-        self._seen = (seen,)
+    def _loss_among(self, anchors: Tensor, keys: Tensor | None = None, *, paired: Tensor | None = None,
+                    labels: Tensor | None = None, key_labels: Tensor | None = None, relation: Tensor | None = None,
+                    self_offset: int | None = None, temperature: float | Tensor | None = None,
+                    **changes: Any) -> Tensor:
+        """The loss of any problem, with this module's settings but for the temperature and the `changes` given; what it
+        saw goes to `stats`."""
+        problem = make_problem(anchors, keys, paired, labels, key_labels, relation, self_offset)
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if "normalize" in changes:
+            changes.setdefault("normalize_keys", changes["normalize"])
+        warn_of_positives(self.threshold, problem)
+        loss, seen = evaluate(problem, self._settings_with(problem, temperature, changes), self.threshold,
+                              sync=self._sync)
+        self._remember(seen)
         return loss
 
-    def contrast_both_ways(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+    def _loss_among_both(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
         """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
-        problem = make_problem(anchors, keys, None, None, None, None, None)
-        loss, self._seen = evaluate_both_ways(problem, self._settings(problem, temperature), self.threshold, self._sync)
+        problem = make_problem(anchors, keys)
+        warn_of_positives(self.threshold, problem)
+        loss, seen = evaluate_both_ways(problem, self._settings_with(problem, temperature, {}), self.threshold,
+                                        sync=self._sync)
+        self._remember(seen)
         return loss
 
     def _shown(self) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hexssl import validation
-from hexssl.distributed import gather
+from hexssl.distributed import all_gather
 
 
 def _bank_size(size: Any) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class MemoryBankModule(nn.Module):
 
     def _store(self, rows: Tensor) -> None:
         if self.gather_distributed:
-            rows = gather(rows, differentiable=False)
+            rows = all_gather(rows, differentiable=False)
         start = int(self.bank_ptr)
         stored = rows[: self.size[0] - start]
         self.bank[start : start + len(stored)] = stored.to(self.bank)

@@ -16,7 +16,7 @@ Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # (anchors, positives), (anchors,
 class Comparison(NamedTuple):
     """The pairs of a batch of M anchors and N keys.
 
-    who : what `hexssl.hex_loss` is told: groups, key_groups and self_offset, or the relation
+    who : what `hexssl.hex_loss` is told: labels, key_labels and self_offset, or the relation
     source : (columns,) the key that each column of the relation stands for; None: every key once, in order
     positives : (M,) the number of every anchor's positive pairs
     negative_pairs : 0-d, the number of all negative pairs
@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
         """Anchor and key of every positive pair; from labels in the order of rows, and of keys within a row."""
         if self.listed is not None:
             return self.listed[:2]
-        labels, ref_labels, same = self.who["groups"], self.who["key_groups"], self.who["self_offset"] is not None
+        labels, ref_labels, same = self.who["labels"], self.who["key_labels"], self.who["self_offset"] is not None
         ascending, order = ref_labels.sort(stable=True)
         first = torch.searchsorted(ascending, labels)
         count = torch.searchsorted(ascending, labels, right=True) - first
@@ -54,7 +54,7 @@ class Comparison(NamedTuple):
         """(M,) the number of every anchor's negative pairs."""
         if self.listed is not None:
             return torch.bincount(self.listed[2], minlength=len(self.positives))
-        keys = len(self.who["key_groups"])
+        keys = len(self.who["key_labels"])
         return keys - self.positives - int(self.who["self_offset"] is not None)
 
 
@@ -62,7 +62,7 @@ def by_labels(labels: Tensor, ref_labels: Tensor, same: bool) -> Comparison:
     """Equal labels are positives; with `same`, row i of both is the same row, which is not compared with itself."""
     ascending = ref_labels.sort().values
     equal = torch.searchsorted(ascending, labels, right=True) - torch.searchsorted(ascending, labels)
-    who = {"groups": labels, "key_groups": ref_labels, "self_offset": 0 if same else None}
+    who = {"labels": labels, "key_labels": ref_labels, "self_offset": 0 if same else None}
     return Comparison(who, None, equal - int(same), len(ref_labels) * len(labels) - equal.sum(), None)
 
 

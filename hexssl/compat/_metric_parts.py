@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hexssl import validation
+from hexssl import dtypes, validation
 from hexssl.reference import unit
 
 LIBRARY = "pytorch_metric_learning"
@@ -124,11 +124,11 @@ class Scores(NamedTuple):
 
     def of(self, anchors: Tensor, keys: Tensor) -> Tensor:
         """The similarities of pairs of row numbers, (pairs,); half precision in float32."""
-        rows = validation.single(self.anchors)
+        rows = dtypes.single(self.anchors)
         # index_select, whose backward adds in order: that of plain indexing adds in any, and differs from run to run.
         if self.matrix:
             return rows.reshape(-1).index_select(0, anchors * rows.shape[1] + keys)
-        columns = rows if self.keys is None else validation.single(self.keys)
+        columns = rows if self.keys is None else dtypes.single(self.keys)
         if self.normalize:
             rows, columns = unit(rows), unit(columns)
         return (rows.index_select(0, anchors) * columns.index_select(0, keys)).sum(1)
@@ -148,7 +148,7 @@ def scores(distance: Any, embeddings: Tensor, ref_emb: Tensor | None) -> Scores:
                                        distance.maybe_normalize(keys))
     if not distance.normalize_embeddings or distance.p == 2:
         return Scores(embeddings, ref_emb, distance.normalize_embeddings)
-    embeddings, ref_emb = validation.single(embeddings), validation.single(ref_emb)
+    embeddings, ref_emb = dtypes.single(embeddings), dtypes.single(ref_emb)
     return Scores(distance.maybe_normalize(embeddings), None if ref_emb is None else distance.maybe_normalize(ref_emb),
                   False)
 

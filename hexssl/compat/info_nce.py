@@ -9,13 +9,16 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
-from hexssl import validation
+from hexssl import dtypes, validation
 from hexssl.compat._drop_in import DropIn, formulation_of, named
-from hexssl.functional import Settings, hex_loss, make_settings
+from hexssl.devices import widest_dtype
+from hexssl.functional import cross_hex_loss
+from hexssl.problem import Settings
 from hexssl.reference import Form, cut, exceeded, inverse_of, ready, row_losses
-from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, AdaptiveThreshold, Threshold
+from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, Threshold
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -25,7 +28,7 @@ class InfoNCE(DropIn):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     reduction : "mean", "sum" or "none"
     negative_mode : "unpaired" or "paired"
         Whether explicit negatives are those of all queries, (M, D), or of each query its own, (N, M, D).
@@ -40,7 +43,7 @@ class InfoNCE(DropIn):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, reduction: str = "mean", negative_mode: str = "unpaired", *,
+        self, temperature: float | Tensor | Module = 0.1, reduction: str = "mean", negative_mode: str = "unpaired", *,
         threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
         local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
@@ -71,26 +74,25 @@ class InfoNCE(DropIn):
         if negative_keys is None or self.negative_mode == "unpaired":
             keys, paired = _shared_keys(positive_key, negative_keys)
             with _named(negative_keys):
-                return self.contrast(query, keys, paired=paired)
+                return self._loss_among(query, keys, paired=paired)
         return self._own_negatives(query, positive_key, negative_keys)
 
     def _own_negatives(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> Tensor:
         """Negatives (N, M, D): the queries share no key, there are N * M similarities whoever computes them."""
-        query, positive_key, negative_keys = validation.autocast(query, positive_key, negative_keys)
+        query, positive_key, negative_keys = dtypes.autocast(query, positive_key, negative_keys)
         validation.embeddings("query", query)
         validation.partner("positive_key", positive_key, query, one_each=True)
         validation.partner("negative_keys", negative_keys.flatten(0, 1), query)
-        settings = make_settings(self.temperature, self.beta, self.tau_plus, self.local_weight, *self._form(),
-                                 self.normalize, self.reduction, query.device)
+        settings = self._settings(query.device)
         validation.arithmetic(settings.temperature, settings.beta, query.dtype)
-        with validation.full_precision(query.device):
+        with dtypes.full_precision(query.device):
             positives, negatives = _own_cosines(query, positive_key, negative_keys)
             inverse = inverse_of(settings.temperature, positives, _wide(query))
             if self.threshold is not None:
                 return self._own_contrast(positives, negatives, settings, inverse)
             seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=_wide(query))  # HEXStats
             seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
-            self._seen = (seen,)
+            self._remember((seen,))
             cosines = torch.cat((positives[:, None], negatives), 1)
             logits = (cosines - cosines.detach().amax(1, keepdim=True)) * inverse  # exact, however large the inverse is
             return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
@@ -110,18 +112,20 @@ class InfoNCE(DropIn):
         first = torch.zeros_like(cosines, dtype=torch.bool)
         first[:, 0] = True
         above = torch.cat((torch.zeros_like(hard[:, :1]), hard), 1)
-        losses, valid = row_losses(Form(*settings[1:7]), cosines, first, ~first & ~above, above, inverse, bound,
+        form = Form(settings.beta, settings.tau_plus, settings.local_weight, settings.formulation, settings.positives,
+                    settings.denominator)
+        losses, valid = row_losses(form, cosines, first, ~first & ~above, above, inverse, bound,
                                    negatives.shape[1])
         losses = torch.where(valid, losses, 0) * torch.where(broken, torch.nan, 1.0).to(losses.dtype)
         valid = valid | broken
-        self._seen = (_own_statistics(epsilon, positives.detach(), negatives.detach(), hard, valid),)
+        self._remember((_own_statistics(epsilon, positives.detach(), negatives.detach(), hard, valid),))
         if self.reduction == "none":
             return losses
         return losses.sum() if self.reduction == "sum" else losses.sum() / valid.sum().clamp(min=1)
 
     def _decide(self, cosines: Tensor) -> float | Tensor | None:
         """From the rows (N, M) of all queries, without gradient; every key is a negative, whichever rows count."""
-        threshold = AdaptiveThreshold() if self.threshold == "adaptive" else self.threshold
+        threshold = self.threshold
         if not isinstance(threshold, Threshold):
             return validation.threshold(threshold, len(cosines), cosines.device)
         threshold.check_device(cosines.device)
@@ -156,7 +160,7 @@ def _own_cosines(query: Tensor, positive_key: Tensor, negative_keys: Tensor) -> 
 
 
 def _wide(like: Tensor) -> torch.dtype:
-    return torch.float32 if like.device.type == "mps" else torch.float64  # which MPS does not have
+    return widest_dtype(like.device)
 
 
 def _row_statistics(cosines: Tensor, quantile: float | None) -> Tensor:
@@ -188,7 +192,7 @@ def _own_statistics(epsilon: Tensor, positives: Tensor, negatives: Tensor, hard:
 
 
 def _shared_keys(positive_key: Tensor, negative_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`keys` and `paired` of `hex_loss` where the queries share their negatives."""
+    """`keys` and `paired` of `cross_hex_loss` where the queries share their negatives."""
     return (positive_key, None) if negative_keys is None else (negative_keys, positive_key)
 
 
@@ -219,8 +223,8 @@ def _check(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, ne
 
 
 def info_nce(
-    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, temperature: float | Tensor = 0.1,
-    reduction: str = "mean", negative_mode: str = "unpaired", *,
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
+    temperature: float | Tensor | Module = 0.1, reduction: str = "mean", negative_mode: str = "unpaired", *,
     threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
     local_weight: float = 1.0, formulation: str = "weighted",
 ) -> Tensor:
@@ -257,6 +261,6 @@ def info_nce(
     _check(query, positive_key, negative_keys, negative_mode)
     keys, paired = _shared_keys(positive_key, negative_keys)
     with _named(negative_keys):
-        return hex_loss(query, keys, paired=paired, temperature=temperature, reduction=reduction, threshold=threshold,
-                        beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation_of(threshold, formulation))
+        return cross_hex_loss(query, keys, paired=paired, temperature=temperature, reduction=reduction,
+                              threshold=threshold, beta=beta, tau_plus=tau_plus, local_weight=local_weight,
+                              formulation=formulation_of(threshold, formulation))

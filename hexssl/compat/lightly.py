@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Module
 from torch.nn.functional import softmax
 
-from hexssl import validation
+from hexssl import dtypes, validation
 from hexssl.compat._drop_in import DropIn, named
 from hexssl.compat._memory_bank import MemoryBankModule
-from hexssl.distributed import check_ranks, gather_checked, rank, world_size
+from hexssl.distributed import all_gather_checked, check_ranks, rank, world_size
+from hexssl.problem import Settings
 from hexssl.reference import unit
+from hexssl.results import SKIPPED
 from hexssl.thresholds import Threshold
 
 __all__ = ["DCLLoss", "DCLWLoss", "MemoryBankModule", "NTXentLoss", "SupConLoss", "negative_mises_fisher_weights"]
@@ -52,12 +55,21 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
 class _TwoViews(DropIn):
     """Two views, the keys of all ranks where asked for: as in lightly in evaluation mode and under no_grad, too."""
 
-    def __init__(self, temperature: float | Tensor, gather_distributed: bool, *hex_arguments: Any,
+    _smallest_temperature = 0.0
+
+    def __init__(self, temperature: float | Tensor | Module, gather_distributed: bool, *hex_arguments: Any,
                  **form: Any) -> None:
         if gather_distributed and not distributed.is_available():
             raise ValueError("gather_distributed: got True; accepted: False, since this torch has no torch.distributed")
         super().__init__(temperature, *hex_arguments, **form)
         self.gather_distributed = gather_distributed
+
+    def _checked(self, values: dict[str, Any], device: torch.device | None = None) -> Settings:
+        temperature, least = values["temperature"], self._smallest_temperature
+        if least > 0 and not isinstance(temperature, Tensor | Module):  # whose value is not read
+            validation.number("temperature", temperature, least,
+                              accepted=f"a number of at least {least}, or a tensor of one element")
+        return super()._checked(values, device)
 
     def _check_ranks(self, out0: Any, out1: Any, labels: Any = None) -> None:
         """Where rows will be gathered, and before anything that one rank alone could refuse."""
@@ -66,39 +78,33 @@ class _TwoViews(DropIn):
 
     def _two_views(self, out0: Tensor, out1: Tensor, labels: Tensor | None = None, **settings: Any) -> Tensor:
         """Of views that `_check_ranks` has seen."""
-        rows = torch.cat(_checked(out0, out1))
+        rows = torch.cat(_checked_views(out0, out1))
         many = self.gather_distributed and world_size() > 1
         if labels is None and not many:
-            return self.contrast(rows, **settings)
+            return self._loss_among(rows, **settings)
         if labels is None:
             labels = torch.arange(out0.shape[0], device=rows.device) + rank() * out0.shape[0]
-        labels = validation.ids("labels", labels, out0.shape[0], rows.device).repeat(2)
+        labels = validation.labels("labels", labels, out0.shape[0], rows.device).repeat(2)
         if not many:
-            return self.contrast(rows, groups=labels, **settings)
-        return self.contrast(rows, gather_checked(rows), groups=labels,
-                             key_groups=gather_checked(labels, differentiable=False),
+            return self._loss_among(rows, labels=labels, **settings)
+        return self._loss_among(rows, all_gather_checked(rows), labels=labels,
+                             key_labels=all_gather_checked(labels, differentiable=False),
                              self_offset=rank() * rows.shape[0], **settings)
 
     def _shown(self) -> list[str]:
         return [*super()._shown(), "gather_distributed"]
 
 
-def _checked(out0: Any, out1: Any) -> tuple[Tensor, Tensor]:
-    out0, out1 = validation.autocast(out0, out1)
+def _checked_views(out0: Any, out1: Any) -> tuple[Tensor, Tensor]:
+    out0, out1 = dtypes.autocast(out0, out1)
     validation.embeddings("out0", out0)
     validation.partner("out1", out1, out0, one_each=True)
     return out0, out1
 
 
-def _check_temperature(temperature: float | Tensor) -> None:
-    if not isinstance(temperature, Tensor):  # whose value is not read
-        validation.number("temperature", temperature, _SMALLEST_TEMPERATURE,
-                          accepted=f"a number of at least {_SMALLEST_TEMPERATURE}, or a tensor of one element")
-
-
 def _unit(rows: Tensor) -> Tensor:
     """Unit rows, half precision in float32."""
-    return unit(validation.single(rows))
+    return unit(dtypes.single(rows))
 
 
 class NTXentLoss(_TwoViews):
@@ -106,7 +112,7 @@ class NTXentLoss(_TwoViews):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     memory_bank_size : (rows, columns) or int
         0: no bank; the negatives are the other rows of the batch. See `MemoryBankModule`.
     gather_distributed : bool
@@ -138,12 +144,13 @@ class NTXentLoss(_TwoViews):
     tensor([4])
     """
 
+    _smallest_temperature = _SMALLEST_TEMPERATURE
+
     def __init__(
-        self, temperature: float | Tensor = 0.5, memory_bank_size: int | Sequence[int] = 0,
+        self, temperature: float | Tensor | Module = 0.5, memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False, *, threshold: str | float | Tensor | Threshold | None = None,
         beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
-        _check_temperature(temperature)
         super().__init__(temperature, gather_distributed, threshold, beta, tau_plus, local_weight, formulation)
         with named(size="memory_bank_size"):
             self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
@@ -173,10 +180,10 @@ class NTXentLoss(_TwoViews):
             update = wanted and self.memory_bank.training
             if update:
                 self._check_ranks(out0, out1)
-            out0, out1 = _checked(validation.single(out0), validation.single(out1))
+            out0, out1 = _checked_views(dtypes.single(out0), dtypes.single(out1))
             # only what is stored must be unit rows here; those of the bank are used as they were stored
             _, negatives = self.memory_bank(_unit(out1.detach()) if update else out1, update=update)
-            return self.contrast(out0, negatives.mT.to(out0), paired=out1, normalize_keys=False)
+            return self._loss_among(out0, negatives.mT.to(out0), paired=out1, normalize_keys=False)
 
 
 class DCLLoss(_TwoViews):
@@ -184,7 +191,7 @@ class DCLLoss(_TwoViews):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     weight_fn : callable or None
         Takes the unit rows of two views, (B, D) each, and gives the weights of the positive pairs: (B,), or one number
         for all.
@@ -211,7 +218,7 @@ class DCLLoss(_TwoViews):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        self, temperature: float | Tensor | Module = 0.1, weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         gather_distributed: bool = False, *, threshold: str | float | Tensor | Threshold | None = None,
         beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
@@ -239,12 +246,13 @@ class DCLLoss(_TwoViews):
         self._check_ranks(out0, out1)
         if self.weight_fn is None:
             return self._two_views(out0, out1)
-        out0, out1 = map(_unit, _checked(out0, out1))
-        losses = self._two_views(out0, out1, normalize=False, reduction="none")
+        out0, out1 = map(_unit, _checked_views(out0, out1))
+        temperature = self._current_temperature()
+        losses = self._two_views(out0, out1, normalize=False, reduction="none", temperature=temperature)
         # The positive stands alone in the loss: weighting it adds (1 - weight) times its logit.
         weights = torch.cat((self._weights(out0, out1), self._weights(out1, out0)))
-        positives = ((out0 * out1).sum(1) / validation.temperature(self.temperature)).repeat(2)
-        skipped = self._seen[0][-1]
+        positives = ((out0 * out1).sum(1) / temperature).repeat(2)
+        skipped = self._seen[0][SKIPPED]
         left_out = (losses == 0) & (skipped > 0)  # a loss may be 0 by chance
         losses = torch.where(left_out, 0, losses + (1 - weights) * positives)
         return losses.sum() / (losses.numel() - skipped).clamp(min=1).to(losses.dtype)
@@ -266,7 +274,7 @@ class DCLWLoss(DCLLoss):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     sigma : float, of the weights
     gather_distributed, threshold, beta, tau_plus, local_weight, formulation
         As in `DCLLoss`.
@@ -279,7 +287,7 @@ class DCLWLoss(DCLLoss):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, sigma: float = 0.5, gather_distributed: bool = False, *,
+        self, temperature: float | Tensor | Module = 0.1, sigma: float = 0.5, gather_distributed: bool = False, *,
         threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
         local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
@@ -293,7 +301,7 @@ class SupConLoss(_TwoViews):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     gather_distributed : bool
         Positives and negatives come from all ranks. As in lightly, in evaluation mode too: then every rank
         makes the call, with as many rows.
@@ -315,12 +323,13 @@ class SupConLoss(_TwoViews):
     0.00793
     """
 
+    _smallest_temperature = _SMALLEST_TEMPERATURE
+
     def __init__(
-        self, temperature: float | Tensor = 0.5, gather_distributed: bool = False, rescale: bool = True, *,
+        self, temperature: float | Tensor | Module = 0.5, gather_distributed: bool = False, rescale: bool = True, *,
         threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
         local_weight: float = 1.0, formulation: str = "weighted",
     ) -> None:
-        _check_temperature(temperature)
         super().__init__(temperature, gather_distributed, threshold, beta, tau_plus, local_weight, formulation,
                          positives="mean")
         self.rescale = rescale
@@ -339,9 +348,9 @@ class SupConLoss(_TwoViews):
         0-d tensor
         """
         self._check_ranks(out0, out1, labels)
-        with named(groups="labels", key_groups="labels"):
-            loss = self._two_views(out0, out1, labels)
-        if not self.rescale:
+        temperature = self._current_temperature() if self.rescale else None
+        with named(key_labels="labels"):
+            loss = self._two_views(out0, out1, labels, temperature=temperature)
+        if temperature is None:
             return loss
-        temperature = validation.temperature(self.temperature)
         return loss * (temperature.to(loss.dtype) if isinstance(temperature, Tensor) else temperature)

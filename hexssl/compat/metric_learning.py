@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Module
 
-from hexssl import validation
+from hexssl import dtypes, validation
 from hexssl.compat import _metric_pairs as pairing
 from hexssl.compat import _metric_parts as parts
 from hexssl.compat._drop_in import DropIn, formulation_of, named
@@ -59,9 +60,10 @@ class _PairLoss(DropIn):
     reducer: Any
     embedding_regularizer: Any
 
-    def __init__(self, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float, local_weight: float,
-                 formulation: str, *, denominator: str, distance: Any, reducer: Any, embedding_regularizer: Any,
-                 embedding_reg_weight: float | Tensor, collect_stats: bool | None) -> None:
+    def __init__(self, temperature: float | Tensor | Module, threshold: Any, beta: float, tau_plus: float,
+                 local_weight: float, formulation: str, *, denominator: str, distance: Any, reducer: Any,
+                 embedding_regularizer: Any, embedding_reg_weight: float | Tensor,
+                 collect_stats: bool | None) -> None:
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives="mean",
                          denominator=denominator)
         if embedding_regularizer is not None and not isinstance(embedding_regularizer, nn.Module):
@@ -169,7 +171,7 @@ class _PairLoss(DropIn):
         validation.embeddings("embeddings", embeddings)
         if ref_emb is not None:
             validation.embeddings("ref_emb", ref_emb)
-            embeddings, ref_emb = validation.autocast(embeddings, ref_emb)
+            embeddings, ref_emb = dtypes.autocast(embeddings, ref_emb)
             validation.partner("ref_emb", ref_emb, embeddings)
         keys = embeddings if ref_emb is None else ref_emb
         # As there, the same labels object says the same rows: an anchor is then never compared with its own row.
@@ -180,7 +182,7 @@ class _PairLoss(DropIn):
         if labels is None and parts.wants_labels(self._modules.get("reducer")):
             raise ValueError("labels: got None; accepted with a ClassWeightedReducer: a tensor, the weights' classes")
         batch = _Batch(parts.scores(self._modules.get("distance"), embeddings, ref_emb), comparison, embeddings, labels)
-        with named(anchors="embeddings", keys="ref_emb", groups="labels", key_groups="ref_labels"):
+        with named(anchors="embeddings", keys="ref_emb", key_labels="ref_labels"):
             return self._total(batch)
 
     def _compared(self, embeddings: Tensor, keys: Tensor, labels: Tensor | None, ref_labels: Tensor | None,
@@ -188,11 +190,11 @@ class _PairLoss(DropIn):
         rows, columns, device = len(embeddings), len(keys), embeddings.device
         if indices_tuple is not None:
             return self._mined(indices_tuple, rows, columns, device)
-        labels = validation.ids("labels", labels, rows, device)
+        labels = validation.labels("labels", labels, rows, device)
         if ref_labels is None and columns != rows:
             raise ValueError(f"ref_labels: got None; accepted: a ({columns},) tensor of integers, or as many rows of "
                              f"ref_emb as of embeddings, {rows}")
-        ref_labels = labels if ref_labels is None else validation.ids("ref_labels", ref_labels, columns, device)
+        ref_labels = labels if ref_labels is None else validation.labels("ref_labels", ref_labels, columns, device)
         return pairing.by_labels(labels, ref_labels, same)
 
     def _mined(self, indices_tuple: Indices, rows: int, columns: int, device: torch.device) -> Comparison:
@@ -218,16 +220,17 @@ class _PairLoss(DropIn):
         """What that library hands to reducers: losses, and what they are losses of."""
         raise NotImplementedError
 
-    def _losses(self, batch: _Batch, denominator: str | None = None) -> Tensor:
+    def _losses(self, batch: _Batch, denominator: str | None = None,
+                temperature: float | Tensor | None = None) -> Tensor:
         """(M,), 0 where an anchor has none."""
         scores, who, keys = batch.scores, batch.comparison.who, batch.scores.keys
         if "relation" in who:
             keys, source = scores.anchors if keys is None else keys, batch.comparison.source
             keys = keys if source is None else keys.index_select(0, source)
         elif keys is None:
-            who = {"groups": who["groups"]}
-        return self.contrast(scores.anchors, keys, **who, normalize=scores.normalize, reduction="none",
-                             denominator=denominator)
+            who = {"labels": who["labels"]}
+        return self._loss_among(scores.anchors, keys, **who, normalize=scores.normalize, reduction="none",
+                                denominator=denominator, temperature=temperature)
 
 
 def _on_device(name: str, labels: Any, rows: Tensor) -> Tensor | None:
@@ -245,7 +248,7 @@ class NTXentLoss(_PairLoss):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     distance : None, or a distance of that library
         None: its ``CosineSimilarity()``. Of that and ``DotProductSimilarity`` no array of all pairs is made, with
         ``power=1``; other distances make one.
@@ -275,7 +278,7 @@ class NTXentLoss(_PairLoss):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.07, *, distance: Any = None, reducer: Any = None,
+        self, temperature: float | Tensor | Module = 0.07, *, distance: Any = None, reducer: Any = None,
         embedding_regularizer: Any = None, embedding_reg_weight: float | Tensor = 1,
         collect_stats: bool | None = None,
         threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
@@ -331,8 +334,8 @@ class NTXentLoss(_PairLoss):
         if not bool(comparison.some()):
             return parts.no_losses()
         anchors, keys = comparison.positive_pairs()
-        similarity, temperature = batch.scores.of(anchors, keys), validation.temperature(self.temperature)
-        losses = self._losses(batch, denominator="negatives")
+        similarity, temperature = batch.scores.of(anchors, keys), self._current_temperature()
+        losses = self._losses(batch, denominator="negatives", temperature=temperature)
         mean = torch.zeros_like(losses).index_add(0, anchors, similarity) / comparison.positives.clamp(min=1)
         losses = torch.where(comparison.negatives() > 0, losses, -torch.inf)
         # Similarities are subtracted before they are divided by the temperature, which may be small.
@@ -346,7 +349,7 @@ class SupConLoss(_PairLoss):
 
     Parameters
     ----------
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     reducer : None, or a reducer of that library but ``DivisorReducer``
         None: its ``AvgNonZeroReducer()``.
     distance, embedding_regularizer, embedding_reg_weight, collect_stats
@@ -368,7 +371,7 @@ class SupConLoss(_PairLoss):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, *, distance: Any = None, reducer: Any = None,
+        self, temperature: float | Tensor | Module = 0.1, *, distance: Any = None, reducer: Any = None,
         embedding_regularizer: Any = None, embedding_reg_weight: float | Tensor = 1,
         collect_stats: bool | None = None,
         threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hexssl import distributed, validation
+from hexssl import distributed, dtypes, validation
 from hexssl.compat._drop_in import DropIn, named
-from hexssl.distributed import check_ranks, gather_checked
+from hexssl.distributed import all_gather_checked, check_ranks
 from hexssl.thresholds import Threshold
 
 __all__ = ["ClipLoss"]
@@ -128,14 +128,14 @@ class ClipLoss(DropIn):
             temperature = _temperature(logit_scale)
             if self.world_size > 1 and self.local_loss:
                 keys = torch.arange(len(images), device=images.device)
-                pairs: dict[str, Any] = {"groups": keys[self.rank * len(image_features) :][: len(image_features)],
-                                         "key_groups": keys, "temperature": temperature}
-                loss = self.contrast(image_features, texts, **pairs)
+                pairs: dict[str, Any] = {"labels": keys[self.rank * len(image_features) :][: len(image_features)],
+                                         "key_labels": keys, "temperature": temperature}
+                loss = self._loss_among(image_features, texts, **pairs)
                 seen = self._seen
-                loss = (loss + self.contrast(text_features, images, **pairs)) / 2
-                self._seen = seen + self._seen
+                loss = (loss + self._loss_among(text_features, images, **pairs)) / 2
+                self._remember(seen + self._seen)
             else:
-                loss = self.contrast_both_ways(images, texts, temperature)
+                loss = self._loss_among_both(images, texts, temperature)
         if isinstance(logit_bias, Tensor) and logit_bias.requires_grad:
             loss = loss + 0 * logit_bias.sum().to(loss.dtype)  # its gradient is 0, not missing
         return {"contrastive_loss": loss} if output_dict else loss
@@ -156,7 +156,7 @@ class ClipLoss(DropIn):
                              "found among the products of the features, which logits need not be")
         per_image, per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias=logit_bias)
         labels = self.get_ground_truth(image_features.device, per_image.shape[0])
-        self._seen = ()
+        self._remember(())
         loss = (cross_entropy(per_image, labels) + cross_entropy(per_text, labels)) / 2
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -188,7 +188,7 @@ class ClipLoss(DropIn):
         if self.use_horovod:
             rows = _horovod().allgather(features if self.gather_with_grad else features.detach())
         else:
-            rows = gather_checked(features, differentiable=self.gather_with_grad)
+            rows = all_gather_checked(features, differentiable=self.gather_with_grad)
         if self.gather_with_grad or self.local_loss:
             return rows
         own = self.rank * len(features)
@@ -222,7 +222,7 @@ def _temperature(logit_scale: float | Tensor) -> float | Tensor:
                                        accepted="a finite number > 0, or a tensor of one element")
     if logit_scale.numel() != 1:
         raise ValueError(f"logit_scale: got shape {tuple(logit_scale.shape)}; accepted: one element")
-    return validation.single(logit_scale).reshape(()).reciprocal()
+    return dtypes.single(logit_scale).reshape(()).reciprocal()
 
 
 def _horovod() -> Any:

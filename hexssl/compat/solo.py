@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Module
 
 from hexssl import validation
 from hexssl.compat._drop_in import formulation_of, named
-from hexssl.distributed import check_ranks, gather_checked, rank, world_size
-from hexssl.functional import Problem, evaluate, hex_loss, make_problem, make_settings
+from hexssl.distributed import all_gather_checked, check_ranks, rank, world_size
+from hexssl.evaluation import evaluate
+from hexssl.problem import Problem, current_temperature, make_problem, make_settings
 from hexssl.thresholds import AdaptiveThreshold, RowRangeThreshold, Threshold
 
 __all__ = ["mocov2plus_loss_func", "mocov3_loss_func", "nnclr_loss_func", "nnclr_loss_func_decompose_adaptive",
@@ -29,7 +31,7 @@ _WARMUP_THRESHOLD = 0.9  # of the published NNCLR
 
 
 def simclr_loss_func(
-    z: Tensor, indexes: Tensor, temperature: float | Tensor = 0.1, *,
+    z: Tensor, indexes: Tensor, temperature: float | Tensor | Module = 0.1, *,
     threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
     local_weight: float = 1.0, formulation: str = "weighted",
 ) -> Tensor:
@@ -40,7 +42,7 @@ def simclr_loss_func(
     z : (views * B, D) tensor, the views one below the other
     indexes : (views * B,) integer tensor
         Rows with equal numbers are positives: the samples' numbers, or their labels.
-    temperature : float, or tensor of one element that may require grad
+    temperature : float, or tensor of one element that may require grad, or module that returns one
     threshold, beta, tau_plus, local_weight, formulation
         As in `hexssl.hex_loss`; ``threshold=None`` is SimCLR.
 
@@ -67,26 +69,28 @@ def simclr_loss_func(
     """
     check_ranks("z", z=z, indexes=indexes)  # before what only one rank would refuse
     keys, key_indexes, offset = None, None, None
-    with named(anchors="z", keys="z", groups="indexes", key_groups="indexes"):
+    with named(anchors="z", keys="z", labels="indexes", key_labels="indexes"):
         if world_size() > 1:
             validation.embeddings("z", z)
-            indexes = validation.ids("indexes", indexes, z.shape[0], z.device)
-            keys, key_indexes = gather_checked(z), gather_checked(indexes, differentiable=False)
+            indexes = validation.labels("indexes", indexes, z.shape[0], z.device)
+            keys, key_indexes = all_gather_checked(z), all_gather_checked(indexes, differentiable=False)
             offset = rank() * z.shape[0]
         problem = make_problem(z, keys, None, indexes, key_indexes, None, offset)
         return _evaluate(problem, temperature, threshold, beta, tau_plus, local_weight, formulation)
 
 
-def _evaluate(problem: Problem, temperature: float | Tensor, threshold: Any, beta: float, tau_plus: float,
-              local_weight: float, formulation: str, scale: float = 1.0) -> Tensor:
-    """`hexssl.hex_loss`, times `scale`, of keys that all ranks have gathered, and so with a threshold of all ranks."""
+def _evaluate(problem: Problem, temperature: float | Tensor | Module, threshold: Any, beta: float, tau_plus: float,
+              local_weight: float, formulation: str, *, scale: float = 1.0, normalize: bool = True,
+              sync: bool = True) -> Tensor:
+    """The loss of a problem, times `scale`; `sync`: of keys that all ranks have gathered, and so with a threshold of
+    all ranks."""
     settings = make_settings(temperature, beta, tau_plus, local_weight, formulation_of(threshold, formulation), "sum",
-                             "all", True, "mean", problem.anchors.device)
-    return evaluate(problem, settings, threshold, scale, statistics=False, sync=True)[0]
+                             "all", normalize, "mean", problem.anchors.device)
+    return evaluate(problem, settings, threshold, scale, statistics=False, sync=sync)[0]
 
 
 def _own_keys(anchors: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Groups and key groups where the keys are those of all ranks; None is key i for anchor i."""
+    """Groups and key labels where the keys are those of all ranks; None is key i for anchor i."""
     if world_size() == 1:
         return None, None
     index = torch.arange(keys.shape[0], device=anchors.device)
@@ -103,7 +107,7 @@ def _check_rows(anchors_name: str, anchors: Tensor, name: str, keys: Tensor, mor
 
 
 def nnclr_loss_func(
-    nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1, *,
+    nn: Tensor, p: Tensor, temperature: float | Tensor | Module = 0.1, *,
     threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
     local_weight: float = 1.0, formulation: str = "weighted",
 ) -> Tensor:
@@ -136,15 +140,15 @@ def nnclr_loss_func(
     """
     check_ranks("p", nn=nn, p=p)  # before what only one rank would refuse
     _check_rows("nn", nn, "p", p, more=True)
-    keys = gather_checked(p)
-    groups, key_groups = _own_keys(nn, keys)
+    keys = all_gather_checked(p)
+    labels, key_labels = _own_keys(nn, keys)
     with named(anchors="nn", keys="p"):
-        problem = make_problem(nn, keys, None, groups, key_groups, None, None)
+        problem = make_problem(nn, keys, None, labels, key_labels, None, None)
         return _evaluate(problem, temperature, threshold, beta, tau_plus, local_weight, formulation)
 
 
 def mocov2plus_loss_func(
-    query: Tensor, key: Tensor, queue: Tensor, temperature: float | Tensor = 0.1, *,
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float | Tensor | Module = 0.1, *,
     threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
     local_weight: float = 1.0, formulation: str = "weighted",
 ) -> Tensor:
@@ -177,13 +181,13 @@ def mocov2plus_loss_func(
     if queue.shape[0] != query.shape[1]:
         raise ValueError(f"queue: got shape {tuple(queue.shape)}; accepted: ({query.shape[1]}, K), its rows in columns")
     with named(anchors="query", keys="queue", paired="key"):
-        return hex_loss(query, queue.mT, paired=key, temperature=temperature, normalize=False, threshold=threshold,
-                        beta=beta, tau_plus=tau_plus, local_weight=local_weight,
-                        formulation=formulation_of(threshold, formulation))
+        problem = make_problem(query, queue.mT, key)
+        return _evaluate(problem, temperature, threshold, beta, tau_plus, local_weight, formulation, normalize=False,
+                         sync=False)
 
 
 def mocov3_loss_func(
-    query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, *,
+    query: Tensor, key: Tensor, temperature: float | Tensor | Module = 0.2, *,
     threshold: str | float | Tensor | Threshold | None = None, beta: float = 1.0, tau_plus: float = 0.1,
     local_weight: float = 1.0, formulation: str = "weighted",
 ) -> Tensor:
@@ -219,29 +223,30 @@ def mocov3_loss_func(
     check_ranks(query=query, key=key)  # before what only one rank would refuse
     _check_rows("query", query, "key", key, more=True)
     gathers = world_size() > 1 or (distributed.is_available() and distributed.is_initialized())
-    keys = gather_checked(key, differentiable=False) if gathers else key
-    groups, key_groups = _own_keys(query, keys)
+    keys = all_gather_checked(key, differentiable=False) if gathers else key
+    labels, key_labels = _own_keys(query, keys)
     with named(anchors="query", keys="key"):
-        problem = make_problem(query, keys, None, groups, key_groups, None, None)
+        problem = make_problem(query, keys, None, labels, key_labels, None, None)
+        temperature = current_temperature(temperature)
         scale = 2 * validation.temperature(temperature, query.device)
         form = (temperature, threshold, beta, tau_plus, local_weight, formulation)
         if isinstance(scale, Tensor):
             loss = _evaluate(problem, *form)
             return loss * scale.to(loss.dtype)
-        return _evaluate(problem, *form, scale)
+        return _evaluate(problem, *form, scale=scale)
 
 
-def _published(rows: Tensor, groups: Tensor | None, temperature: float | Tensor, threshold: float | Threshold,
+def _published(rows: Tensor, labels: Tensor | None, temperature: float | Tensor | Module, threshold: float | Threshold,
                beta: float, tau_plus: float, local_weight: float, formulation: str) -> Tensor:
     if formulation == "released":
         beta, tau_plus = 0.0, 0.0  # without effect whatever they are, and the published default tau_plus=1 is no prior
-    return hex_loss(rows, groups=groups, temperature=temperature, threshold=threshold, beta=beta, tau_plus=tau_plus,
-                    local_weight=local_weight, formulation=formulation)
+    return _evaluate(make_problem(rows, None, labels=labels), temperature, threshold, beta, tau_plus, local_weight,
+                     formulation, sync=False)
 
 
 def simclr_loss_func_hex_fixed(
-    z: Tensor, indexes: Tensor, temperature: float | Tensor = 0.1, distance_thresh: float = 0.9, beta: float = 1.0,
-    tau_plus: float = 1.0, *, local_weight: float = 1.0, formulation: str = "released",
+    z: Tensor, indexes: Tensor, temperature: float | Tensor | Module = 0.1, distance_thresh: float = 0.9,
+    beta: float = 1.0, tau_plus: float = 1.0, *, local_weight: float = 1.0, formulation: str = "released",
 ) -> Tensor:
     """The published SimCLR with HEX, fixed threshold: a fraction of the way from a row's smallest to largest cosine.
 
@@ -279,13 +284,13 @@ def simclr_loss_func_hex_fixed(
     >>> bool(fixed == simclr_loss_func_hex_fixed(z, indexes, 0.5, 0.7, beta=3.0))  # beta has no effect
     True
     """
-    with named(anchors="z", groups="indexes", fraction="distance_thresh"):
+    with named(anchors="z", labels="indexes", fraction="distance_thresh"):
         return _published(z, indexes, temperature, RowRangeThreshold(distance_thresh), beta, tau_plus, local_weight,
                           formulation)
 
 
 def simclr_loss_func_hex_adaptive(
-    z: Tensor, indexes: Tensor, temperature: float | Tensor = 0.1, beta: float = 1.0, tau_plus: float = 1.0,
+    z: Tensor, indexes: Tensor, temperature: float | Tensor | Module = 0.1, beta: float = 1.0, tau_plus: float = 1.0,
     current_epoch: int = 0, warm_epoch: int = 10, *, local_weight: float = 1.0, formulation: str = "released",
 ) -> Tensor:
     """The published SimCLR with HEX, adaptive threshold: the mean of the rows' 0.99-quantiles.
@@ -315,13 +320,13 @@ def simclr_loss_func_hex_adaptive(
     >>> bool(adaptive == simclr_loss_func_hex_adaptive(z, indexes, 0.5, beta=3.0))  # beta has no effect
     True
     """
-    with named(anchors="z", groups="indexes"):
+    with named(anchors="z", labels="indexes"):
         return _published(z, indexes, temperature, AdaptiveThreshold(sync=False), beta, tau_plus, local_weight,
                           formulation)
 
 
 def nnclr_loss_func_hex_fixed(
-    nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1, distance_thresh: float = 0.9, beta: float = 1.0,
+    nn: Tensor, p: Tensor, temperature: float | Tensor | Module = 0.1, distance_thresh: float = 0.9, beta: float = 1.0,
     tau_plus: float = 0.1, *, local_weight: float = 1.0, formulation: str = "released",
 ) -> Tensor:
     """The published NNCLR with HEX, fixed threshold; there ``nnclr_loss_func_hard_decompose``.
@@ -361,7 +366,7 @@ def nnclr_loss_func_hex_fixed(
 
 
 def nnclr_loss_func_hex_adaptive(
-    nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1, current_epoch: int = 0, warm_epoch: int = 10,
+    nn: Tensor, p: Tensor, temperature: float | Tensor | Module = 0.1, current_epoch: int = 0, warm_epoch: int = 10,
     beta: float = 1.0, tau_plus: float = 0.1, *, local_weight: float = 1.0, formulation: str = "released",
 ) -> Tensor:
     """The published NNCLR with HEX, adaptive threshold; there ``nnclr_loss_func_decompose_adaptive``.
