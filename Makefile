@@ -32,9 +32,11 @@ demo: $(BUILT)
 
 # A file at a time on every core, most problems being too small for threads. Those that wait do so without spinning.
 # Bytecode is kept, whatever the environment says: many tests start processes, and torch without it takes 2.4 s more of
-# each to import, torch's compiler 6 s (on one core of an AVX-512 server).
+# each to import, torch's compiler 6 s (on one core of an AVX-512 server). Files keep the order of tests/conftest.py,
+# which has those first that take longest.
 test: tools
-	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile \
+		--no-loadscope-reorder $(PYTEST)
 
 sanitize: tools
 	$(BIN)/python tools/sanitize.py address,undefined

@@ -33,16 +33,23 @@ ON_ONE_TIER = {
     "test_packaging.py": "looks at files",
     "test_peer_suites.py": "the calls of the drop-ins' own tests, with what other suites expect of them",
     "test_ranks.py": "what ranks tell each other",
+    "test_queues.py": "rows that are kept and looked up, in plain torch",
     "test_readme.py": "runs the documentation",
     "test_reference.py": "the reference in plain torch",
     "test_reference_edges.py": "the reference in plain torch",
+    "test_regularizers.py": "other objectives in plain torch, beside a HEX loss",
     "test_settings.py": "what modules hold, whichever kernels compute with it",
+    "test_temperature.py": "a tensor in place of a number; test_hex_loss.py has the gradient by it on every tier",
+    "test_threshold_choice.py": "words and a warning",
+    "test_thresholds.py": "decisions in Python from statistics that test_hex_loss.py compares on every tier",
     "test_unsupported_tensors.py": "errors before any work",
+    "test_validation.py": "errors before any work",
     "test_without_core.py": "the reference in plain torch, against whichever kernels",
 }
 
-# Files that take minutes each, compiling or waiting. Several processes (pytest -n) begin with them: none is left over.
-LONG = ("test_core.py", "test_kernels.py", "test_interruption.py")
+# Files that take longest: they compile, wait or train. Several processes (pytest -n --no-loadscope-reorder) begin with
+# them: none is left over.
+LONG = ("test_core.py", "test_kernels.py", "test_interruption.py", "test_examples.py")
 
 # Skips that --strict-skips lets pass: what the reason looks like, and why it may be so. Any other fails.
 SKIPS = {

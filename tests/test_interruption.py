@@ -47,7 +47,8 @@ def interrupted(call, exception=KeyboardInterrupt):
     assert torch.equal(small_loss(), expected)
 """
 
-CALLS = {
+# One after the other in a process: each leaves it as it was.
+ALIKE = {
     "views": "interrupted(lambda: hex_loss(*x.chunk(2)))",
     "one thread": "torch.set_num_threads(1); interrupted(lambda: hex_loss(*x.chunk(2)))",
     "keys, with gradients": "interrupted(lambda: cross_hex_loss(x.requires_grad_(), y, threshold=0.2))",
@@ -59,6 +60,10 @@ CALLS = {
         "interrupted(lambda: arrays.hex_loss(*x.view(2, -1, 32).numpy(), threshold=0.2, return_gradients=True))",
     "arrays, statistics": "interrupted(lambda: arrays.similarity_stats(x.numpy(), y.numpy()))",
     "again and again": "for _ in range(3): interrupted(lambda: hex_loss(*x.chunk(2)))",
+}
+
+# Each in a process of its own.
+CALLS = {
     "compiled": """
 compiled = torch.compile(lambda z: hex_loss(z, z, threshold=0.2), backend="aot_eager")
 compiled(small)
@@ -154,7 +159,21 @@ assert statuses == [0], statuses
 }
 
 
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_calls_of_every_kind_are_interrupted():
+    run(f"""
+for name, code in {ALIKE!r}.items():
+    print("interrupting:", name, flush=True)  # the last one printed is the one that failed
+    torch.set_num_threads(2)
+    x.requires_grad_(False)
+    exec(code)
+""")
+
+
 @pytest.mark.parametrize("case", CALLS)
 def test_interrupted(case):
-    done = subprocess.run([sys.executable, "-c", PREAMBLE + CALLS[case]], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(CALLS[case])
