@@ -26,6 +26,7 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"
+smartquotes = False
 default_role = "py:named"
 suppress_warnings = ["ref.python"]  # hexssl.HEXStats and hexssl.arrays.HEXStats are two classes
 
