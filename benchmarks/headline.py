@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import records
 import torch
@@ -99,7 +100,7 @@ def print_peak(variant: str, rows: str) -> None:
     bench.print_peak([variant, rows, str(COLUMNS), "float32", "random", "0"])
 
 
-def row(variant: str, loss: str, who: str, result: Result, contestant: Contestant, extra: int) -> dict[str, object]:
+def row(variant: str, loss: str, who: str, result: Result, contestant: Contestant, extra: int) -> dict[str, Any]:
     first, third = quartiles(result.seconds)
     return {
         "loss": loss, "who": who, "title": VARIANTS[variant].title, "rows": contestant.case.rows, "columns": COLUMNS,
@@ -118,13 +119,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="for the rounds of one size; 3 rounds at least")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "headline.csv")
     given = parser.parse_args()
-    threads, table = torch.get_num_threads(), []
+    threads, load, table = torch.get_num_threads(), f"{os.getloadavg()[0]:.1f}", []
     for rows in given.rows:
         contestants = {variant: Contestant(variant, Case(rows, COLUMNS), threads) for variant, _, _ in CONTESTANTS}
         results = race(list(contestants.values()), given.rounds, given.seconds, longest=20)
         for variant, loss, who in CONTESTANTS:
             contestant = contestants[variant]
             table.append(row(variant, loss, who, results[contestant], contestant, peak_bytes(variant, rows, threads)))
+            table[-1]["load_before"] = load
             print(f"{rows:6} rows  {loss:8} {who:26} {table[-1]['median_ms']:>8} ms  {table[-1]['extra_mib']:>8} MiB",
                   flush=True)
     records.write(given.output, table)

@@ -47,10 +47,12 @@ def machine(lines: list[dict[str, str]]) -> str:
 
 
 def conditions(lines: list[dict[str, str]]) -> str:
-    """What the headline was measured with."""
-    policy = lines[0]["omp_wait_policy"]
-    waiting = f"`OMP_WAIT_POLICY={policy}`" if policy else "waiting as torch lets them"
-    return f"`python benchmarks/headline.py`, {lines[0]['threads']} threads, {waiting},\n{machine(lines)}."
+    """What the headline was measured with, and whether the machine had other work."""
+    policy, load = lines[0]["omp_wait_policy"], float(lines[0]["load_before"])
+    command = "`" + (f"OMP_WAIT_POLICY={policy} " if policy else "") + "python benchmarks/headline.py`"
+    shared = (f" The machine had other work (load average {load:g} before the run), which slows short operations most: "
+              "read\nthese times as a sketch." if load > 0.5 else "")
+    return f"{command}, {lines[0]['threads']} threads,\n{machine(lines)}.{shared}"
 
 
 def headline(lines: list[dict[str, str]], column: str) -> str:
