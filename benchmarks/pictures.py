@@ -1,10 +1,11 @@
-"""Draws what was measured: docs/images/headline.png from headline.csv, docs/images/drop-ins.png from both drop-ins.csv.
+"""Draws what was measured: headline.png from headline.csv, and drop-ins.png from both drop-ins.csv.
 
-    python benchmarks/pictures.py
+    python benchmarks/pictures.py [--output docs/images]
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +17,7 @@ import records  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+RESULTS = ROOT / "benchmarks" / "results"
 COLOURS = {"PyTorch, eager": "#8d99ae", "PyTorch, torch.compile": "#e09f3e", "lightly": "#6a994e",
            "pytorch-metric-learning": "#7b2d8b", "hexssl": "#c1121f"}
 LINES = {"InfoNCE": "-", "HEX": "--"}
@@ -85,10 +86,12 @@ def drop_ins(sleeping: Lines, spinning: Lines, output: Path) -> None:
 
 
 def main() -> None:
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    headline(records.read(RESULTS / "headline.csv"), IMAGES / "headline.png")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images")
+    output = parser.parse_args().output
+    headline(records.read(RESULTS / "headline.csv"), output / "headline.png")
     drop_ins(records.read(RESULTS / "drop-ins.csv"), records.read(RESULTS / "spinning" / "drop-ins.csv"),
-             IMAGES / "drop-ins.png")
+             output / "drop-ins.png")
 
 
 if __name__ == "__main__":

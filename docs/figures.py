@@ -1,6 +1,6 @@
-"""Draws the pictures of the page on thresholds: writes docs/images/threshold-*.png. A minute.
+"""Draws the pictures of the page on thresholds, threshold-*.png. Half a minute.
 
-    python docs/figures.py
+    python docs/figures.py [--output docs/images]
 
 No model is trained. Embeddings with a known hierarchy stand in for one: superclasses, their classes, and samples of
 these in two views.
@@ -8,7 +8,7 @@ these in two views.
 
 from __future__ import annotations
 
-import os
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -25,7 +25,6 @@ from torch.nn.functional import normalize  # noqa: E402
 from hexssl import HEXLoss, InfoNCELoss  # noqa: E402
 from hexssl.thresholds import AdaptiveThreshold  # noqa: E402
 
-IMAGES = Path(os.environ.get("FIGURES", Path(__file__).parent / "images"))
 SUPERCLASSES, CLASSES, COLUMNS = 4, 5, 32
 COLOURS = {"same sample": "#222222", "same class": "#d1495b", "same superclass": "#edae49", "other": "#3f7cac"}
 
@@ -117,15 +116,17 @@ def draw_batches(left: Axes, right: Axes) -> None:
 
 
 def main() -> None:
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
+    output = parser.parse_args().output
     first, second, labels = hierarchy(256)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     draw_cosines(left, (first, second), labels)
     draw_sweep(right, (first, second))
-    figure.savefig(IMAGES / "threshold-cosines.png", dpi=110)
+    figure.savefig(output / "threshold-cosines.png", dpi=110)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharey=True)
     draw_batches(left, right)
-    figure.savefig(IMAGES / "threshold-batches.png", dpi=110)
+    figure.savefig(output / "threshold-batches.png", dpi=110)
 
 
 if __name__ == "__main__":

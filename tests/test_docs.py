@@ -68,6 +68,18 @@ def test_numbers_are_those_measured() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("script", ["docs/figures.py", "benchmarks/pictures.py"])
+def test_pictures_can_be_drawn_again(script: str, tmp_path: Path) -> None:
+    """Every one that the script draws is among the committed ones, and a page shows it."""
+    pytest.importorskip("matplotlib")
+    done = subprocess.run([sys.executable, str(ROOT / script), "--output", str(tmp_path)], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    drawn = {path.name for path in tmp_path.iterdir()}
+    shown = {target.name for page in PAGES for target, _ in links(page)}
+    assert len(drawn) == 2 and drawn <= shown
+
+
 def test_environment_variables_are_documented() -> None:
     """Those that the package, not its build or its tests, reads."""
     sources = [*(ROOT / "hexssl").rglob("*.py"), *(ROOT / "csrc").rglob("*.c")]
