@@ -50,8 +50,10 @@ def conditions(lines: list[dict[str, str]]) -> str:
     """What the headline was measured with, and whether the machine had other work."""
     policy, load = lines[0]["omp_wait_policy"], float(lines[0]["load_before"])
     command = "`" + (f"OMP_WAIT_POLICY={policy} " if policy else "") + "python benchmarks/headline.py`"
-    shared = (f" The machine had other work (load average {load:g} before the run), which slows short operations most: "
-              "read\nthese times as a sketch." if load > 0.5 else "")
+    shared = ""
+    if load > 0.5:
+        shared = (f"\nThe machine had other work (load average {load:g} before the run), which slows short operations "
+                  "most:\nread these times as a sketch.")
     return f"{command}, {lines[0]['threads']} threads,\n{machine(lines)}.{shared}"
 
 
