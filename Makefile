@@ -1,5 +1,6 @@
 # make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, DATA_DIR=..., EPOCHS=n)
 # make test     the test suite and the examples in the documentation (PYTEST='-x tests/test_losses.py': pytest's arguments)
+# make docs     the documentation site, in build/site, with every warning an error; then the tests of its pages
 # make sanitize what a compiler's sanitizers find as the tests run: memory, undefined behaviour, leaks, races
 # make bench    the speed that is promised, line by line, and the pictures: about 40 minutes (PRESETS=quick: fewer)
 # make profile  where the time of a step goes, phase by phase
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 C_SOURCES := $(shell find csrc -name '*.[ch]')
 
-.PHONY: demo test sanitize bench profile wheel environment tools clean distclean
+.PHONY: demo test docs sanitize bench profile wheel environment tools clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -37,6 +38,11 @@ demo: $(BUILT)
 test: tools
 	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile \
 		--no-loadscope-reorder $(PYTEST)
+
+docs: tools $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py
+	@echo "the site: build/site/index.html"
 
 sanitize: tools
 	$(BIN)/python tools/sanitize.py address,undefined
@@ -82,6 +88,10 @@ $(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)
 $(VENV)/.tools: $(VENV)/.installed
 	$(requirements) test bench dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
 	$(BIN)/python -m pip install -q --no-deps $(LOSS_FILES)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(requirements) docs | $(BIN)/python -m pip install -q -r /dev/stdin
 	@touch $@
 
 clean:

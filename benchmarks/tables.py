@@ -3,16 +3,19 @@
     python benchmarks/bench.py --preset acceptance && python benchmarks/bench.py --preset drop-ins
     OMP_WAIT_POLICY=ACTIVE python benchmarks/bench.py --preset drop-ins --no-memory --output benchmarks/results/spinning
     python benchmarks/phases.py --output benchmarks/results/phases.md
+    python benchmarks/headline.py
     python benchmarks/tables.py
 
-On a machine with AVX2 alone all but the spinning threads' go to benchmarks/results/avx2.
+On a machine with AVX2 alone all but the spinning threads' and the headline's go to benchmarks/results/avx2.
 
-Reads benchmarks/results; writes README.md and docs/performance.md.
+Reads benchmarks/results; writes README.md, docs/performance.md and docs/results.md. With --check it writes nothing, and
+fails where a document does not hold what was measured.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import records
@@ -36,9 +39,33 @@ def markdown(rows: list[list[str]], left: int) -> str:
 
 
 def machine(lines: list[dict[str, str]]) -> str:
+    """The machine, the versions and, where it was recorded, the commit."""
     first = lines[0]
+    commit = f"commit {first['commit']}, " if first.get("commit") else ""
     return (f"{first['cpu']}, {first['cores']} cores, {first['tier']} kernels, torch {first['torch']}, "
-            f"Python {first['python']}, {first['date']}")
+            f"Python {first['python']}, {commit}{first['date']}")
+
+
+def conditions(lines: list[dict[str, str]]) -> str:
+    """What the headline was measured with, and whether the machine had other work."""
+    policy, load = lines[0]["omp_wait_policy"], float(lines[0]["load_before"])
+    command = "`" + (f"OMP_WAIT_POLICY={policy} " if policy else "") + "python benchmarks/headline.py`"
+    shared = ""
+    if load > 0.5:
+        shared = (f"\nThe machine had other work (load average {load:g} before the run), which slows short operations "
+                  "most:\nread these times as a sketch.")
+    return f"{command}, {lines[0]['threads']} threads,\n{machine(lines)}.{shared}"
+
+
+def headline(lines: list[dict[str, str]], column: str) -> str:
+    """Milliseconds or MiB by rows."""
+    sizes = list(dict.fromkeys(line["rows"] for line in lines))
+    measured = {(line["loss"], line["who"], line["rows"]): line[column] for line in lines}
+    rows = [["loss", "computed by", *(f"{int(size):,} rows" for size in sizes)]]
+    for loss, who in dict.fromkeys((line["loss"], line["who"]) for line in lines):
+        name = f"**{who}**" if who == "hexssl" else who
+        rows.append([loss, name, *(f"{float(measured[loss, who, size]):.3g}" for size in sizes)])
+    return markdown(rows, 2)
 
 
 def headlines(lines: list[dict[str, str]]) -> str:
@@ -89,27 +116,46 @@ def waiting(sleeping: list[dict[str, str]], spinning: list[dict[str, str]]) -> s
     return f"{markdown(rows, 2)}\n\n{machine(spinning)}."
 
 
-def fill(path: Path, parts: dict[str, str]) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+def filled(path: Path, parts: dict[str, str]) -> str:
+    """The document with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced."""
     text = path.read_text(encoding="utf-8")
     for name, content in parts.items():
         pattern = rf"(<!-- {name}\b[^>]*-->\n).*?(<!-- /{name} -->)"
         text, found = re.subn(pattern, lambda match, new=content: f"{match[1]}{new}\n{match[2]}", text, flags=re.DOTALL)
         if found != 1:
             raise LookupError(f"{path.name} has {found} places marked {name}")
-    path.write_text(text, encoding="utf-8")
+    return text
 
 
-def main() -> None:
+def documents() -> dict[Path, str]:
+    """What every document with numbers is to hold."""
     acceptance, drop_ins = (records.read(RESULTS / f"{name}.csv") for name in ("acceptance", "drop-ins"))
     avx2 = [records.read(RESULTS / "avx2" / f"{name}.csv") for name in ("acceptance", "drop-ins")]
     spinning = records.read(RESULTS / "spinning" / "drop-ins.csv")
-    fill(ROOT / "README.md", {"speed": headlines(acceptance)})
-    fill(ROOT / "docs" / "performance.md", {
-        "acceptance": promises(acceptance), "avx2": elsewhere(*avx2), "drop-ins": promises(drop_ins),
-        "spinning": waiting(drop_ins, spinning),
-        "phases": (RESULTS / "phases.md").read_text(encoding="utf-8").strip()})
+    lines = records.read(RESULTS / "headline.csv")
+    parts = {
+        ROOT / "README.md": {"headline": conditions(lines)},
+        ROOT / "docs" / "performance.md": {
+            "milliseconds": headline(lines, "median_ms"), "memory": headline(lines, "extra_mib"),
+            "conditions": conditions(lines), "products": headlines(acceptance)},
+        ROOT / "docs" / "results.md": {
+            "acceptance": promises(acceptance), "avx2": elsewhere(*avx2), "drop-ins": promises(drop_ins),
+            "spinning": waiting(drop_ins, spinning),
+            "phases": (RESULTS / "phases.md").read_text(encoding="utf-8").strip()},
+    }
+    return {path: filled(path, content) for path, content in parts.items()}
+
+
+def main() -> int:
+    changed = {path: text for path, text in documents().items() if path.read_text(encoding="utf-8") != text}
+    if "--check" not in sys.argv:
+        for path, text in changed.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    for path in changed:
+        print(f"{path.relative_to(ROOT)} differs from benchmarks/results: run benchmarks/tables.py")
+    return 1 if changed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,6 +24,7 @@ ON_ONE_TIER = {
     "test_derivatives.py": "who asks for a gradient, whichever kernels compute it",
     "test_distributed.py": "gathering and its gradient; what is gathered is computed as on one rank",
     "test_distributed_drop_ins.py": "gathering, as above",
+    "test_docs.py": "runs the documentation",
     "test_examples.py": "trainings, checkpoints, arguments",
     "test_interruption.py": "signals during calls; tests/core/interruption.c looks for what is left behind, sanitized",
     "test_kernels.py": "runs every tier by itself, and under sanitizers",
