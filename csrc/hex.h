@@ -174,13 +174,15 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
 /* --- losses and gradients --- */
 
 /* Batch statistics, in this order. Means over an empty set are NaN. THRESHOLD is the mean of the thresholds as they
- * were given, +inf when there is none. */
+ * were given, +inf when there is none. ACCURACY is the share of the anchors with a positive whose largest cosine with a
+ * positive exceeds that with every negative. */
 enum {
     HEX_BATCH_THRESHOLD,
     HEX_BATCH_HIERARCHICAL_FRACTION,
     HEX_BATCH_POSITIVE_SIMILARITY,
     HEX_BATCH_NEGATIVE_SIMILARITY,
     HEX_BATCH_HIERARCHICAL_SIMILARITY,
+    HEX_BATCH_ACCURACY,
     HEX_BATCH_SKIPPED_ANCHORS,
     HEX_BATCH_STATS
 };

@@ -28,6 +28,7 @@ class HEXStats(NamedTuple):
     threshold : the threshold on the cosine (its mean where there is one per anchor), inf where there is none
     hierarchical_fraction : share of the negatives that lie above the threshold
     positive_similarity, negative_similarity, hierarchical_similarity : mean cosines
+    accuracy : share of the anchors with a positive whose nearest key is one; a tie with a negative does not count
     skipped_anchors : anchors left out of the loss
 
     Examples
@@ -43,6 +44,7 @@ class HEXStats(NamedTuple):
     positive_similarity: float
     negative_similarity: float
     hierarchical_similarity: float
+    accuracy: float
     skipped_anchors: float
 
 

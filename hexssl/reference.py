@@ -117,7 +117,7 @@ def hex_loss(
     -------
     loss : 0-d tensor, or (M,) without reduction
         float64 for float64 embeddings, else float32.
-    batch_stats : (6,) tensor, detached
+    batch_stats : (7,) tensor, detached
         Threshold, share of hierarchical among the negatives, mean cosine of positives, negatives and hierarchical
         negatives (NaN where there are none or an embedding is not finite), number of anchors left out.
         float64 (float32 on devices without it).
@@ -354,7 +354,7 @@ def _sum(x: Tensor, members: Tensor) -> Tensor:
 
 def _contrast_rows(problem: _Problem, form: Form, inverse: Tensor, epsilon: Tensor, first: int,
                    last: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (m,), which of them count (m,), and the sums behind the batch statistics (1, 6)."""
+    """Losses (m,), which of them count (m,), and the sums behind the batch statistics (1, 8)."""
     positive, negative = _members(problem, first, last)
     c = cut(problem.anchors[first:last] @ problem.keys.T, problem.bound)
     hard = negative & (c.detach() > epsilon[first:last])
@@ -441,24 +441,27 @@ def _weighted(form: Form, c: Tensor, positive: Tensor, count: Tensor, pos: _Log,
 
 
 def _sums(problem: _Problem, c: Tensor, positive: Tensor, negative: Tensor, hard: Tensor) -> Tensor:
-    """Numbers and sums of the cosines of positives, negatives and hierarchical negatives, (1, 6)."""
+    """Numbers and sums of the cosines of positives, negatives and hierarchical negatives; how many anchors have a
+    positive, and of how many it is nearer than all negatives. (1, 8)"""
     wide = problem.wide
     sets = (positive, negative, hard)
     counts = torch.stack([members.sum().to(wide) for members in sets])
     sums = torch.stack([torch.where(members, c, 0).sum(dtype=wide) for members in sets])
-    return torch.cat([counts, sums])[None]
+    nearest, other = (torch.where(members, c, -inf).amax(1) for members in (positive, negative))
+    accurate = torch.stack([positive.any(1).sum().to(wide), (nearest > other).sum().to(wide)])
+    return torch.cat([counts, sums, accurate])[None]
 
 
 def _batch_stats(problem: _Problem, threshold: float | Tensor | None, valid: Tensor, sums: Tensor) -> Tensor:
-    """In the order of csrc/hex.h. Means over an empty set are 0 / 0 = NaN. valid (M,), sums (6,)."""
+    """In the order of csrc/hex.h. Means over an empty set are 0 / 0 = NaN. valid (M,), sums (8,)."""
     bound = torch.maximum(problem.given_bound, problem.given_paired_bound)
     if not isinstance(threshold, Tensor):
         threshold = sums.new_full((), inf if threshold is None else threshold)
     sums = torch.where(problem.broken.any(), nan, sums)
-    counts, means = sums[:3], cut(sums[3:] / sums[:3], bound)
+    counts, means = sums[:3], cut(sums[3:6] / sums[:3], bound)
     return torch.stack([
         threshold.detach().to(problem.wide).mean(), counts[2] / counts[1], means[0], means[1], means[2],
-        (~valid).sum().to(problem.wide)])
+        sums[7] / sums[6], (~valid).sum().to(problem.wide)])
 
 
 def _measure_rows(problem: _Problem, quantile: float, negatives_only: bool, first: int, last: int) -> Tensor:

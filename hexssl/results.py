@@ -14,6 +14,8 @@ class HEXStats(NamedTuple):
     threshold : the threshold on the cosine (its mean where there is one per anchor), inf where there is none
     hierarchical_fraction : share of the negatives that lie above the threshold
     positive_similarity, negative_similarity, hierarchical_similarity : mean cosines
+    accuracy : share of the anchors with a positive whose nearest key is one ("contrastive accuracy"); a tie with a
+        negative does not count
     skipped_anchors : anchors left out of the loss
 
     Examples
@@ -30,6 +32,7 @@ class HEXStats(NamedTuple):
     positive_similarity: Tensor
     negative_similarity: Tensor
     hierarchical_similarity: Tensor
+    accuracy: Tensor
     skipped_anchors: Tensor
 
 

@@ -247,7 +247,7 @@ def test_shapes_and_dtypes_of_the_outputs() -> None:
     loss, batch_stats, row_state, token, *gradients = call("contrast", CONTRAST, **half, needed=15)
     assert [tuple(gradient.shape) for gradient in gradients] == [(0,)] * 4
     assert (loss.shape, loss.dtype) == ((M,), torch.float32)
-    assert (batch_stats.shape, batch_stats.dtype) == ((6,), torch.float64)
+    assert (batch_stats.shape, batch_stats.dtype) == ((7,), torch.float64)
     assert (row_state.shape, row_state.dtype) == ((M, _C.ROW_STATE), torch.float64)
     assert (token.shape, token.dtype) == ((), torch.int64)
     anchors, keys, paired, temperature = call("contrast_backward", backward_arguments(**half))
@@ -406,7 +406,7 @@ def test_statistics_that_nobody_wants(name: str, at_once: bool) -> None:
     """Without them the rest is the same."""
     who = {"anchors": CONTRAST["anchors"], **WANTED[name]}
     usual, found = (call("contrast", CONTRAST, **who, at_once=at_once, statistics=wanted) for wanted in (True, False))
-    assert usual[1].shape[-1] == 6
+    assert usual[1].shape[-1] == 7
     assert found[1].shape == (*usual[1].shape[:-1], 0)
     for i in set(range(8)) - {1}:
         torch.testing.assert_close(found[i], usual[i], rtol=0, atol=0, equal_nan=True)

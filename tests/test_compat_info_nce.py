@@ -198,9 +198,9 @@ def one_by_one(query, positive, negatives, temperature, threshold, reduction, se
     results = [cross_hex_loss(query[i : i + 1], negatives[i], paired=positive[i : i + 1], threshold=threshold(i),
                         temperature=temperature, return_stats=True, **settings) for i in range(len(query))]
     losses, seen = torch.stack([loss for loss, _ in results]), torch.stack([torch.stack(stats) for _, stats in results])
-    stats = torch.cat((seen[:, :5].nanmean(0), seen[:, 5:].sum(0)))
+    stats = torch.cat((seen[:, :-1].nanmean(0), seen[:, -1:].sum(0)))
     if reduction != "none":
-        losses = losses.sum() / (1 if reduction == "sum" else max(len(query) - stats[5].item(), 1))
+        losses = losses.sum() / (1 if reduction == "sum" else max(len(query) - stats[-1].item(), 1))
     return losses, stats
 
 

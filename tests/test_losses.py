@@ -402,3 +402,16 @@ def test_fewer_keys_than_anchors_need_groups(symmetric):
         criterion(x, y[:4])
     assert criterion(x, y[:4], labels=torch.arange(len(x)) % 4, key_labels=torch.arange(4)).isfinite()
     assert criterion(x[:4], y).isfinite()
+
+
+def test_accuracy() -> None:
+    """The share of anchors whose positive is nearer than every negative; a tie does not count."""
+    anchors, keys = torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]])
+    _, stats = cross_hex_loss(anchors, keys, threshold=None, return_stats=True)
+    assert stats.accuracy.item() == pytest.approx(1 / 3)  # anchor 1 ties with key 2, anchor 2 has cosine 0 with all
+    criterion = HEXLoss()
+    criterion(anchors, anchors.roll(1, 0))
+    assert criterion.stats is not None and criterion.stats.accuracy.item() == 0
+    queue = torch.tensor([[0.0, 0, 1]])
+    _, stats = cross_hex_loss(anchors, anchors, queue, threshold=0.5, return_stats=True)
+    assert stats.accuracy.item() == pytest.approx(2 / 3)  # the queue's row is anchor 2 itself

@@ -110,6 +110,7 @@ static void describe(const core_run *run, const contrast_job *job) {
     const core_seen seen = {.settings = c->settings,
                             .sums = c->sums,
                             .moment = c->strategy->moments_pass ? c->moment : NULL,
+                            .nearest = c->nearest,
                             .paired = c->paired,
                             .bound = core_cosine_bound(run, &run->kept.keys, true),
                             .paired_bound = run->problem->paired.data ? core_cosine_bound(run, &run->paired, true) : 0,

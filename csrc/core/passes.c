@@ -28,8 +28,11 @@ static void run_kernel(core_worker *worker, const core_contrast *c, pass which, 
         run->k->maxima(tile, sides, c->maxima + i * run->k->size, both ? c->maxima + j * run->k->size : NULL);
     else if (which == MOMENTS)
         run->k->moments(tile, c->moment + i, both ? c->moment + j : NULL, run->g.ap);
-    else if (which == SUMS)
+    else if (which == SUMS) {
+        if (c->strategy->nearest_too) /* before exponentials take the place of cosines */
+            run->k->nearest(tile, c->nearest + i * run->k->size, both ? c->nearest + j * run->k->size : NULL, run->g.ap);
         run->k->sums(tile, sides, c->sums + i, both ? c->sums + j : NULL);
+    }
     else
         run->k->own(tile, sides, c->own + i, both ? c->own + j : NULL);
 }
@@ -280,6 +283,8 @@ static void start_all(const core_run *run, core_contrast *c) {
     memset(c->own, 0, (size_t)(2 * ap) * sizeof *c->own);
     if (c->strategy->moments_pass)
         core_moments_start(c->moment, ap);
+    if (c->strategy->nearest_too)
+        run->k->fill(c->nearest, HEX_NEAREST * ap, -INFINITY);
     set_thresholds(run, c);
     if (c->strategy->one_shift)
         run->k->fill(core_param(run, c->params, HEX_P_SHIFT_G, 0), HEX_MAXIMA * ap, c->strategy->shift);
@@ -290,6 +295,7 @@ static void start_all(const core_run *run, core_contrast *c) {
 void core_contrast_place(const core_geometry *g, double *row_state, core_arena *arena, core_contrast *c) {
     c->params = core_piece(arena, HEX_PARAMS * g->ap * g->k->size);
     c->maxima = core_piece(arena, HEX_MAXIMA * g->ap * g->k->size);
+    c->nearest = core_piece(arena, HEX_NEAREST * g->ap * g->k->size);
     c->sums = core_doubles(arena, HEX_SUMS * g->ap);
     c->own = core_doubles(arena, 2 * g->ap);
     c->negatives = core_doubles(arena, 2 * g->ap);

@@ -12,6 +12,7 @@ typedef struct {
     core_gradient gradient; /* of the plain sum of all losses, where sums are kept and so formed here */
     char *params;           /* T[HEX_PARAMS][ap] */
     char *maxima;           /* T[HEX_MAXIMA][ap]; used without one_shift */
+    char *nearest;          /* T[HEX_NEAREST][ap]; used with nearest_too */
     double *sums;           /* (HEX_SUMS, ap) */
     double *own;            /* (2, ap) the sums of hex_kernels.own */
     double *negatives;      /* (2, ap) hex_sides.row_neg */

@@ -208,6 +208,7 @@ void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_s
     strategy->one_factor = has_one_factor(strategy, run);
     strategy->own_pass = any_row_needs_own(run, s);
     strategy->moments_pass = wanted.statistics && are_negatives_sparse(run);
+    strategy->nearest_too = wanted.statistics;
     strategy->exponentials = strategy->one_shift && one_threshold && whole_beta && !strategy->own_pass;
     strategy->leave = strategy->exponentials && wanted.gradients && tiles_stay;
 }

@@ -38,7 +38,7 @@ void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_s
 void core_store_strategy(const core_strategy *strategy, double *state);
 
 /* The strategy for the backward, from an open run, its settings and the row state that the strategy was stored in.
- * Nothing is decided again: own_pass and moments_pass are of no use there, and false. */
+ * Nothing is decided again: own_pass, moments_pass and nearest_too are of no use there, and false. */
 void core_recall_strategy(core_strategy *strategy, const core_run *run, const hex_settings *settings,
                           const double *row_state);
 

@@ -45,6 +45,21 @@ static double sum_of_cosines(const core_run *run, double *column) {
     return sum;
 }
 
+/* The share of `count` anchors, of those that have a positive, whose nearest key is one. at: the first, in padded arrays.
+ */
+static double accuracy(const core_run *run, const core_seen *seen, int64_t at, int64_t count, bool paired) {
+    double accurate = 0, all = 0;
+    for (int64_t i = at; i < at + count; i++) {
+        const double negative = run->k->widen(seen->nearest, HEX_NEAR_NEGATIVE * run->g.ap + i);
+        double positive = run->k->widen(seen->nearest, HEX_NEAR_POSITIVE * run->g.ap + i);
+        if (paired && seen->paired[i] > positive)
+            positive = seen->paired[i];
+        all += positive > -INFINITY;
+        accurate += positive > negative;
+    }
+    return accurate / all;
+}
+
 /* The statistics of the anchors, or with `of_keys` of the keys as anchors. cosines: the sum of all. */
 static void batch_statistics(const core_run *run, const core_seen *seen, bool of_keys, double cosines, double *out) {
     int64_t first = of_keys ? run->g.m : 0, at = of_keys ? run->g.mp : 0, count = of_keys ? run->g.n : run->g.m,
@@ -73,6 +88,7 @@ static void batch_statistics(const core_run *run, const core_seen *seen, bool of
     out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? core_bounded(others / negatives, seen->bound) * finite : NAN;
     out[HEX_BATCH_HIERARCHICAL_SIMILARITY] =
         core_bounded(total[HEX_S_HARD_C] / total[HEX_S_HARD_N], seen->bound) * finite;
+    out[HEX_BATCH_ACCURACY] = accuracy(run, seen, at, count, paired) * finite;
     out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
 }
 

@@ -9,6 +9,7 @@ typedef struct {
     const hex_settings *settings;
     const double *sums;         /* (HEX_SUMS, ap) */
     const double *moment;       /* (HEX_MOMENTS, ap) of the negatives, with core_strategy's moments_pass; else NULL */
+    const void *nearest;        /* T[HEX_NEAREST][ap] */
     const double *paired;       /* (mp) cosines with the paired positives, where there are any */
     double bound, paired_bound; /* core_cosine_bound of keys, of paired rows, as given */
     const double *row_state;    /* (hex_loss_count, HEX_ROW_STATE) */

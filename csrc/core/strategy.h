@@ -36,6 +36,8 @@
  *     moments_pass      Are statistics wanted of few negatives?
  *                       yes: MOMENTS pass over the negatives.
  *                       no:  the sum of their cosines is that of all cosines less that of the others.
+ *     nearest_too       Are statistics wanted?
+ *                       yes: the SUMS pass also finds the nearest negative and positive of each anchor.
  *
  * one_shift, power, all_global, one_factor and exponentials are stored with the row state (CORE_R_WAY, CORE_R_POWER),
  * where the backward finds them. They depend on the problem and the settings alone, not on budget or threads, and on
@@ -75,7 +77,7 @@ typedef struct {
     double bound;      /* cosines in tiles beyond +-bound are the bound: 1, or infinity */
     bool unit_cosines; /* all rows are of length 1, but for rounding to their dtype: no cosine is beyond +-1 */
 
-    bool one_shift, all_global, one_factor, exponentials, leave, own_pass, moments_pass; /* the table above */
+    bool one_shift, all_global, one_factor, exponentials, leave, own_pass, moments_pass, nearest_too; /* the table above */
 } core_strategy;
 
 /* The gradient's sums are formed of exponentials, and weighed when they are complete. */

@@ -94,6 +94,9 @@ enum {
 /* Largest cosine per class, T[3][ld], -inf where the class is empty. */
 enum { HEX_M_GLOBAL, HEX_M_HARD, HEX_M_POS, HEX_MAXIMA };
 
+/* The largest cosine with a negative and with a positive, T[HEX_NEAREST][ld], -inf where there is none. */
+enum { HEX_NEAR_NEGATIVE, HEX_NEAR_POSITIVE, HEX_NEAREST };
+
 /* Row moments, double[HEX_MOMENTS][ld]. SUM and SQUARES are of the members less PIVOT, the first of them: rows whose
  * members are nearly equal keep their variance. */
 enum { HEX_MO_MIN, HEX_MO_MAX, HEX_MO_SUM, HEX_MO_SQUARES, HEX_MO_COUNT, HEX_MO_PIVOT, HEX_MOMENTS };
@@ -162,6 +165,8 @@ typedef struct {
     void (*moments)(const hex_tile *tile, double *row, double *col, int64_t ld);
     /* Raises T[HEX_MAXIMA][ld] to the tile's largest cosines. */
     void (*maxima)(const hex_tile *tile, const hex_sides *sides, void *row, void *col);
+    /* Raises T[HEX_NEAREST][ld] to the tile's largest cosines. NaN is passed over. */
+    void (*nearest)(const hex_tile *tile, void *row, void *col, int64_t ld);
     /* Adds the tile's sums to double[HEX_SUMS][ld]. */
     void (*sums)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
     /* Per anchor, with n as in its parameters: out[0] += sum over P of log((e^s + n) / e^s), out[ld] += sum over P of

@@ -9,7 +9,7 @@
 /* clang-format off */
 #define HEX_EACH_KERNEL(of) \
     of(pack) of(unpack) of(product) of(mirror) of(select) of(select_guess) of(select_finish) of(moments) of(maxima) \
-    of(sums) of(own) of(coefficients) of(weighted_sum) of(column_sums) of(row_dots) of(scale_rows) of(weigh_rows) \
+    of(nearest) of(sums) of(own) of(coefficients) of(weighted_sum) of(column_sums) of(row_dots) of(scale_rows) of(weigh_rows) \
     of(narrow) of(widen) of(fill) of(digest) of(exponential) of(less_one) of(power)
 /* clang-format on */
 
@@ -25,6 +25,7 @@ HEX_EACH_KERNEL(HEX_DECLARE)
 #include "maxima.h"
 #include "mirror.h"
 #include "moments.h"
+#include "nearest.h"
 #include "own.h"
 #include "pack.h"
 #include "product.h"

@@ -63,20 +63,25 @@ static void fill(double *x, int64_t count, double value) {
 
 static void batch_statistics(const ref_problem *r, const hex_settings *o, double *stats) {
     double positives = 0, negatives = 0, hards = 0, sum_pos = 0, sum_neg = 0, sum_hard = 0, threshold = 0, skipped = 0;
+    double with_positive = 0, accurate = 0;
     for (int64_t i = 0; i < r->m; i++) {
+        double nearest_positive = -INFINITY, nearest_negative = -INFINITY;
         ref_cosines(r, i);
         for (int64_t j = 0; j < r->n; j++) {
             ref_set which = ref_set_of(r, o, i, j);
             double c = r->cosines[j];
             if (which == POSITIVE)
-                positives++, sum_pos += c;
+                positives++, sum_pos += c, nearest_positive = fmax(nearest_positive, c);
             if (which == GLOBAL || which == HARD)
-                negatives++, sum_neg += c;
+                negatives++, sum_neg += c, nearest_negative = fmax(nearest_negative, c);
             if (which == HARD)
                 hards++, sum_hard += c;
         }
         if (r->given->paired.data)
-            positives++, sum_pos += ref_paired_cosine(r, i);
+            positives++, sum_pos += ref_paired_cosine(r, i),
+                nearest_positive = fmax(nearest_positive, ref_paired_cosine(r, i));
+        with_positive += nearest_positive > -INFINITY;
+        accurate += nearest_positive > nearest_negative;
         skipped += !ref_forward(r, o, i).counts;
     }
     for (int64_t i = 0; i < o->threshold_count; i++)
@@ -86,8 +91,9 @@ static void batch_statistics(const ref_problem *r, const hex_settings *o, double
     stats[HEX_BATCH_POSITIVE_SIMILARITY] = sum_pos / positives;
     stats[HEX_BATCH_NEGATIVE_SIMILARITY] = sum_neg / negatives;
     stats[HEX_BATCH_HIERARCHICAL_SIMILARITY] = sum_hard / hards;
+    stats[HEX_BATCH_ACCURACY] = accurate / with_positive;
     stats[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
-    for (int q = HEX_BATCH_HIERARCHICAL_FRACTION; q <= HEX_BATCH_HIERARCHICAL_SIMILARITY; q++)
+    for (int q = HEX_BATCH_HIERARCHICAL_FRACTION; q <= HEX_BATCH_ACCURACY; q++)
         if (!r->finite)
             stats[q] = NAN;
 }

@@ -18,6 +18,7 @@ from hexssl.devices import widest_dtype
 from hexssl.functional import cross_hex_loss
 from hexssl.problem import Settings
 from hexssl.reference import Form, cut, exceeded, inverse_of, ready, row_losses
+from hexssl.results import SKIPPED
 from hexssl.thresholds import COUNT, MAX, MEAN, MIN, QUANTILE, VARIANCE, Threshold
 
 __all__ = ["InfoNCE", "info_nce"]
@@ -90,9 +91,10 @@ class InfoNCE(DropIn):
             inverse = inverse_of(settings.temperature, positives, _wide(query))
             if self.threshold is not None:
                 return self._own_contrast(positives, negatives, settings, inverse)
-            seen = query.new_tensor([torch.inf, 0, 0, 0, torch.nan, 0], dtype=_wide(query))  # HEXStats
-            seen[2], seen[3] = positives.detach().mean(), negatives.detach().mean()
-            self._remember((seen,))
+            found = positives.detach(), negatives.detach()
+            self._remember((_own_statistics(positives.new_full((len(positives),), torch.inf), *found,
+                                            torch.zeros_like(negatives, dtype=torch.bool),
+                                            torch.ones_like(positives, dtype=torch.bool)),))
             cosines = torch.cat((positives[:, None], negatives), 1)
             logits = (cosines - cosines.detach().amax(1, keepdim=True)) * inverse  # exact, however large the inverse is
             return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
@@ -179,15 +181,15 @@ def _row_statistics(cosines: Tensor, quantile: float | None) -> Tensor:
 
 
 def _own_statistics(epsilon: Tensor, positives: Tensor, negatives: Tensor, hard: Tensor, valid: Tensor) -> Tensor:
-    """(6,), in the order of `HEXStats`: means over the queries that have the number."""
+    """(7,), in the order of `HEXStats`: means over the queries that have the number."""
     wide = _wide(positives)
     number, finite = hard.sum(1).to(wide), torch.where(negatives[:, 0].isnan(), torch.nan, 1.0).to(wide)
     means = torch.stack((
         epsilon.to(wide), number / negatives.shape[1] * finite, positives.to(wide) * finite,
         negatives.to(wide).mean(1), torch.where(hard, negatives, 0).sum(1, dtype=wide) / number,
-        (~valid).to(wide)), 1)
+        (positives > negatives.amax(1)).to(wide) * finite, (~valid).to(wide)), 1)
     seen = means.nanmean(0)
-    seen[5] = means[:, 5].sum()
+    seen[SKIPPED] = means[:, SKIPPED].sum()
     return seen
 
 
