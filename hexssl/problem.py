@@ -142,6 +142,7 @@ def _check_pairs(anchors: Tensor, keys: Tensor, self_offset: Any) -> None:
         validation.refuse_value("keys", keys, f"without labels, relation or paired a row for each of the "
                                               f"{anchors.shape[0]} anchors, key i the positive of anchor i, and "
                                               "others behind them")
+    _refuse_keys_of_all_ranks(anchors, keys)  # says more than what follows
     if self_offset is not None and validation.offset(self_offset, anchors.shape[0], keys.shape[0], False) == 0:
         validation.refuse_value("self_offset", self_offset, "0 with labels, relation or paired only: else the positive "
                                 "of anchor i would be key i, which is the anchor itself (two views of a batch are "

@@ -57,7 +57,7 @@ class Profile:
     >>> from hexssl import hex_loss
     >>> from hexssl.profiling import Profile
     >>> with Profile() as profile:
-    ...     loss = hex_loss(torch.randn(64, 32))
+    ...     loss = hex_loss(torch.randn(32, 32), torch.randn(32, 32))
     >>> scores = profile.phases["scores"]
     >>> 0 < scores.operations <= 2 * 64 * 64 * 32, scores.gflops > 0  # how few depends on the kernels of this machine
     (True, True)

@@ -197,7 +197,7 @@ def run_short(code):
 
 @pytest.mark.parametrize("call", [
     "hex_loss(x, threshold=None, labels=torch.arange(16384) % 9)",
-    "cross_hex_loss(x, torch.cat((keys, keys)), reduction='none')", "cross_hex_loss(x[:8192], keys)",
+    "cross_hex_loss(x, other, reduction='none')", "cross_hex_loss(x[:8192], keys)",
     "_C.contrast(x.detach().numpy(), keys.numpy())",  # the loss alone, on NumPy arrays
 ])
 def test_no_memory_is_an_error_that_says_how_much(call):
@@ -206,6 +206,7 @@ def test_no_memory_is_an_error_that_says_how_much(call):
 workspace.set_budget(1 << 40)
 hex_loss(*torch.randn(2, 32, 64, requires_grad=True)).backward()
 x, keys = torch.randn(16384, 64, requires_grad=True), torch.randn(8192, 64)
+other = torch.cat((keys, keys))
 spare(4)
 try:
     {call}
@@ -421,7 +422,7 @@ z, stop = torch.randn(2000, 64, requires_grad=True), threading.Event()
 def work():
     while not stop.is_set():
         info_nce(*z.chunk(2)).backward()
-info_nce(torch.eye(4, requires_grad=True)).backward()  # torch sets itself up under locks of its own
+info_nce(*torch.eye(4, requires_grad=True).chunk(2)).backward()  # torch sets itself up under locks of its own
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
 for _ in range(60):

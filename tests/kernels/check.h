@@ -26,7 +26,7 @@ extern int checks, failures;
 
 typedef void test(const hex_kernels *k);
 test test_product, test_mirror, test_exponential, test_small, test_digest, test_pack, test_halves, test_unpack,
-    test_rounding, test_select, test_select_guess, test_select_nan, test_moments, test_maxima, test_sums, test_own, test_coefficients,
+    test_rounding, test_select, test_select_guess, test_select_nan, test_moments, test_maxima, test_nearest, test_sums, test_own, test_coefficients,
     test_kept_exponentials, test_all_global;
 
 /* Element access that does not go through the table. */

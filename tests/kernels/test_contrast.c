@@ -191,6 +191,31 @@ void test_maxima(const hex_kernels *k) {
     }
 }
 
+void test_nearest(const hex_kernels *k) {
+    setting s[SETTINGS];
+    int count = settings_of(k, s);
+    for (int n = 0; n < count; n++) {
+        problem q = make_problem(k, s + n);
+        void *found[] = {room(k, HEX_NEAREST * q.ld, -INFINITY), room(k, HEX_NEAREST * q.ld, -INFINITY)};
+        void *top[] = {room(k, HEX_NEAREST * q.ld, -INFINITY), room(k, HEX_NEAREST * q.ld, -INFINITY)};
+        k->nearest(&q.tile, found[0], s[n].both ? found[1] : NULL, q.ld);
+        EACH_ELEMENT_AND_SIDE(&q) {
+            int64_t at = position(k, &q, i, j), anchor = side ? j : i;
+            class kind = class_of(k, &q, at, anchor, side == 0);
+            if (kind == OTHER) continue;
+            int64_t slot = (kind == POSITIVE ? HEX_NEAR_POSITIVE : HEX_NEAR_NEGATIVE) * q.ld + anchor;
+            put(k, top[side], slot, fmax(get(k, top[side], slot), get(k, q.values, at)));
+        }
+        for (int64_t i = 0; i < HEX_NEAREST * q.ld; i++)
+            for (int side = 0; side < (s[n].both ? 2 : 1); side++) {
+                if (i % q.ld >= (side ? q.cols : q.rows)) continue;   /* padded columns may hold anything */
+                CHECK(get(k, found[side], i) == get(k, top[side], i), "side %d, %lld: %g, not %g", side, (long long)i,
+                      get(k, found[side], i), get(k, top[side], i));
+            }
+        free(found[0]), free(found[1]), free(top[0]), free(top[1]), free_problem(&q);
+    }
+}
+
 /* Adds one element's terms to the sums of its anchor; sizes get their absolute values. */
 static void add_terms(const hex_kernels *k, const problem *q, int64_t at, int64_t anchor, bool is_row, double *sums,
                       double *sizes) {

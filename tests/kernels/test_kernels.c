@@ -241,7 +241,7 @@ static const struct {
     {"product", test_product}, {"mirror", test_mirror}, {"exponential", test_exponential}, {"less_one", test_less_one}, {"power", test_power}, {"small", test_small}, {"digest", test_digest}, {"pack", test_pack},
     {"halves", test_halves}, {"unpack", test_unpack}, {"rounding", test_rounding}, {"select", test_select},
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
-    {"maxima", test_maxima}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
+    {"maxima", test_maxima}, {"nearest", test_nearest}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
     {"kept_exponentials", test_kept_exponentials},
     {"all_global", test_all_global},
 };
