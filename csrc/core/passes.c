@@ -30,10 +30,10 @@ static void run_kernel(core_worker *worker, const core_contrast *c, pass which, 
         run->k->moments(tile, c->moment + i, both ? c->moment + j : NULL, run->g.ap);
     else if (which == SUMS) {
         if (c->strategy->nearest_too) /* before exponentials take the place of cosines */
-            run->k->nearest(tile, c->nearest + i * run->k->size, both ? c->nearest + j * run->k->size : NULL, run->g.ap);
+            run->k->nearest(tile, c->nearest + i * run->k->size, both ? c->nearest + j * run->k->size : NULL,
+                            run->g.ap);
         run->k->sums(tile, sides, c->sums + i, both ? c->sums + j : NULL);
-    }
-    else
+    } else
         run->k->own(tile, sides, c->own + i, both ? c->own + j : NULL);
 }
 

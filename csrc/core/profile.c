@@ -9,7 +9,9 @@ atomic_bool core_profiling;
 static const char *const names[] = {"call",     "pack", "scores",       "classes",  "select",
                                     "contrast", "rows", "coefficients", "gradient", "unpack"};
 _Static_assert(sizeof names / sizeof *names == CORE_PHASES, "a name for every phase");
-static struct { atomic_llong nanoseconds, operations, calls; } phases[CORE_PHASES];
+static struct {
+    atomic_llong nanoseconds, operations, calls;
+} phases[CORE_PHASES];
 
 int64_t core_clock(void) {
     struct timespec now;

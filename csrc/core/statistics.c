@@ -45,7 +45,8 @@ static double sum_of_cosines(const core_run *run, double *column) {
     return sum;
 }
 
-/* The share of `count` anchors, of those that have a positive, whose nearest key is one. at: the first, in padded arrays.
+/* The share of `count` anchors, of those that have a positive, whose nearest key is one. at: the first, in padded
+ * arrays.
  */
 static double accuracy(const core_run *run, const core_seen *seen, int64_t at, int64_t count, bool paired) {
     double accurate = 0, all = 0;

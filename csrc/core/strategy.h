@@ -77,7 +77,8 @@ typedef struct {
     double bound;      /* cosines in tiles beyond +-bound are the bound: 1, or infinity */
     bool unit_cosines; /* all rows are of length 1, but for rounding to their dtype: no cosine is beyond +-1 */
 
-    bool one_shift, all_global, one_factor, exponentials, leave, own_pass, moments_pass, nearest_too; /* the table above */
+    /* the table above */
+    bool one_shift, all_global, one_factor, exponentials, leave, own_pass, moments_pass, nearest_too;
 } core_strategy;
 
 /* The gradient's sums are formed of exponentials, and weighed when they are complete. */

@@ -52,8 +52,9 @@ INLINE void product_rows(int mr, const int panels, int64_t k_panels, const T *a,
         ROWS_CASE(1)
         ROWS_CASE(2)
         ROWS_CASE(3)
-        ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8) ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11)
-            ROWS_CASE(12) default : break;
+        ROWS_CASE(4)
+        ROWS_CASE(5)
+        ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8) ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) default : break;
     }
 }
 

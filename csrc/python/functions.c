@@ -9,7 +9,9 @@
 
 #include "../hex.h"
 
-int hex_python_import_numpy(void) { return PyArray_ImportNumPyAPI(); }
+int hex_python_import_numpy(void) {
+    return PyArray_ImportNumPyAPI();
+}
 
 enum { MAX_HELD = 12 };
 
@@ -54,10 +56,17 @@ static PyArrayObject *hold(numpy_call *c, PyObject *object, const char *name, in
 
 static bool read_dtype(PyArrayObject *array, hex_dtype *dtype) {
     switch (PyArray_TYPE(array)) {
-    case NPY_FLOAT: *dtype = HEX_F32; return true;
-    case NPY_DOUBLE: *dtype = HEX_F64; return true;
-    case NPY_HALF: *dtype = HEX_F16; return true;
-    default: return false;
+    case NPY_FLOAT:
+        *dtype = HEX_F32;
+        return true;
+    case NPY_DOUBLE:
+        *dtype = HEX_F64;
+        return true;
+    case NPY_HALF:
+        *dtype = HEX_F16;
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -172,15 +181,17 @@ static PyObject *new_array(int dim, npy_intp rows, npy_intp cols, int type) {
     if (array || !PyErr_ExceptionMatches(PyExc_MemoryError))
         return array;
     PyErr_Clear();
-    Py_BEGIN_ALLOW_THREADS
-    hex_release_workspace();
-    Py_END_ALLOW_THREADS
-    return PyArray_SimpleNew(dim, ((npy_intp[]){rows, cols}), type);
+    Py_BEGIN_ALLOW_THREADS hex_release_workspace();
+    Py_END_ALLOW_THREADS return PyArray_SimpleNew(dim, ((npy_intp[]){rows, cols}), type);
 }
 
-static PyObject *doubles(int dim, npy_intp rows, npy_intp cols) { return new_array(dim, rows, cols, NPY_DOUBLE); }
+static PyObject *doubles(int dim, npy_intp rows, npy_intp cols) {
+    return new_array(dim, rows, cols, NPY_DOUBLE);
+}
 
-static void *data_of(PyObject *array) { return array ? PyArray_DATA((PyArrayObject *)array) : NULL; }
+static void *data_of(PyObject *array) {
+    return array ? PyArray_DATA((PyArrayObject *)array) : NULL;
+}
 
 /* Sets the exception of a status other than HEX_OK, on the thread that was told it; NULL. */
 static PyObject *failed(hex_status status, bool reference) {
@@ -194,7 +205,8 @@ static PyObject *failed(hex_status status, bool reference) {
     return NULL;
 }
 
-static PyObject *measure_arrays(numpy_call *c, double quantile, bool negatives_only, int want, bool keep, bool reference) {
+static PyObject *measure_arrays(numpy_call *c, double quantile, bool negatives_only, int want, bool keep,
+                                bool reference) {
     double mean = 0;
     int64_t token = 0;
     hex_status status = HEX_OK;
@@ -208,13 +220,10 @@ static PyObject *measure_arrays(numpy_call *c, double quantile, bool negatives_o
     if (!rows)
         return NULL;
     double *out = data_of(rows);
-    Py_BEGIN_ALLOW_THREADS
-    if (reference)
-        status = hex_reference_measure(&c->problem, quantile, negatives_only, out, &mean);
-    else
-        status = hex_measure(&c->problem, quantile, negatives_only, want, keep, out, &mean, &token);
-    Py_END_ALLOW_THREADS
-    if (status != HEX_OK) {
+    Py_BEGIN_ALLOW_THREADS if (reference) status =
+        hex_reference_measure(&c->problem, quantile, negatives_only, out, &mean);
+    else status = hex_measure(&c->problem, quantile, negatives_only, want, keep, out, &mean, &token);
+    Py_END_ALLOW_THREADS if (status != HEX_OK) {
         Py_DECREF(rows);
         return failed(status, reference);
     }
@@ -222,8 +231,9 @@ static PyObject *measure_arrays(numpy_call *c, double quantile, bool negatives_o
 }
 
 static PyObject *measure(PyObject *args, PyObject *kwargs, bool reference) {
-    static char *names[] = {"anchors", "keys", "labels", "key_labels", "relation", "period", "self_offset", "normalize",
-                            "quantile", "negatives_only", "want", "keep", NULL};
+    static char *names[] = {"anchors", "keys",        "labels",    "key_labels", "relation",
+                            "period",  "self_offset", "normalize", "quantile",   "negatives_only",
+                            "want",    "keep",        NULL};
     arguments a = {.self_offset = -1, .normalize = 1};
     double quantile = 0.99;
     int negatives_only = 0, want = HEX_WANT_QUANTILE | HEX_WANT_MOMENTS, keep = 0;
@@ -247,7 +257,8 @@ typedef struct {
 
 /* Memory for the gradient of a matrix, or nothing where that is absent. */
 static bool like(const hex_problem *problem, const hex_matrix *matrix, PyObject **out) {
-    static const int types[] = {[HEX_F32] = NPY_FLOAT, [HEX_F64] = NPY_DOUBLE, [HEX_F16] = NPY_HALF};   /* those of read_dtype */
+    static const int types[] = {
+        [HEX_F32] = NPY_FLOAT, [HEX_F64] = NPY_DOUBLE, [HEX_F16] = NPY_HALF}; /* those of read_dtype */
     if (!matrix->data)
         return true;
     *out = new_array(2, matrix->rows, matrix->cols, types[problem->dtype]);
@@ -261,8 +272,8 @@ static bool allocate(const numpy_call *c, bool backward, results *r) {
     r->batch_stats = doubles(1, HEX_BATCH_STATS, 0);
     if (!r->losses || !r->batch_stats)
         return false;
-    return !backward || (like(p, &p->anchors, &r->anchors) && like(p, &p->keys, &r->keys) &&
-                         like(p, &p->paired, &r->paired));
+    return !backward ||
+           (like(p, &p->anchors, &r->anchors) && like(p, &p->keys, &r->keys) && like(p, &p->paired, &r->paired));
 }
 
 /* Without the GIL. grad == NULL: forward only. */
@@ -271,11 +282,13 @@ static hex_status compute(const numpy_call *c, const double *grad, int64_t token
     double *losses = data_of(r->losses), *batch_stats = data_of(r->batch_stats);
     if (reference)
         return hex_reference_contrast(&c->problem, &c->settings, grad, losses, batch_stats, grad ? &gradients : NULL);
-    return hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, grad, grad ? &gradients : NULL, losses, batch_stats,
-                        NULL, &token);
+    return hex_contrast(&c->problem, &c->settings, grad ? HEX_NEED_ALL : 0, grad, grad ? &gradients : NULL, losses,
+                        batch_stats, NULL, &token);
 }
 
-static PyObject *or_none(PyObject *array) { return array ? array : Py_None; }
+static PyObject *or_none(PyObject *array) {
+    return array ? array : Py_None;
+}
 
 static PyObject *contrast_arrays(numpy_call *c, const arguments *a, int64_t token, bool reference) {
     int64_t losses = c->settings.reduction == HEX_REDUCTION_NONE ? c->problem.anchors.rows : 1;
@@ -294,16 +307,11 @@ static PyObject *contrast_arrays(numpy_call *c, const arguments *a, int64_t toke
     }
     if (check(c, true, reference) && allocate(c, grad != NULL, &r)) {
         hex_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = compute(c, grad, token, reference, &r);
-        Py_END_ALLOW_THREADS
-        if (status != HEX_OK)
-            failed(status, reference);
-        else if (grad)
-            result = Py_BuildValue("OO(OOOd)", r.losses, r.batch_stats, or_none(r.anchors), or_none(r.keys),
-                                   or_none(r.paired), r.temperature);
-        else
-            result = Py_BuildValue("OOO", r.losses, r.batch_stats, Py_None);
+        Py_BEGIN_ALLOW_THREADS status = compute(c, grad, token, reference, &r);
+        Py_END_ALLOW_THREADS if (status != HEX_OK) failed(status, reference);
+        else if (grad) result = Py_BuildValue("OO(OOOd)", r.losses, r.batch_stats, or_none(r.anchors), or_none(r.keys),
+                                              or_none(r.paired), r.temperature);
+        else result = Py_BuildValue("OOO", r.losses, r.batch_stats, Py_None);
     }
     Py_XDECREF(r.losses);
     Py_XDECREF(r.batch_stats);
@@ -314,9 +322,10 @@ static PyObject *contrast_arrays(numpy_call *c, const arguments *a, int64_t toke
 }
 
 static PyObject *contrast(PyObject *args, PyObject *kwargs, bool reference) {
-    static char *names[] = {"anchors", "keys", "paired", "labels", "key_labels", "relation", "threshold", "temperature",
-                            "period", "self_offset", "normalize", "beta", "tau_plus", "local_weight", "formulation",
-                            "positives", "denominator", "reduction", "grad", "token", NULL};
+    static char *names[] = {"anchors",   "keys",         "paired",      "labels",      "key_labels",  "relation",
+                            "threshold", "temperature",  "period",      "self_offset", "normalize",   "beta",
+                            "tau_plus",  "local_weight", "formulation", "positives",   "denominator", "reduction",
+                            "grad",      "token",        NULL};
     arguments a = {.self_offset = -1, .normalize = 1, .reduction = HEX_REDUCTION_MEAN};
     numpy_call c = {.settings = {.temperature = 0.1, .beta = 1, .tau_plus = 0.1, .local_weight = 1}};
     hex_settings *s = &c.settings;

@@ -13,9 +13,9 @@ static PyObject *tier_list(const char **chosen) {
     for (int i = 0; list && i < count; i++) {
         if (tiers[i].chosen)
             *chosen = tiers[i].name;
-        PyObject *tier = Py_BuildValue("{sssNsNsN}", "name", tiers[i].name, "compiled",
-                                       PyBool_FromLong(tiers[i].compiled), "supported",
-                                       PyBool_FromLong(tiers[i].supported), "chosen", PyBool_FromLong(tiers[i].chosen));
+        PyObject *tier =
+            Py_BuildValue("{sssNsNsN}", "name", tiers[i].name, "compiled", PyBool_FromLong(tiers[i].compiled),
+                          "supported", PyBool_FromLong(tiers[i].supported), "chosen", PyBool_FromLong(tiers[i].chosen));
         if (!tier || PyList_Append(list, tier) < 0)
             Py_CLEAR(list);
         Py_XDECREF(tier);
@@ -37,8 +37,7 @@ static PyObject *cpu_report(PyObject *module, PyObject *unused) {
 
 /* Gigabytes may be given back, which takes its time: without the GIL. */
 static void set_budget(void (*set)(int64_t bytes), int64_t bytes) {
-    Py_BEGIN_ALLOW_THREADS
-    set(bytes);
+    Py_BEGIN_ALLOW_THREADS set(bytes);
     Py_END_ALLOW_THREADS
 }
 
@@ -75,10 +74,8 @@ static PyObject *workspace_budget(PyObject *module, PyObject *unused) {
 
 static PyObject *release_workspace(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
-    Py_BEGIN_ALLOW_THREADS
-    hex_release_workspace();
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS hex_release_workspace();
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static PyObject *plan(PyObject *module, PyObject *arguments) {
@@ -119,16 +116,18 @@ static PyObject *profile_lines(PyObject *module, PyObject *unused) {
     return list;
 }
 
-#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
+#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 
 static PyMethodDef methods[] = {
     {"measure", WITH_KEYWORDS(hex_python_measure), "Row statistics of the cosines."},
     {"contrast", WITH_KEYWORDS(hex_python_contrast), "The loss, its statistics and, given grad, its gradients."},
     {"reference_measure", WITH_KEYWORDS(hex_python_reference_measure), "measure in double loops, float64 only."},
     {"reference_contrast", WITH_KEYWORDS(hex_python_reference_contrast), "contrast in double loops, float64 only."},
-    {"raise_interrupt", hex_python_interrupt, METH_NOARGS, "Raises what a signal's handler raised during the last call, if it did."},
+    {"raise_interrupt", hex_python_interrupt, METH_NOARGS,
+     "Raises what a signal's handler raised during the last call, if it did."},
     {"cpu_report", cpu_report, METH_NOARGS, "What was detected and chosen, and why."},
-    {"set_workspace_budget", set_workspace_budget, METH_O, "Bytes that may be kept between the steps of a loss; None: the default."},
+    {"set_workspace_budget", set_workspace_budget, METH_O,
+     "Bytes that may be kept between the steps of a loss; None: the default."},
     {"set_default_budget", set_default_budget, METH_O, "Bytes that are the budget as long as none is set."},
     {"workspace_budget", workspace_budget, METH_NOARGS, "The budget in bytes."},
     {"release_workspace", release_workspace, METH_NOARGS, "Gives back what is kept and not in use."},
@@ -143,9 +142,10 @@ static int add_numbers(PyObject *module) {
     static const struct {
         const char *name;
         long value;
-    } numbers[] = {{"ROW_STATS", HEX_ROW_STATS}, {"BATCH_STATS", HEX_BATCH_STATS}, {"ROW_STATE", HEX_ROW_STATE},
-                   {"WANT_QUANTILE", HEX_WANT_QUANTILE}, {"WANT_MOMENTS", HEX_WANT_MOMENTS},
-                   {"DEFAULT_BUDGET", HEX_DEFAULT_BUDGET}, {"REST_SECONDS", HEX_REST_SECONDS}};
+    } numbers[] = {{"ROW_STATS", HEX_ROW_STATS},       {"BATCH_STATS", HEX_BATCH_STATS},
+                   {"ROW_STATE", HEX_ROW_STATE},       {"WANT_QUANTILE", HEX_WANT_QUANTILE},
+                   {"WANT_MOMENTS", HEX_WANT_MOMENTS}, {"DEFAULT_BUDGET", HEX_DEFAULT_BUDGET},
+                   {"REST_SECONDS", HEX_REST_SECONDS}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)
             return -1;
@@ -179,11 +179,8 @@ static PyModuleDef_Slot slots[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "hexssl._C",
-    .m_doc = "The C core of hexssl.",
-    .m_methods = methods,
-    .m_slots = slots,
+    PyModuleDef_HEAD_INIT, .m_name = "hexssl._C", .m_doc = "The C core of hexssl.",
+    .m_methods = methods,  .m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__C(void);

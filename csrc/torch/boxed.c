@@ -34,7 +34,8 @@ void call_finish(call *c, bool ok) {
 }
 
 static bool no_memory(call *c, int64_t bytes) {
-    return fail(c, "out of memory: %lld bytes were wanted, with nothing kept that could be given back", (long long)bytes);
+    return fail(c, "out of memory: %lld bytes were wanted, with nothing kept that could be given back",
+                (long long)bytes);
 }
 
 double *call_buffer(call *c, int64_t count) {
@@ -44,7 +45,7 @@ double *call_buffer(call *c, int64_t count) {
         return NULL;
     }
     double *values = malloc(bytes);
-    if (!values) {   /* what only waits goes before a call fails */
+    if (!values) { /* what only waits goes before a call fails */
         hex_release_workspace();
         values = malloc(bytes);
     }
@@ -55,9 +56,13 @@ double *call_buffer(call *c, int64_t count) {
     return values;
 }
 
-int64_t call_integer(const call *c, int slot) { return (int64_t)c->stack[slot]; }
+int64_t call_integer(const call *c, int slot) {
+    return (int64_t)c->stack[slot];
+}
 
-bool call_boolean(const call *c, int slot) { return (c->stack[slot] & 0xff) != 0; }
+bool call_boolean(const call *c, int slot) {
+    return (c->stack[slot] & 0xff) != 0;
+}
 
 double call_number(const call *c, int slot) {
     double value;
@@ -76,8 +81,8 @@ bool call_choice(call *c, int slot, const char *name, int highest, int *out) {
 bool call_tensor(call *c, int slot, const char *name, tensor_view *view) {
     tensor_handle handle = (tensor_handle)(uintptr_t)c->stack[slot];
     int32_t device, layout;
-    int failed = hex_torch.aoti_torch_get_device_type(handle, &device) |
-                 hex_torch.aoti_torch_get_layout(handle, &layout);
+    int failed =
+        hex_torch.aoti_torch_get_device_type(handle, &device) | hex_torch.aoti_torch_get_layout(handle, &layout);
     if (failed || device != hex_torch.aoti_torch_device_type_cpu() || layout != hex_torch.aoti_torch_layout_strided())
         return fail(c, "%s must be a dense tensor on the CPU", name);
     failed = hex_torch.aoti_torch_get_dim(handle, &view->dim) | hex_torch.aoti_torch_get_numel(handle, &view->numel) |
@@ -101,7 +106,7 @@ static bool is_contiguous(const tensor_view *view) {
 }
 
 bool call_exact_tensor(call *c, int slot, const char *name, int32_t dtype, const char *dtype_name, int64_t rows,
-                            int64_t cols, tensor_view *view) {
+                       int64_t cols, tensor_view *view) {
     if (!call_tensor(c, slot, name, view))
         return false;
     bool matches = view->dtype == dtype && view->dim == (cols < 0 ? 1 : 2) && view->sizes[0] == rows &&
@@ -166,8 +171,10 @@ static bool read_labels(call *c, int slot, const char *name, int64_t rows, const
 bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem *problem) {
     tensor_view view;
     int ids = first + 2 + has_paired;
-    *problem = (hex_problem){.period = call_integer(c, scalars), .self_offset = call_integer(c, scalars + 1),
-                             .normalize = call_boolean(c, scalars + 2), .normalize_keys = call_boolean(c, scalars + 3),
+    *problem = (hex_problem){.period = call_integer(c, scalars),
+                             .self_offset = call_integer(c, scalars + 1),
+                             .normalize = call_boolean(c, scalars + 2),
+                             .normalize_keys = call_boolean(c, scalars + 3),
                              .both_ways = has_paired && call_boolean(c, scalars + 4)};
     if (!call_tensor(c, first, "anchors", &view) || !read_dtype(c, view.dtype, &problem->dtype))
         return false;
@@ -198,11 +205,13 @@ bool call_settings(call *c, int temperature, int scalars, hex_settings *settings
         !call_choice(c, scalars + 5, "denominator", HEX_DENOMINATOR_NEGATIVES, &denominator) ||
         !call_choice(c, scalars + 6, "reduction", HEX_REDUCTION_SUM, &reduction))
         return false;
-    *settings = (hex_settings){
-        .formulation = (hex_formulation)formulation, .positives = (hex_positives)positives,
-        .denominator = (hex_denominator)denominator, .reduction = (hex_reduction)reduction,
-        .beta = call_number(c, scalars), .tau_plus = call_number(c, scalars + 1),
-        .local_weight = call_number(c, scalars + 2)};
+    *settings = (hex_settings){.formulation = (hex_formulation)formulation,
+                               .positives = (hex_positives)positives,
+                               .denominator = (hex_denominator)denominator,
+                               .reduction = (hex_reduction)reduction,
+                               .beta = call_number(c, scalars),
+                               .tau_plus = call_number(c, scalars + 1),
+                               .local_weight = call_number(c, scalars + 2)};
     return call_tensor(c, temperature, "temperature", &view) &&
            call_doubles(c, &view, "temperature", 1, &settings->temperature);
 }
@@ -256,7 +265,7 @@ bool call_output(call *c, int32_t dtype, int64_t dim, const int64_t *sizes, void
     if (c->output_count == MAX_OUTPUTS)
         return fail(c, "more than %d outputs", MAX_OUTPUTS);
     if (hex_torch.aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle)) {
-        hex_release_workspace();   /* what only waits goes before a call fails */
+        hex_release_workspace(); /* what only waits goes before a call fails */
         if (hex_torch.aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle))
             return fail(c, "out of memory: torch could not allocate an output of %lld x %lld elements",
                         (long long)(dim > 0 ? sizes[0] : 1), (long long)(dim > 1 ? sizes[1] : 1));

@@ -25,7 +25,7 @@ typedef struct {
     const char *name;
     stable_value *stack;
     int tensors;
-    int outputs_wanted;        /* of the schema */
+    int outputs_wanted; /* of the schema */
     tensor_handle outputs[MAX_OUTPUTS];
     int output_count;
     double *buffers[MAX_BUFFERS];
@@ -37,7 +37,8 @@ typedef struct {
 #define fail(c, ...) (call_error(c, __VA_ARGS__), false)
 __attribute__((format(printf, 2, 3))) void call_error(call *c, const char *format, ...);
 
-/* Releases all that the call owns; then the outputs, as many as are wanted, go onto the stack, or the error is thrown. */
+/* Releases all that the call owns; then the outputs, as many as are wanted, go onto the stack, or the error is thrown.
+ */
 void call_finish(call *c, bool ok);
 
 /* Room for count doubles until the call ends; NULL: the error has been set. */
@@ -55,13 +56,14 @@ bool call_tensor(call *c, int slot, const char *name, tensor_view *view);
 
 /* A contiguous tensor of one dtype and shape (rows,) or (rows, cols); cols < 0: one dimension. */
 bool call_exact_tensor(call *c, int slot, const char *name, int32_t dtype, const char *dtype_name, int64_t rows,
-                     int64_t cols, tensor_view *view);
+                       int64_t cols, tensor_view *view);
 
 /* A float32 or float64 tensor with `count` elements in at most one dimension, any stride, as doubles. */
 bool call_doubles(call *c, const tensor_view *view, const char *name, int64_t count, double *out);
 
-/* anchors, keys, [paired], labels, key_labels, relation from slot `first`; period, self_offset, normalize, normalize_keys,
- * [both_ways] from slot `scalars`, those in brackets where has_paired. The core has nothing against what it returns. */
+/* anchors, keys, [paired], labels, key_labels, relation from slot `first`; period, self_offset, normalize,
+ * normalize_keys, [both_ways] from slot `scalars`, those in brackets where has_paired. The core has nothing against
+ * what it returns. */
 bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem *problem);
 
 /* temperature from slot `temperature`, beta ... reduction from slot `scalars`; no threshold. */
@@ -74,7 +76,7 @@ bool call_token(call *c, int slot, int64_t *token);
 
 /* What the core says of the arguments, and of itself. */
 bool call_check(call *c, const hex_problem *problem, const hex_settings *settings);
-bool call_status(call *c, hex_status result);   /* right after the core's call: it asks for its last error */
+bool call_status(call *c, hex_status result); /* right after the core's call: it asks for its last error */
 
 /* The next output: a new contiguous tensor of up to two dimensions. */
 bool call_output(call *c, int32_t dtype, int64_t dim, const int64_t *sizes, void **data);

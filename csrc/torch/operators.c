@@ -1,51 +1,53 @@
 /* operators.c: the operators hexssl::measure, contrast and contrast_backward for CPU tensors, run without the GIL.
  *
- * Python gives the three a kernel for autograd (hexssl/operators.py). The twins of the last two, ..._no_grad, have none,
- * are cheaper by that, and work only where gradients are off, so that nobody's can be missing. */
+ * Python gives the three a kernel for autograd (hexssl/operators.py). The twins of the last two, ..._no_grad, have
+ * none, are cheaper by that, and work only where gradients are off, so that nobody's can be missing. */
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "boxed.h"
 
-/* Arguments and results of an operator are listed once: schema, slots and their numbers are made of the list. FIRST and NEXT take
- * a type of torch's schemas and a name. */
+/* Arguments and results of an operator are listed once: schema, slots and their numbers are made of the list. FIRST and
+ * NEXT take a type of torch's schemas and a name. */
 #define WORD(type, name) #type " " #name
 #define COMMA_WORD(type, name) ", " #type " " #name
-#define IS_TENSOR(type, name) + IS_##type
+#define IS_TENSOR(type, name) +IS_##type
 #define IS_Tensor 1
 #define IS_SymInt 0
 #define IS_int 0
 #define IS_float 0
 #define IS_bool 0
 
+/* clang-format off */
 /* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
-#define MEASURE_ARGUMENTS(FIRST, NEXT)                                                                                    \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation)        \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)                       \
+#define MEASURE_ARGUMENTS(FIRST, NEXT) \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation) \
+    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
     NEXT(float, quantile) NEXT(bool, negatives_only) NEXT(int, want) NEXT(bool, keep)
 #define MEASURE_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, mean_quantile) NEXT(Tensor, token)
 
-#define CONTRAST_ARGUMENTS(FIRST, NEXT)                                                                                   \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels)          \
-    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token)                          \
+#define CONTRAST_ARGUMENTS(FIRST, NEXT) \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
+    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token) \
     NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) NEXT(bool, both_ways) \
-    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives)         \
-    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, adaptive) NEXT(float, quantile) NEXT(bool, negatives_only)     \
+    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
+    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, adaptive) NEXT(float, quantile) NEXT(bool, negatives_only) \
     NEXT(int, needed) NEXT(bool, at_once) NEXT(float, scale) NEXT(bool, statistics)
-#define CONTRAST_RESULTS(FIRST, NEXT)                                                                                     \
-    FIRST(Tensor, loss) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state) NEXT(Tensor, token)                             \
+#define CONTRAST_RESULTS(FIRST, NEXT) \
+    FIRST(Tensor, loss) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state) NEXT(Tensor, token) \
     NEXT(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
 
-#define BACKWARD_ARGUMENTS(FIRST, NEXT)                                                                                   \
-    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels)           \
-    NEXT(Tensor, key_labels) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state)                     \
-    NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)   \
-    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation)        \
-    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys)       \
+#define BACKWARD_ARGUMENTS(FIRST, NEXT) \
+    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) \
+    NEXT(Tensor, key_labels) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state) \
+    NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
+    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) \
+    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys) \
     NEXT(bool, need_paired) NEXT(bool, need_temperature)
-#define BACKWARD_RESULTS(FIRST, NEXT)                                                                                     \
+#define BACKWARD_RESULTS(FIRST, NEXT) \
     FIRST(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
+/* clang-format on */
 
 #define MEASURE_SLOT(type, name) M_##name,
 #define CONTRAST_SLOT(type, name) C_##name,
@@ -53,8 +55,11 @@
 enum { MEASURE_ARGUMENTS(MEASURE_SLOT, MEASURE_SLOT) MEASURE_INPUTS };
 enum { CONTRAST_ARGUMENTS(CONTRAST_SLOT, CONTRAST_SLOT) CONTRAST_INPUTS };
 enum { BACKWARD_ARGUMENTS(BACKWARD_SLOT, BACKWARD_SLOT) BACKWARD_INPUTS };
-enum { MEASURE_OUTPUTS = MEASURE_RESULTS(IS_TENSOR, IS_TENSOR), CONTRAST_OUTPUTS = CONTRAST_RESULTS(IS_TENSOR, IS_TENSOR),
-       BACKWARD_OUTPUTS = BACKWARD_RESULTS(IS_TENSOR, IS_TENSOR) };
+enum {
+    MEASURE_OUTPUTS = MEASURE_RESULTS(IS_TENSOR, IS_TENSOR),
+    CONTRAST_OUTPUTS = CONTRAST_RESULTS(IS_TENSOR, IS_TENSOR),
+    BACKWARD_OUTPUTS = BACKWARD_RESULTS(IS_TENSOR, IS_TENSOR)
+};
 
 static const char measure_schema[] =
     "measure(" MEASURE_ARGUMENTS(WORD, COMMA_WORD) ") -> (" MEASURE_RESULTS(WORD, COMMA_WORD) ")";
@@ -64,22 +69,27 @@ static const char backward_schema[] =
     "contrast_backward(" BACKWARD_ARGUMENTS(WORD, COMMA_WORD) ") -> (" BACKWARD_RESULTS(WORD, COMMA_WORD) ")";
 
 /* What boxed.h takes for granted. P: the prefix of an operator's slots. */
-#define PROBLEM_IN_ORDER(P, has_paired)                                                                                   \
-    _Static_assert(P##keys == P##anchors + 1 && P##labels == P##anchors + 2 + (has_paired) &&                             \
-                   P##key_labels == P##labels + 1 && P##relation == P##labels + 2 && P##self_offset == P##period + 1 &&   \
-                   P##normalize == P##period + 2 && P##normalize_keys == P##period + 3, "the order of call_problem")
-#define SETTINGS_IN_ORDER(P)                                                                                              \
-    _Static_assert(P##paired == P##anchors + 2 && P##both_ways == P##period + 4 && P##tau_plus == P##beta + 1 &&          \
-                   P##local_weight == P##beta + 2 && P##formulation == P##beta + 3 && P##positives == P##beta + 4 &&      \
-                   P##denominator == P##beta + 5 && P##reduction == P##beta + 6, "the orders of call_problem and call_settings")
+#define PROBLEM_IN_ORDER(P, has_paired)                                                                                \
+    _Static_assert(P##keys == P##anchors + 1 && P##labels == P##anchors + 2 + (has_paired) &&                          \
+                       P##key_labels == P##labels + 1 && P##relation == P##labels + 2 &&                               \
+                       P##self_offset == P##period + 1 && P##normalize == P##period + 2 &&                             \
+                       P##normalize_keys == P##period + 3,                                                             \
+                   "the order of call_problem")
+#define SETTINGS_IN_ORDER(P)                                                                                           \
+    _Static_assert(P##paired == P##anchors + 2 && P##both_ways == P##period + 4 && P##tau_plus == P##beta + 1 &&       \
+                       P##local_weight == P##beta + 2 && P##formulation == P##beta + 3 &&                              \
+                       P##positives == P##beta + 4 && P##denominator == P##beta + 5 && P##reduction == P##beta + 6,    \
+                   "the orders of call_problem and call_settings")
 PROBLEM_IN_ORDER(M_, 0);
 PROBLEM_IN_ORDER(C_, 1);
 PROBLEM_IN_ORDER(B_, 1);
 SETTINGS_IN_ORDER(C_);
 SETTINGS_IN_ORDER(B_);
 _Static_assert(C_quantile == C_adaptive + 1 && C_negatives_only == C_adaptive + 2, "the order of call_threshold");
-_Static_assert(MEASURE_ARGUMENTS(IS_TENSOR, IS_TENSOR) == M_period && CONTRAST_ARGUMENTS(IS_TENSOR, IS_TENSOR) == C_period &&
-               BACKWARD_ARGUMENTS(IS_TENSOR, IS_TENSOR) == B_period, "tensors come first, and period is the first of the others");
+_Static_assert(MEASURE_ARGUMENTS(IS_TENSOR, IS_TENSOR) == M_period &&
+                   CONTRAST_ARGUMENTS(IS_TENSOR, IS_TENSOR) == C_period &&
+                   BACKWARD_ARGUMENTS(IS_TENSOR, IS_TENSOR) == B_period,
+               "tensors come first, and period is the first of the others");
 _Static_assert(MEASURE_OUTPUTS <= (int)MAX_OUTPUTS && CONTRAST_OUTPUTS <= (int)MAX_OUTPUTS &&
                    BACKWARD_OUTPUTS <= (int)MAX_OUTPUTS,
                "a call has room for its outputs");
@@ -100,8 +110,8 @@ static bool measure(call *c) {
         !call_output(c, hex_torch.aoti_torch_dtype_int64(), 0, NULL, &token))
         return false;
     *(int64_t *)token = 0;
-    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, M_negatives_only), want, call_boolean(c, M_keep),
-                                      row_stats, mean_quantile, token));
+    return call_status(c, hex_measure(&problem, quantile, call_boolean(c, M_negatives_only), want,
+                                      call_boolean(c, M_keep), row_stats, mean_quantile, token));
 }
 
 /* The gradient of the tensor in `slot`: like it if wanted, else (0,). *data is NULL when there is nothing to fill. */
@@ -150,8 +160,8 @@ static bool write_temperature(call *c, int slot, const new_gradients *g) {
     return true;
 }
 
-/* scale: of the loss that is returned. at_once: the gradients of that one that are needed; and no row state. statistics: (0,),
- * or (2, 0) both ways, unless wanted. */
+/* scale: of the loss that is returned. at_once: the gradients of that one that are needed; and no row state.
+ * statistics: (0,), or (2, 0) both ways, unless wanted. */
 static bool contrast(call *c) {
     hex_problem problem;
     hex_settings settings;
@@ -160,8 +170,9 @@ static bool contrast(call *c) {
     int needed;
     void *loss, *batch_stats, *row_state, *token;
     if (!call_problem(c, C_anchors, true, C_period, &problem) || !call_settings(c, C_temperature, C_beta, &settings) ||
-        !call_threshold(c, C_threshold, C_adaptive, problem.anchors.rows, &settings) || !call_token(c, C_token, &kept) ||
-        !call_choice(c, C_needed, "needed", HEX_NEED_ALL, &needed) || !call_check(c, &problem, &settings))
+        !call_threshold(c, C_threshold, C_adaptive, problem.anchors.rows, &settings) ||
+        !call_token(c, C_token, &kept) || !call_choice(c, C_needed, "needed", HEX_NEED_ALL, &needed) ||
+        !call_check(c, &problem, &settings))
         return false;
     int64_t rows = hex_loss_count(&problem);
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
@@ -204,18 +215,21 @@ static bool contrast_backward(call *c) {
     int64_t kept;
     if (!call_problem(c, B_anchors, true, B_period, &problem) || !call_settings(c, B_temperature, B_beta, &settings) ||
         !call_token(c, B_token, &kept) || !call_check(c, &problem, &settings) ||
-        !call_exact_tensor(c, B_row_state, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64", hex_loss_count(&problem),
-                         HEX_ROW_STATE, &row_state))
+        !call_exact_tensor(c, B_row_state, "row_state", hex_torch.aoti_torch_dtype_float64(), "float64",
+                           hex_loss_count(&problem), HEX_ROW_STATE, &row_state))
         return false;
     bool per_anchor = settings.reduction == HEX_REDUCTION_NONE;
     int64_t losses = per_anchor ? hex_loss_count(&problem) : 1;
     int wanted = HEX_NEED_ANCHORS * call_boolean(c, B_need_anchors) | HEX_NEED_KEYS * call_boolean(c, B_need_keys) |
-                 HEX_NEED_PAIRED * call_boolean(c, B_need_paired) | HEX_NEED_TEMPERATURE * call_boolean(c, B_need_temperature);
+                 HEX_NEED_PAIRED * call_boolean(c, B_need_paired) |
+                 HEX_NEED_TEMPERATURE * call_boolean(c, B_need_temperature);
     double *grad_loss = call_buffer(c, losses);
     if (!grad_loss || !call_tensor(c, B_grad_loss, "grad_loss", &view) ||
-        !call_doubles(c, &view, "grad_loss", losses, grad_loss) || !make_gradients(c, B_anchors, B_temperature, wanted, &gradients))
+        !call_doubles(c, &view, "grad_loss", losses, grad_loss) ||
+        !make_gradients(c, B_anchors, B_temperature, wanted, &gradients))
         return false;
-    return call_status(c, hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients.out)) &&
+    return call_status(c,
+                       hex_contrast_backward(&problem, &settings, grad_loss, row_state.data, kept, &gradients.out)) &&
            write_temperature(c, B_temperature, &gradients);
 }
 
@@ -223,7 +237,7 @@ typedef struct {
     const char *name;
     bool (*body)(call *);
     int inputs, tensors, outputs;
-    bool no_grad;   /* a twin, which refuses to work while gradients are on */
+    bool no_grad; /* a twin, which refuses to work while gradients are on */
 } operator;
 
 /* inputs, outputs: as torch counts them. */
@@ -247,7 +261,9 @@ static const operator operators[] = {
     {"hexssl::contrast_backward_no_grad", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, true},
 };
 
-static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) { run(operators, stack, inputs, outputs); }
+static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    run(operators, stack, inputs, outputs);
+}
 
 static void contrast_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
     run(operators + 1, stack, inputs, outputs);
@@ -276,7 +292,7 @@ static bool register_one(const char *schema, const char *name, boxed_kernel kern
 /* An operator and, by the same schema, its twin. */
 static bool register_both(const char *schema, const char *name, boxed_kernel kernel, const char *twin,
                           boxed_kernel twin_kernel) {
-    char twin_schema[sizeof contrast_schema + sizeof backward_schema];   /* room for either */
+    char twin_schema[sizeof contrast_schema + sizeof backward_schema]; /* room for either */
     int length = snprintf(twin_schema, sizeof twin_schema, "%s%s", twin, schema + strlen(name));
     return length < (int)sizeof twin_schema && register_one(schema, name, kernel) &&
            register_one(twin_schema, twin, twin_kernel);
@@ -299,6 +315,7 @@ const char *hex_torch_register_operators(void) {
         state = register_all() ? DONE : FAILED;
     bool ok = state == DONE;
     pthread_mutex_unlock(&lock);
-    return ok ? NULL : "torch refused to register the operators of the namespace hexssl (is another copy of hexssl "
-                       "loaded in this process?)";
+    return ok ? NULL
+              : "torch refused to register the operators of the namespace hexssl (is another copy of hexssl "
+                "loaded in this process?)";
 }

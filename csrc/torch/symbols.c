@@ -32,7 +32,8 @@ const char *hex_torch_find(void) {
             uint64_t abi = version ? version() : 0;
             snprintf(message, sizeof message,
                      "torch has no function %s in its stable ABI (version found: %d.%d); hexssl needs torch 2.10 or "
-                     "newer", symbols[i].name, (int)(abi >> 56), (int)(abi >> 48 & 255));
+                     "newer",
+                     symbols[i].name, (int)(abi >> 56), (int)(abi >> 48 & 255));
             dlclose(library);
             return message;
         }
