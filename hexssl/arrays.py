@@ -254,8 +254,9 @@ def cross_hex_loss(
     anchors, keys, queue, paired : (M, D), (N, D), (Q, D) and (M, D) arrays of one floating dtype
     labels, key_labels, relation, self_offset, symmetric
         As in `hexssl.cross_hex_loss`.
-    threshold, temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize, reduction,
-    return_gradients
+    threshold, temperature, beta, tau_plus, local_weight, formulation, positives, denominator
+        As in `hex_loss`.
+    normalize, reduction, return_gradients
         As in `hex_loss`.
 
     Returns
