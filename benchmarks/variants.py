@@ -13,7 +13,9 @@ from cases import Case, Inputs
 from drop_ins import DROP_INS, Loss
 from torch import Tensor
 
-from hexssl import HEXLoss, InfoNCELoss, cross_hex_loss, cross_info_nce, hex_loss, info_nce
+from hexssl import HEXLoss, InfoNCELoss, cross_hex_loss, cross_info_nce
+from hexssl.evaluation import evaluate
+from hexssl.problem import make_problem, make_settings
 
 TAU = formulas.TEMPERATURE
 Step = Callable[[], Tensor | None]
@@ -105,9 +107,17 @@ def _eager_infonce(inputs: Inputs) -> Tensor:
     return formulas.infonce_queue(inputs.anchors, inputs.paired, inputs.queue)
 
 
+def _stacked(rows: Tensor, threshold: Any = None, beta: float = 0.0, tau_plus: float = 0.0, positives: str = "sum",
+             denominator: str = "all") -> Tensor:
+    """Two views whose rows lie one below the other, as the rivals take them: what `hex_loss` and `info_nce` do once they
+    have put their views together. The modules' lines have that step, too."""
+    settings = make_settings(TAU, beta, tau_plus, 1.0, "weighted", positives, denominator, True, "mean", rows.device)
+    return evaluate(make_problem(rows, None), settings, threshold, statistics=False)[0]
+
+
 def _hex_of(inputs: Inputs, **options: Any) -> Tensor:
     if inputs.queue is None:
-        return hex_loss(*inputs.anchors.chunk(2), temperature=TAU, **options)
+        return _stacked(inputs.anchors, **{"threshold": "adaptive", **options})
     return cross_hex_loss(inputs.anchors, inputs.paired, inputs.queue, temperature=TAU, **options)
 
 
@@ -122,7 +132,7 @@ def _hex_fixed(inputs: Inputs) -> Tensor:
 
 def _infonce(inputs: Inputs) -> Tensor:
     if inputs.queue is None:
-        return info_nce(*inputs.anchors.chunk(2), temperature=TAU)
+        return _stacked(inputs.anchors)
     return cross_info_nce(inputs.anchors, inputs.paired, inputs.queue, temperature=TAU)
 
 
@@ -136,7 +146,7 @@ def _module(module: type) -> Callable[[Inputs], Step]:
 
 
 def _infonce_own(inputs: Inputs) -> Tensor:
-    return info_nce(*inputs.anchors.chunk(2), positives="mean", denominator="own", temperature=TAU)
+    return _stacked(inputs.anchors, positives="mean", denominator="own")
 
 
 def _infonce_pairs(inputs: Inputs) -> Tensor:
