@@ -109,8 +109,8 @@ def _eager_infonce(inputs: Inputs) -> Tensor:
 
 def _stacked(rows: Tensor, threshold: Any = None, beta: float = 0.0, tau_plus: float = 0.0, positives: str = "sum",
              denominator: str = "all") -> Tensor:
-    """Two views whose rows lie one below the other, as the rivals take them: what `hex_loss` and `info_nce` do once they
-    have put their views together. The modules' lines have that step, too."""
+    """Two views whose rows lie one below the other, as the rivals take them: what `hex_loss` and `info_nce` do once
+    they have put their views together. The modules' lines have that step, too."""
     settings = make_settings(TAU, beta, tau_plus, 1.0, "weighted", positives, denominator, True, "mean", rows.device)
     return evaluate(make_problem(rows, None), settings, threshold, statistics=False)[0]
 
