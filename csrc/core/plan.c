@@ -22,9 +22,8 @@ core_sums core_sums_for(int needed, bool symmetric) {
 }
 
 /* Tiles of more than FREELY_KEPT bytes are all kept only where three steps use them or the user has set the budget.
- * Otherwise those of SHARE of an M x N array are: of a symmetric problem's tiles a good two thirds. Multiplying the
- * rest anew costs a twentieth of the time, and without it a loss holds a fifth of what one with N x N arrays does
- * (docs/performance.md, measured on AVX-512). */
+ * Otherwise those of SHARE of an M x N array are: of a symmetric problem's tiles a good two thirds. The rest is
+ * multiplied anew, which saves memory and costs time. */
 enum { FREELY_KEPT = 16 << 20 };
 static const double SHARE = 0.35;
 
