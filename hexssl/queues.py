@@ -19,8 +19,8 @@ class FeatureQueue(nn.Module):
 
     Rows not yet written never come out: an empty queue has no rows. MoCo (He et al., CVPR 2020) takes its negatives
     from it, ``CrossHEXLoss()(queries, keys, queue.rows)``; NNCLR (Dwibedi et al., ICCV 2021) its positives,
-    ``HEXLoss()(queue.nearest(z1), p2)``. Push a batch after its loss: its keys would be their own negatives, or their
-    own nearest rows.
+    ``CrossHEXLoss()(queue.nearest(z1), p2)``. Push a batch after its loss: its keys would be their own negatives, or
+    their own nearest rows.
 
     Parameters
     ----------
