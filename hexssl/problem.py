@@ -116,7 +116,7 @@ def cross_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any,
                                               f"{anchors.shape[0]}")
     if same:
         return _related(anchors, None, paired, labels, None, relation, self_offset)
-    return _related(anchors, keys, paired, labels, key_labels, relation, self_offset)
+    return _related(anchors, keys, paired, labels, key_labels, relation, self_offset, pairs=False)  # looked at above
 
 
 def _queue_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any, key_labels: Any, relation: Any,
