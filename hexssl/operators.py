@@ -18,8 +18,8 @@ from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch.autograd import Function, forward_ad
 
 from hexssl.core import _C
+from hexssl.dtypes import FLOATING
 
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ROW_STATS, BATCH_STATS, ROW_STATE = _C.ROW_STATS, _C.BATCH_STATS, _C.ROW_STATE
 WANT_QUANTILE, WANT_MOMENTS = _C.WANT_QUANTILE, _C.WANT_MOMENTS
 
