@@ -101,18 +101,18 @@ class Criterion(nn.Module):
         """For a loss that needs it more than once: a module that holds it is called once in a call of the loss."""
         return validation.temperature(current_temperature(self.temperature))
 
-    def _loss_of(self, problem: Problem) -> Tensor:
-        """The loss of the problem; what it saw goes to `stats`."""
+    def _loss_of(self, problem: Problem, settings: Settings | None = None) -> Tensor:
+        """The loss of the problem, with this module's settings unless others are given; what it saw goes to `stats`."""
         warn_of_positives(self.threshold, problem)
-        loss, seen = evaluate(problem, self._settings(problem.anchors.device), self.threshold,
+        loss, seen = evaluate(problem, settings or self._settings(problem.anchors.device), self.threshold,
                               statistics=self._wants_stats, sync=self._sync)
         self._remember(seen)
         return loss
 
-    def _loss_both_ways(self, problem: Problem) -> Tensor:
-        """The mean of the problem's loss and of that of its keys as anchors."""
+    def _loss_both_ways(self, problem: Problem, settings: Settings | None = None) -> Tensor:
+        """The mean of the problem's loss and of that of its keys as anchors; as `_loss_of` otherwise."""
         warn_of_positives(self.threshold, problem)
-        loss, seen = evaluate_both_ways(problem, self._settings(problem.anchors.device), self.threshold,
+        loss, seen = evaluate_both_ways(problem, settings or self._settings(problem.anchors.device), self.threshold,
                                         self._wants_stats, self._sync)
         self._remember(seen)
         return loss

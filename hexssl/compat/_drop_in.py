@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from hexssl.criterion import SETTINGS, Criterion
-from hexssl.evaluation import evaluate, evaluate_both_ways
 from hexssl.problem import Problem, Settings, make_problem
-from hexssl.thresholds import warn_of_positives
 
 
 @contextmanager
@@ -69,20 +67,12 @@ class DropIn(Criterion):
         changes = {name: value for name, value in changes.items() if value is not None}
         if "normalize" in changes:
             changes.setdefault("normalize_keys", changes["normalize"])
-        warn_of_positives(self.threshold, problem)
-        loss, seen = evaluate(problem, self._settings_with(problem, temperature, changes), self.threshold,
-                              sync=self._sync)
-        self._remember(seen)
-        return loss
+        return self._loss_of(problem, self._settings_with(problem, temperature, changes))
 
     def _loss_among_both(self, anchors: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
         """The mean of two losses: keys as keys and as anchors, row i of both a pair."""
         problem = make_problem(anchors, keys)
-        warn_of_positives(self.threshold, problem)
-        loss, seen = evaluate_both_ways(problem, self._settings_with(problem, temperature, {}), self.threshold,
-                                        sync=self._sync)
-        self._remember(seen)
-        return loss
+        return self._loss_both_ways(problem, self._settings_with(problem, temperature, {}))
 
     def _shown(self) -> list[str]:
         return ["temperature", "threshold", "beta", "tau_plus", "local_weight", "formulation"]
