@@ -19,11 +19,11 @@ static double resident(void) {
 /* At which questions a call is interrupted: at every one where one thread asks in the same order in every run, and where more do
  * at so many that it comes everywhere. */
 #ifdef __SANITIZE_THREAD__   /* some twenty times slower, and holds memory of its own for every thread that there was */
-enum { ALONE = 40, TOGETHER = 23, MOST_MORE = 256 };
+enum { ALONE = 40, TOGETHER = 23, MOST_MORE = 128 };
 #elif defined __SANITIZE_ADDRESS__
-enum { ALONE = 20, TOGETHER = 23, MOST_MORE = 32 };
+enum { ALONE = 20, TOGETHER = 23, MOST_MORE = 16 };
 #else
-enum { ALONE = 1, TOGETHER = 7, MOST_MORE = 32 };
+enum { ALONE = 1, TOGETHER = 7, MOST_MORE = 8 };
 #endif
 
 enum { WAYS = 3 };   /* a loss and its backward; both in one call; statistics */
@@ -74,7 +74,7 @@ int check_interruption(void) {
         failures += interrupt_everywhere(which, way, TOGETHER, &expected, &tried);
         if (n == PROBLEMS) held = resident();   /* by then every size of memory has been seen */
     }
-    /* A call holds some 2 MiB: had one in a hundred left it in use, it would be more. */
+    /* A call holds some 1.2 MiB: had one in a hundred left it in use, it would be more. */
     if (!(resident() - held <= MOST_MORE)) {
         failures++;
         printf("%.0f MiB more are held than before\n", resident() - held);
