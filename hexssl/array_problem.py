@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hexssl import validation
+from hexssl import cross_rules, validation
 
 Array = NDArray[Any]
 
@@ -111,13 +111,8 @@ def cross_problem(anchors: ArrayLike, keys: ArrayLike, queue: ArrayLike | None, 
                    labels: ArrayLike | None, key_labels: ArrayLike | None, relation: ArrayLike | None,
                    self_offset: int | None, symmetric: bool, normalize: bool, reduction: str) -> dict[str, Any]:
     """See `hexssl.problem.cross_problem`, whose rules these are."""
-    if validation.flag("symmetric", symmetric):
-        for name, value in (("queue", queue), ("paired", paired), ("self_offset", self_offset)):
-            if value is not None:
-                validation.refuse_value(name, value, "None with symmetric=True, since it has no other direction")
+    cross_rules.together(validation.flag("symmetric", symmetric), queue, paired, self_offset)
     if queue is not None:
-        if paired is not None:
-            validation.refuse_value("paired", paired, "None with a queue, where the keys are the paired positives")
         rows = _embeddings("anchors", anchors)
         queue, keys = _embeddings("queue", queue, rows), _one_each("keys", keys, rows)
         return make_problem(rows, queue, keys, labels, key_labels, relation, self_offset, normalize)
@@ -128,12 +123,9 @@ def cross_problem(anchors: ArrayLike, keys: ArrayLike, queue: ArrayLike | None, 
         return make_problem(anchors, None, paired, labels, None, relation, self_offset, normalize)
     rows = _embeddings("anchors", anchors)
     columns = _embeddings("keys", keys, rows)
-    if all(given is None for given in (labels, key_labels, relation, paired)) and len(columns) < len(rows):
-        validation.refuse_value("keys", columns, f"without labels, relation or paired a row for each of the {len(rows)}"
-                                                 " anchors, key i the positive of anchor i, and others behind them")
-    if symmetric and reduction == "none" and len(columns) != len(rows):
-        validation.refuse_value("keys", columns, "as many rows as anchors with symmetric=True and reduction='none', "
-                                                 f"{len(rows)}")
+    if all(given is None for given in (labels, key_labels, relation, paired)):
+        cross_rules.a_key_each(rows, columns)
+    cross_rules.as_many_keys(rows, columns, symmetric, reduction)
     return make_problem(rows, columns, paired, labels, key_labels, relation, self_offset, normalize)
 
 

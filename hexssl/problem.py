@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hexssl import dtypes, validation
+from hexssl import cross_rules, dtypes, validation
 from hexssl.distributed import world_size
 
 Labels: TypeAlias = Tensor | NDArray[Any] | Sequence[int]
@@ -99,10 +99,9 @@ def cross_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any,
                   self_offset: Any, symmetric: bool, reduction: str) -> Problem:
     """Of anchors and other keys, or of anchors, their positives and a queue of negatives; see `cross_hex_loss`."""
     validation.look_at_signs(relation)
-    if symmetric:
-        _check_symmetric(queue, paired, self_offset)
+    cross_rules.together(symmetric, queue, paired, self_offset)
     if queue is not None:
-        return _queue_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset)
+        return _queue_problem(anchors, keys, queue, labels, key_labels, relation, self_offset)
     same = keys is anchors and self_offset is not None and (key_labels is None or key_labels is labels)
     anchors, keys, paired = dtypes.autocast(anchors, keys, paired)
     validation.embeddings("anchors", anchors)
@@ -111,18 +110,14 @@ def cross_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any,
         validation.partner("paired", paired, anchors, one_each=True)
     if labels is None and key_labels is None and relation is None and paired is None:
         _check_pairs(anchors, keys, self_offset)
-    if symmetric and reduction == "none" and anchors.shape[0] != keys.shape[0]:
-        validation.refuse_value("keys", keys, "as many rows as anchors with symmetric=True and reduction='none', "
-                                              f"{anchors.shape[0]}")
+    cross_rules.as_many_keys(anchors, keys, symmetric, reduction)
     if same:
         return _related(anchors, None, paired, labels, None, relation, self_offset)
     return _related(anchors, keys, paired, labels, key_labels, relation, self_offset, pairs=False)  # looked at above
 
 
-def _queue_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any, key_labels: Any, relation: Any,
+def _queue_problem(anchors: Any, keys: Any, queue: Any, labels: Any, key_labels: Any, relation: Any,
                    self_offset: Any) -> Problem:
-    if paired is not None:
-        validation.refuse_value("paired", paired, "None with a queue, where the keys are the paired positives")
     anchors, keys, queue = dtypes.autocast(anchors, keys, queue)
     validation.embeddings("anchors", anchors)
     validation.partner("queue", queue, anchors)
@@ -130,18 +125,9 @@ def _queue_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any
     return _related(anchors, queue, keys, labels, key_labels, relation, self_offset)
 
 
-def _check_symmetric(queue: Any, paired: Any, self_offset: Any) -> None:
-    for name, value in (("queue", queue), ("paired", paired), ("self_offset", self_offset)):
-        if value is not None:
-            validation.refuse_value(name, value, "None with symmetric=True, since it has no other direction")
-
-
 def _check_pairs(anchors: Tensor, keys: Tensor, self_offset: Any) -> None:
     """Where key i is the positive of anchor i."""
-    if keys.shape[0] < anchors.shape[0]:
-        validation.refuse_value("keys", keys, f"without labels, relation or paired a row for each of the "
-                                              f"{anchors.shape[0]} anchors, key i the positive of anchor i, and "
-                                              "others behind them")
+    cross_rules.a_key_each(anchors, keys)
     _refuse_keys_of_all_ranks(anchors, keys)  # says more than what follows
     if self_offset is not None and validation.offset(self_offset, anchors.shape[0], keys.shape[0], False) == 0:
         validation.refuse_value("self_offset", self_offset, "0 with labels, relation or paired only: else the positive "
