@@ -19,14 +19,11 @@ import gc
 import importlib
 import os
 import re
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +32,10 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import earlier_commit  # noqa: E402
+
 NAME, BASE_NAME = "hexssl", "hexssl_base"
 RENAMED = {".py", ".pyi", ".c", ".h", ".toml", ".in"}
 SMALL = (32, 64, 128, 256)  # rows of 128 columns: batches whose time is that of the call
@@ -43,18 +44,11 @@ PRESETS = ("acceptance", "small", "drop-ins")
 
 def unpack(commit: str, folder: Path) -> None:
     """The commit's files, with the package under the base's name."""
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+    earlier_commit.unpack(commit, folder)
     (folder / NAME).rename(folder / BASE_NAME)
     for path in folder.rglob("*"):
         if path.suffix in RENAMED and path.is_file():
             path.write_text(re.sub(rf"\b{NAME}\b", BASE_NAME, path.read_text()))
-
-
-def build(folder: Path) -> None:
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, check=True,
-                   stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
 @dataclass(frozen=True)
@@ -182,7 +176,7 @@ def main() -> int:
     given = arguments()
     with tempfile.TemporaryDirectory() as scratch:
         unpack(given.commit, Path(scratch))
-        build(Path(scratch))
+        earlier_commit.build(Path(scratch))
         base = Side.load(Path(scratch), BASE_NAME)
         here = Side.load(ROOT, NAME)
         print(", ".join(f"{name} {value}" for name, value in here.records.machine().items()),

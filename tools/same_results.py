@@ -15,13 +15,12 @@ import os
 import random
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import earlier_commit
 import numpy as np
 import torch
 from torch import Tensor
@@ -168,17 +167,9 @@ def compute(problems: int, path: Path) -> None:
                       for name, value in compute_one(tree, seed).items()})
 
 
-def build(commit: str, folder: Path) -> None:
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, check=True,
-                   stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONWARNINGS": "ignore"})
-
-
 def results(tree: Path, tier: str, problems: int, path: Path) -> dict[str, np.ndarray]:
     subprocess.run([sys.executable, __file__, "--compute", str(path), "--problems", str(problems)], check=True,
-                   env={**os.environ, "PYTHONPATH": str(tree), "HEXSSL_CPU": tier, "PYTHONSAFEPATH": "1"})
+                   env={**os.environ, "PYTHONPATH": str(tree), "HEXSSL_CPU": tier})
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -203,7 +194,8 @@ def main() -> None:
                            env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout.split()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        build(arguments.commit, Path(folder))
+        earlier_commit.unpack(arguments.commit, Path(folder))
+        earlier_commit.build(Path(folder))
         for tier in arguments.tiers or known:
             before = results(Path(folder), tier, arguments.problems, Path(folder, "before.npz"))
             after = results(ROOT, tier, arguments.problems, Path(folder, "after.npz"))
