@@ -165,6 +165,17 @@ static double exponent(const hex_kernels *k, const problem *q, int64_t at, class
     return q->sides.shared_shift ? c * q->sides.inv_tau - shift : (c - shift) * q->sides.inv_tau;
 }
 
+/* The largest of so many kinds for each anchor of both sides, as found and one at a time; frees all of them. */
+static void check_tops(const hex_kernels *k, const problem *q, int kinds, void *const found[2], void *const top[2]) {
+    for (int64_t i = 0; i < kinds * q->ld; i++)
+        for (int side = 0; side < (q->sides.col ? 2 : 1); side++) {
+            if (i % q->ld >= (side ? q->cols : q->rows)) continue;   /* padded columns may hold anything */
+            CHECK(get(k, found[side], i) == get(k, top[side], i), "side %d, %lld: %g, not %g", side, (long long)i,
+                  get(k, found[side], i), get(k, top[side], i));
+        }
+    for (int side = 0; side < 2; side++) free(found[side]), free(top[side]);
+}
+
 void test_maxima(const hex_kernels *k) {
     setting s[SETTINGS];
     int count = settings_of(k, s);
@@ -181,13 +192,8 @@ void test_maxima(const hex_kernels *k) {
             int64_t slot = index[kind] * q.ld + anchor;
             put(k, top[side], slot, fmax(get(k, top[side], slot), cosine_of(k, &q, at)));
         }
-        for (int64_t i = 0; i < HEX_MAXIMA * q.ld; i++)
-            for (int side = 0; side < (s[n].both ? 2 : 1); side++) {
-                if (i % q.ld >= (side ? q.cols : q.rows)) continue;   /* padded columns may hold anything */
-                CHECK(get(k, found[side], i) == get(k, top[side], i), "side %d, %lld: %g, not %g", side, (long long)i,
-                      get(k, found[side], i), get(k, top[side], i));
-            }
-        free(found[0]), free(found[1]), free(top[0]), free(top[1]), free_problem(&q);
+        check_tops(k, &q, HEX_MAXIMA, found, top);
+        free_problem(&q);
     }
 }
 
@@ -206,13 +212,8 @@ void test_nearest(const hex_kernels *k) {
             int64_t slot = (kind == POSITIVE ? HEX_NEAR_POSITIVE : HEX_NEAR_NEGATIVE) * q.ld + anchor;
             put(k, top[side], slot, fmax(get(k, top[side], slot), get(k, q.values, at)));
         }
-        for (int64_t i = 0; i < HEX_NEAREST * q.ld; i++)
-            for (int side = 0; side < (s[n].both ? 2 : 1); side++) {
-                if (i % q.ld >= (side ? q.cols : q.rows)) continue;   /* padded columns may hold anything */
-                CHECK(get(k, found[side], i) == get(k, top[side], i), "side %d, %lld: %g, not %g", side, (long long)i,
-                      get(k, found[side], i), get(k, top[side], i));
-            }
-        free(found[0]), free(found[1]), free(top[0]), free(top[1]), free_problem(&q);
+        check_tops(k, &q, HEX_NEAREST, found, top);
+        free_problem(&q);
     }
 }
 
