@@ -91,10 +91,8 @@ class InfoNCE(DropIn):
             inverse = inverse_of(settings.temperature, positives, _wide(query))
             if self.threshold is not None:
                 return self._own_contrast(positives, negatives, settings, inverse)
-            found = positives.detach(), negatives.detach()
-            self._remember((_own_statistics(positives.new_full((len(positives),), torch.inf), *found,
-                                            torch.zeros_like(negatives, dtype=torch.bool),
-                                            torch.ones_like(positives, dtype=torch.bool)),))
+            epsilon, valid = torch.full_like(positives, torch.inf), torch.ones_like(positives, dtype=torch.bool)
+            self._remember((_own_statistics(epsilon, positives.detach(), negatives.detach(), None, valid),))
             cosines = torch.cat((positives[:, None], negatives), 1)
             logits = (cosines - cosines.detach().amax(1, keepdim=True)) * inverse  # exact, however large the inverse is
             return cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction=self.reduction)
@@ -180,14 +178,20 @@ def _row_statistics(cosines: Tensor, quantile: float | None) -> Tensor:
     return stats
 
 
-def _own_statistics(epsilon: Tensor, positives: Tensor, negatives: Tensor, hard: Tensor, valid: Tensor) -> Tensor:
-    """(7,), in the order of `HEXStats`: means over the queries that have the number."""
+def _own_statistics(epsilon: Tensor, positives: Tensor, negatives: Tensor, hard: Tensor | None,
+                    valid: Tensor) -> Tensor:
+    """(7,), in the order of `HEXStats`: means over the queries that have the number. hard : None: no negative is."""
     wide = _wide(positives)
-    number, finite = hard.sum(1).to(wide), torch.where(negatives[:, 0].isnan(), torch.nan, 1.0).to(wide)
+    finite = torch.where(negatives[:, 0].isnan(), torch.nan, 1.0).to(wide)
+    if hard is None:
+        number, similarity = torch.zeros_like(finite), torch.full_like(finite, torch.nan)
+    else:
+        number = hard.sum(1).to(wide)
+        similarity = torch.where(hard, negatives, 0).sum(1, dtype=wide) / number
     means = torch.stack((
         epsilon.to(wide), number / negatives.shape[1] * finite, positives.to(wide) * finite,
-        negatives.to(wide).mean(1), torch.where(hard, negatives, 0).sum(1, dtype=wide) / number,
-        (positives > negatives.amax(1)).to(wide) * finite, (~valid).to(wide)), 1)
+        negatives.to(wide).mean(1), similarity, (positives > negatives.amax(1)).to(wide) * finite,
+        (~valid).to(wide)), 1)
     seen = means.nanmean(0)
     seen[SKIPPED] = means[:, SKIPPED].sum()
     return seen
