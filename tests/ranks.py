@@ -13,6 +13,16 @@ from torch import distributed, multiprocessing
 PATIENCE = timedelta(seconds=60)  # of a rank that waits for another: a collective call that the other never makes
 
 
+# What the processes have of their parent, which imports it once: on one core that takes longer than what they do.
+IMPORTED = ["pytest", "hypothesis", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.nn", "hexssl"]
+
+
+def start(target: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) -> None:
+    """Runs target(process, *arguments) in so many processes, to the end: forks of one that has only imported."""
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    multiprocessing.start_processes(target, arguments, ranks, start_method="forkserver")
+
+
 def _work(process: int, target: Callable[[], Any], folder: str, ranks: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=ranks,
@@ -23,7 +33,7 @@ def _work(process: int, target: Callable[[], Any], folder: str, ranks: int) -> N
 
 def on_ranks(target: Callable[[], Any], folder: Path, ranks: int = 2) -> list[Any]:
     """What a function of a test file returns on each of the ranks. It must return what ``torch.save`` takes."""
-    multiprocessing.spawn(_work, (target, str(folder), ranks), ranks)
+    start(_work, (target, str(folder), ranks), ranks)
     return [torch.load(folder / f"{process}.pt", weights_only=False) for process in range(ranks)]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from peers import EXACT, FLOAT32, assert_close, real, rows, unit
-from torch import Tensor, distributed, multiprocessing
+from ranks import start
+from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
 from hexssl import FeatureQueue, hex_loss
@@ -126,7 +127,7 @@ def work(process: int, folder: str) -> None:
 def results(tmp_path_factory) -> list[dict[str, Any]]:
     """What every rank got."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (str(folder),), RANKS)
+    start(work, (str(folder),), RANKS)
     return [torch.load(folder / f"{process}.pt") for process in range(RANKS)]
 
 
