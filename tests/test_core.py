@@ -1,6 +1,7 @@
 """The core by itself: C programs without Python or torch, compiled here.
 
-They run as they are, and under sanitizers: without a race, without a fault in memory or a leak.
+They run as they are, and under sanitizers: without a fault in memory or a leak, and those of several threads without a
+race.
 """
 
 from __future__ import annotations
@@ -33,20 +34,23 @@ class Program(NamedTuple):
     parts: tuple[str, ...] = ()     # further files of tests/core
     without: tuple[str, ...] = ()   # files of csrc/core whose functions it brings itself
     reference: tuple[str, ...] = ()  # files of csrc/reference that it calls
+    threads: bool = False  # it has more than one: a race is possible
 
 
 PROGRAMS = {
-    "test_callers": Program(("18 steps compared, 0 failures",)),
+    "test_callers": Program(("18 steps compared, 0 failures",), threads=True),
     "test_check": Program(("49 answers checked, 0 failures",), reference=("problem",)),
     # 11 problems, every one after every other: gradients of the first and of the second from what is kept
     "test_collisions": Program(("242 gradients compared, 0 failures, 121 pairs of one name",),
                                without=("fingerprint",)),
     "test_dictionary": Program(("206 kinds of labels, 0 failures",)),
     "test_row_loss": Program(("20000 rows compared, 0 failures",)),
-    "test_slabs": Program(("0 failures",)),
+    "test_slabs": Program(("0 failures",), threads=True),
     "test_threads": Program(("96 steps compared, 0 failures", "3 ways of waiting, 0 failures",
-                             "calls interrupted, 0 failures"), ("steps", "waiting", "interruption")),
+                             "calls interrupted, 0 failures"), ("steps", "waiting", "interruption"), threads=True),
 }
+RUNS = [(name, sanitizers) for sanitizers in SANITIZERS for name, program in PROGRAMS.items()
+        if program.threads or sanitizers != "thread"]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +73,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
     return build
 
 
-@pytest.mark.parametrize("sanitizers", SANITIZERS, ids=lambda name: name or "as they are")
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(("name", "sanitizers"), RUNS, ids=lambda word: word or "as they are")
 def test_program(name: str, sanitizers: str, program: Callable[[str, str], Path]) -> None:
     """One that cannot be built, for want of a sanitizer's library, is a failure."""
     command: list[object] = [program(name, sanitizers)]
@@ -88,3 +91,10 @@ def test_program(name: str, sanitizers: str, program: Callable[[str, str], Path]
 def test_every_program_is_listed() -> None:
     files = {path.stem for path in (ROOT / "tests" / "core").glob("*.c")}
     assert files == {part for name, program in PROGRAMS.items() for part in (name, *program.parts)}
+
+
+def test_programs_of_one_thread_start_no_other() -> None:
+    folder = ROOT / "tests" / "core"
+    for name, program in PROGRAMS.items():
+        starts = any("pthread" in (folder / f"{part}.c").read_text() for part in (name, *program.parts))
+        assert starts == program.threads, name
