@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hexssl import backends, core, validation
+from hexssl import backends, validation
 from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import WORDS, Measurement, Threshold, named
@@ -39,7 +39,7 @@ def decide(problem: Problem, settings: Settings, threshold: Any,
     if threshold._buffers or threshold._parameters or threshold._modules:  # most hold nothing that has a device
         threshold.check_device(problem.anchors.device)
     wanted, token = threshold.measures(), NO_TOKEN
-    if (wanted is not None and core.computes(problem.anchors) and threshold.is_mean_quantile()
+    if (wanted is not None and backends.of(problem.anchors).TAKES_MEASUREMENTS and threshold.is_mean_quantile()
             and not threshold.pools(sync)):
         return settings, wanted, token
     stats, mean = None, None
@@ -86,7 +86,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = decide(problem, settings, threshold, sync)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
-    if shared and core.computes(problem.anchors):
+    if shared and backend.BOTH_WAYS:
         loss, seen = backend.loss(problem._replace(both_ways=True), form, decided, token, 1.0, statistics)
         if settings.reduction == "none":
             loss = loss.view(2, -1).mean(0)

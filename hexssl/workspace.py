@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from hexssl import limits, validation
+from hexssl import core, limits, validation
 from hexssl.core import _C
 
 __all__ = ["Plan", "budget", "plan", "release", "set_budget"]
@@ -102,6 +102,14 @@ def plan(rows: int, columns: int, keys: int | None = None, dtype: torch.dtype = 
     return Plan((anchor_rows, key_rows), tiles, size, kept, left, fused, cache)
 
 
+_given: int | None = None  # what set_budget was told
+
+
+def given() -> int | None:
+    """Bytes that `set_budget` or ``HEXSSL_WORKSPACE_MB`` said; None where the default holds."""
+    return _given
+
+
 def set_budget(size: int | None) -> None:
     """Bytes that may be kept, for the whole process, not divided among ranks; what is over it is given back at once.
 
@@ -122,11 +130,14 @@ def set_budget(size: int | None) -> None:
     0
     >>> workspace.set_budget(None)
     """
-    if size is None:
-        _C.set_default_budget(limits.default_budget().size)
-        _C.set_workspace_budget(None)
-    else:
-        _C.set_workspace_budget(validation.integer("size", size, 0, "None or an int >= 0"))
+    global _given
+    if size is not None:
+        validation.integer("size", size, 0, "None or an int >= 0")
+    if core.available():
+        if size is None:
+            _C.set_default_budget(limits.default_budget().size)
+        _C.set_workspace_budget(size)
+    _given = size
 
 
 def budget() -> int:

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from in_reference_words import who
 from problems import general_hex_loss
 from torch import nn
 
@@ -18,7 +19,6 @@ from hexssl import (
     reference,
     similarity_stats,
 )
-from hexssl.backends import torch_ops
 from hexssl.evaluation import measure
 from hexssl.problem import make_problem
 from hexssl.profiling import Profile
@@ -279,22 +279,22 @@ def problem_arguments(name):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_reference_is_given_the_same_problem(name):
-    """What tensors on other devices go through, here on the CPU."""
+    """The oracle, in its own words."""
     anchors, arguments = embeddings(3)[2], problem_arguments(name)
     expected, stats = general_hex_loss(anchors, **arguments, threshold=0.1, return_stats=True)
     problem = make_problem(anchors, *(arguments.get(key) for key in (
         "keys", "paired", "labels", "key_labels", "relation", "self_offset")))
-    who = torch_ops.who(problem)
-    got, vector = reference.hex_loss(anchors, paired=problem.paired, **who, threshold=0.1)
+    words = who(problem)
+    got, vector = reference.hex_loss(anchors, paired=problem.paired, **words, threshold=0.1)
     torch.testing.assert_close(got, expected, **CLOSE)
     torch.testing.assert_close(vector, torch.stack(stats), equal_nan=True, **CLOSE)
     rows, _, _ = measure(problem, 0.7, "negatives", True, True, True, False)
-    theirs, _ = reference.similarity_stats(anchors, **who, quantile=0.7, rows="negatives")
+    theirs, _ = reference.similarity_stats(anchors, **words, quantile=0.7, rows="negatives")
     torch.testing.assert_close(rows, theirs, equal_nan=True, **CLOSE)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_other_devices_take_the_reference(name):
+def test_shapes_on_other_devices(name):
     """The meta device has shapes and dtypes only."""
     def to_meta(value):
         return value.to("meta") if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,170 @@
+"""The loss as one autograd Function: gradients by formula, and nothing of N x N is kept for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from hexssl import derivatives
+from hexssl.backends.torch_ops import job as jobs
+from hexssl.backends.torch_ops import rows, statistics, thresholds
+from hexssl.backends.torch_ops.contrast import Found, Gradients, Wanted, contrast
+from hexssl.backends.torch_ops.job import Job
+from hexssl.dtypes import full_precision
+from hexssl.problem import Problem, Settings
+from hexssl.thresholds import Measurement
+
+
+class Call(NamedTuple):
+    """What a loss is made of, beside the four tensors that have a gradient, which stand in their places as well.
+
+    threshold : on the cosine; from what to take it; in backward what the forward visit found; None
+    scale : a factor of the loss
+    statistics : whether batch statistics are wanted
+    """
+
+    problem: Problem
+    settings: Settings
+    threshold: float | Tensor | Measurement | Found | None
+    scale: float
+    statistics: bool
+
+
+def evaluate(call: Call, weights: Tensor | None, wanted: Wanted | None) -> tuple[Job, Found]:
+    """The chunks, in the precision that torch's settings give to float32."""
+    anchors, reduction = call.problem.anchors, call.settings.reduction
+    with torch.no_grad(), full_precision(anchors.device):
+        job = jobs.make(call.problem, call.settings)
+        factor = call.scale / anchors.shape[0] if reduction == "mean" and job.plain else call.scale
+        if job.shared:  # else it may be large, and comes last
+            assert isinstance(job.inverse, float)
+            factor *= job.inverse
+        return job, contrast(job, call.threshold, weights, wanted, call.statistics, factor)
+
+
+def reduced(call: Call, job: Job, found: Found) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss, times the scale, the batch statistics, and by what the gradients of a sum are to be divided still."""
+    valid, reduction = found.valid, call.settings.reduction
+    seen, number = found.losses.new_empty(0), None
+    if found.seen is not None:
+        skipped = found.losses.new_zeros(()) if valid is None else (~valid).sum()
+        seen = statistics.vector(job, found.seen, thresholds.reported(found.limit), skipped)
+    if reduction == "none":
+        loss = found.losses
+    elif reduction == "sum":
+        loss = found.losses.sum()
+    elif valid is None:
+        loss = found.losses.mean()
+    else:
+        number = valid.sum().clamp(min=1).to(job.wide)
+        loss = (found.losses.sum(dtype=job.wide) / number).to(found.losses.dtype)
+    return (loss if call.scale == 1 else loss * call.scale), seen, number
+
+
+def given_gradients(job: Job, found: Gradients, scale: float, number: Tensor | None) -> list[Tensor | None]:
+    """Of what the rows were made of: of anchors, keys, paired rows and temperature.
+
+    scale, number : as `reduced` has them, of the temperature; of the rows the scale is a part of the factor
+    """
+    last = 1.0 if job.shared else job.wide_inverse
+    if number is not None:
+        last = last / number
+    gradients: list[Tensor | None] = []
+    for of, gradient in ((job.anchors, found.anchors), (job.keys, found.keys), (job.paired, found.paired)):
+        if gradient is not None and of is not None:
+            gradient = rows.gradient(of, gradient)
+            if isinstance(last, Tensor) or last != 1:
+                gradient = gradient.mul_(last)
+        gradients.append(gradient)
+    temperature = None if found.temperature is None else found.temperature * scale
+    gradients.append(temperature if temperature is None or number is None else temperature / number)
+    return gradients
+
+
+def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], needed: Sequence[bool],
+          grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Times `grad`, in the dtype and shape of what they are the gradient of, where one is needed."""
+    found: list[Tensor | None] = []
+    for gradient, of, wanted in zip(gradients, given, needed, strict=True):
+        if not wanted or gradient is None or of is None:
+            found.append(None)
+            continue
+        if grad is not None:
+            gradient = gradient * grad
+        found.append(gradient.to(of.dtype).reshape(of.shape))
+    return tuple(found)
+
+
+class _AtOnce(Function):
+    """One loss, with its gradient in the same visit of every chunk; backward multiplies it by a number. Gradients of
+    half precision are kept in float32 and rounded last, so that a gradient scaler can keep small ones from vanishing."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor | None,
+                call: Call) -> tuple[Tensor, Tensor]:
+        needed = ctx.needs_input_grad[:4]
+        job, found = evaluate(call, None, Wanted(*needed))
+        loss, seen, number = reduced(call, job, found)
+        assert found.gradients is not None
+        gradients = given_gradients(job, found.gradients, call.scale, number)
+        ctx.save_for_backward(*gradients, anchors, keys, paired, temperature)
+        ctx.mark_non_differentiable(seen)
+        ctx.set_materialize_grads(False)
+        return loss, seen
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 5
+        saved = ctx.saved_tensors
+        found = _like(saved[:4], saved[4:], ctx.needs_input_grad[:4], grad_loss)
+        return (*derivatives.last(found, grad_loss, *saved[4:]), None)
+
+
+class _RowByRow(Function):
+    """A loss for every anchor: backward, which knows the weight of each, computes the chunks again."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor | None,
+                call: Call) -> tuple[Tensor, Tensor]:
+        job, found = evaluate(call, None, None)
+        loss, seen, _ = reduced(call, job, found)
+        ctx.save_for_backward(anchors, keys, paired, temperature)
+        ctx.call = call._replace(threshold=found._replace(gradients=None), statistics=False)
+        ctx.mark_non_differentiable(seen)
+        ctx.set_materialize_grads(False)
+        return loss, seen
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 5
+        anchors, keys, paired, temperature = ctx.saved_tensors
+        call: Call = ctx.call
+        problem = call.problem._replace(anchors=anchors, keys=keys, paired=paired)
+        settings = call.settings if temperature is None else call.settings._replace(temperature=temperature)
+        call = call._replace(problem=problem, settings=settings)
+        needed = ctx.needs_input_grad[:4]
+        job, found = evaluate(call, grad_loss.detach(), Wanted(*needed))
+        assert found.gradients is not None
+        gradients = given_gradients(job, found.gradients, call.scale, None)
+        inputs = anchors, keys, paired, temperature
+        return (*derivatives.last(_like(gradients, inputs, needed, None), grad_loss, *inputs), None)
+
+
+def loss(call: Call) -> tuple[Tensor, Tensor]:
+    """The loss and its batch statistics, (0,) unless wanted. The threshold gets no gradient."""
+    problem, temperature = call.problem, call.settings.temperature
+    inputs = (problem.anchors, problem.keys, problem.paired, temperature if isinstance(temperature, Tensor) else None)
+    derivatives.refuse_tangents(*inputs)
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
+        derivatives.refuse_transforms()
+        function = _RowByRow if call.settings.reduction == "none" else _AtOnce
+        found: tuple[Tensor, Tensor] = function.apply(*inputs, call)
+        return found
+    job, without = evaluate(call, None, None)
+    return reduced(call, job, without)[:2]

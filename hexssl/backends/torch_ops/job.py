@@ -1,0 +1,132 @@
+"""A loss to compute: the rows, who is compared with whom, and the form, made ready once for all chunks."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hexssl.backends.row_loss import Form, is_plain
+from hexssl.backends.torch_ops import elements, members, rows
+from hexssl.backends.torch_ops.members import Members
+from hexssl.backends.torch_ops.rows import Rows
+from hexssl.devices import widest_dtype
+from hexssl.problem import Problem, Settings
+
+
+class Job(NamedTuple):
+    """inverse : 1 / tau: a number, or 0-d in the dtype of the rows; `wide_inverse` in the widest dtype of the device
+    shared : whether one shift serves all exponentials; `c` then stands for logits, else for cosines
+    plain : whether `plain_losses` is for this loss
+    bound : what cosines are cut to: 1, a 0-d tensor that is 1 or inf, for rows that may be of length 1, or inf
+    given_bound : the same but for rounding to the dtype given: of thresholds and statistics
+    paired_bound : as given_bound, of the paired positives
+    poison : (M,) NaN for anchors whose loss depends on something that is not finite, else 1; None where NaN finds its
+        way by itself
+    wide : the widest dtype of the device
+    """
+
+    anchors: Rows
+    keys: Rows
+    paired: Rows | None
+    members: Members
+    form: Form
+    reduction: str
+    inverse: float | Tensor
+    wide_inverse: float | Tensor
+    shared: bool
+    plain: bool
+    bound: float | Tensor
+    given_bound: float | Tensor
+    paired_bound: float | Tensor
+    poison: Tensor | None
+    wide: torch.dtype
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the keys are the anchors."""
+        return self.keys is self.anchors
+
+
+def inverses(temperature: float | Tensor, dtype: torch.dtype, wide: torch.dtype) -> tuple[float | Tensor, float | Tensor]:
+    """1 / tau in two dtypes; NaN for what is no temperature, or has no inverse in the dtype of the rows."""
+    tiny = torch.finfo(dtype).tiny
+    if not isinstance(temperature, Tensor):
+        inverse = 1 / temperature if tiny <= temperature < inf else nan
+        return inverse, inverse
+    tau = temperature.detach().to(wide).reshape(())
+    inverse = torch.where((tau >= tiny) & (tau < inf), 1 / tau, nan)
+    return inverse.to(dtype), inverse
+
+
+def _finite(of: Rows) -> Tensor:
+    return of.rows.isfinite().all(1)
+
+
+def make(problem: Problem, settings: Settings) -> Job:
+    """The rows divided by their lengths, and the choice of the way."""
+    dtype = rows.computed_in(problem.anchors.dtype)
+    anchors = rows.ready(problem.anchors.detach(), settings.normalize)
+    keys = anchors if problem.keys is None else rows.ready(problem.keys.detach(), settings.normalize_keys)
+    paired = None if problem.paired is None else rows.ready(problem.paired.detach(), settings.normalize)
+    inverse, wide_inverse = inverses(settings.temperature, dtype, widest_dtype(anchors.rows.device))
+    unit = settings.normalize and (problem.keys is None or settings.normalize_keys)
+    form = Form(settings.beta, settings.tau_plus, settings.local_weight, settings.formulation, settings.positives,
+                settings.denominator)
+    who = members.of(problem)
+    count = who.count + (paired is not None and not isinstance(who, members.Masks))
+    shared = elements.small_enough(form, inverse, unit, dtype)
+    plain = shared and is_plain(form, 0 if isinstance(who, members.Masks) else count)
+    bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
+    poison = None
+    if not unit:
+        given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
+        of_paired = given if paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
+    if not plain:
+        broken = ~_finite(anchors)
+        if keys is not anchors:
+            broken = broken | ~_finite(keys).all()
+        else:
+            broken = broken | broken.any()
+        if paired is not None:
+            broken = broken | ~_finite(paired)
+        if not unit:
+            broken = broken | rows.may_overflow(anchors, keys, each=False)
+            if paired is not None:
+                broken = broken | rows.may_overflow(anchors, paired, each=True)
+        if isinstance(inverse, Tensor):
+            broken = broken | inverse.isnan()
+        elif inverse != inverse:
+            broken = torch.ones_like(broken)
+        poison = torch.where(broken, nan, 1.0).to(dtype)
+    return Job(anchors, keys, paired, who, form, settings.reduction, inverse, wide_inverse, shared, plain, bound, given,
+               of_paired, poison, widest_dtype(anchors.rows.device))
+
+
+def cut(c: Tensor, bound: float | Tensor) -> Tensor:
+    """Cosines that rounding has put beyond +-bound put back, in place."""
+    if isinstance(bound, Tensor):
+        bound = bound.to(c.dtype)
+        return torch.clamp(c, -bound, bound, out=c)
+    return c if bound == inf else c.clamp_(-bound, bound)
+
+
+def cosines(job: Job, first: int, last: int, scaled: bool) -> Tensor:
+    """(m, N) of anchors [first, last): cosines, or `scaled` logits, which are not cut."""
+    a, k = job.anchors.rows[first:last], job.keys.rows.t()
+    if scaled:
+        assert isinstance(job.inverse, float)
+        return torch.addmm(a.new_empty(()), a, k, beta=0, alpha=job.inverse)
+    return cut(a @ k, job.bound)
+
+
+def paired_cosines(job: Job, first: int, last: int) -> Tensor | None:
+    """(m, 1) cosines, or logits where they are shared."""
+    if job.paired is None:
+        return None
+    c = (job.anchors.rows[first:last] * job.paired.rows[first:last]).sum(1, keepdim=True)
+    if job.shared:
+        return c.mul_(job.inverse)
+    return cut(c, job.paired_bound if isinstance(job.bound, Tensor) else job.bound)

@@ -1,0 +1,54 @@
+"""Statistics of every anchor's cosines, from which a threshold is decided."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import torch
+from torch import Tensor
+
+from hexssl.backends.torch_ops import budget, quantile
+from hexssl.backends.torch_ops import job as jobs
+from hexssl.backends.torch_ops.job import Job
+from hexssl.core import NO_TOKEN
+from hexssl.dtypes import full_precision
+from hexssl.problem import Problem, Settings
+
+_ARRAYS = 6  # of the widest dtype, at the peak of a chunk
+
+
+def row_statistics(problem: Problem, quantile_wanted: float | None, rows: str, moments: bool, normalize: bool,
+                   normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `hexssl.backends` says. Nothing is kept. What is not wanted is NaN."""
+    settings = Settings(1.0, 1.0, 0.0, 1.0, "released", "sum", "all", normalize, normalize_keys, "none")
+    with torch.no_grad(), full_precision(problem.anchors.device):
+        job = jobs.make(problem._replace(paired=None), settings)._replace(shared=False)
+        m, n = job.anchors.rows.shape[0], job.keys.rows.shape[0]
+        chunks = budget.chunk_rows(m, n, _ARRAYS * 8, job.members.step, job.anchors.rows.device)
+        stats = torch.cat([_chunk(job, quantile_wanted, rows == "negatives", moments, first, last)
+                           for first, last in chunks])
+        return stats, stats[:, 5].nanmean() if quantile_wanted is not None else stats.new_full((), nan), NO_TOKEN
+
+
+def _chunk(job: Job, wanted: float | None, negatives: bool, moments: bool, first: int, last: int) -> Tensor:
+    """(m, 6) in the order of csrc/hex.h."""
+    c = jobs.cut(jobs.cosines(job, first, last, scaled=False), job.given_bound)
+    members = torch.ones_like(c, dtype=torch.bool)
+    if negatives:
+        taken = c.clone()
+        job.members.take(taken, first, last)
+        members = taken != -inf
+    number = members.sum(1)
+    count = number.to(job.wide)
+    missing = torch.full_like(count, nan)
+    columns = [missing] * 4
+    if moments:
+        wide = torch.where(members, c, 0).to(job.wide)
+        mean = wide.sum(1) / count
+        variance = torch.where(members, wide - mean[:, None], 0).square_().sum(1) / count
+        columns = [torch.where(members, c, inf).amin(1), torch.where(members, c, -inf).amax(1), mean, variance]
+    found = missing if wanted is None else quantile.of_rows(c, wanted, members)
+    assert job.poison is not None
+    empty = (number == 0) | job.poison[first:last].isnan()
+    columns = [torch.where(empty, nan, column.to(job.wide)) for column in columns]
+    return torch.stack([*columns, count, torch.where(empty, nan, found.to(job.wide))], 1)

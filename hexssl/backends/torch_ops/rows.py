@@ -1,0 +1,86 @@
+"""Rows to compute with, and the way of a gradient back to the rows that were given."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hexssl.devices import widest_dtype
+
+LEAST = 1e-12  # what a row is divided by at least, as in torch.nn.functional.normalize
+
+
+class Rows(NamedTuple):
+    """rows : (n, D) in the dtype to compute in
+    divisor : (n, 1) what they were divided by; None where they were not
+    shrink : (n, 1) what they were multiplied by before, a power of two; None: 1
+    """
+
+    rows: Tensor
+    divisor: Tensor | None
+    shrink: Tensor | None = None
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64; float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def ready(given: Tensor, normalize: bool) -> Rows:
+    """The rows, of length 1 if asked for: divided by ``max(norm, 1e-12)``.
+
+    Norms are taken in float64 where the device has it. Where it has not, or the rows are float64 themselves, the
+    squares of large rows would overflow: those are multiplied by a power of two before.
+    """
+    dtype, wide = computed_in(given.dtype), widest_dtype(given.device)
+    if not normalize:
+        return Rows(given.to(dtype), None)
+    if wide != dtype:
+        divisor = torch.linalg.vector_norm(given, dim=1, keepdim=True, dtype=wide).clamp_min_(LEAST)
+        return Rows(torch.div(given, divisor, out=torch.empty_like(given, dtype=dtype)), divisor)
+    large, scale = (2.0**500, 2.0**-520) if dtype == torch.float64 else (2.0**50, 2.0**-80)
+    rows = given.to(dtype)
+    shortened = rows.abs().amax(1, keepdim=True) > large
+    rows = torch.where(shortened, rows * scale, rows)
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(LEAST)
+    return Rows(rows / length, length, torch.where(shortened, torch.full_like(length, scale), 1))
+
+
+def lengths(rows: Rows) -> Tensor:
+    """(n,) lengths of rows that were not divided, in the widest dtype: (n,)."""
+    wide = widest_dtype(rows.rows.device)
+    large, scale = (2.0**500, 2.0**-520) if wide == torch.float64 else (2.0**60, 2.0**-70)
+    found = rows.rows.to(wide)
+    shortened = found.abs().amax(1, keepdim=True) > large
+    length = torch.linalg.vector_norm(torch.where(shortened, found * scale, found), dim=1)
+    return torch.where(shortened[:, 0], length / scale, length)
+
+
+def gradient(rows: Rows, of_rows: Tensor) -> Tensor:
+    """The gradient of what `ready` was given, from that of its rows, which is overwritten.
+
+    ``(I - u u^T) g / divisor``; a row shorter than 1e-12 was multiplied by a constant, so that nothing is projected.
+    """
+    if rows.divisor is None:
+        return of_rows
+    along = torch.bmm(rows.rows[:, None], of_rows[:, :, None])[:, 0].mul_(rows.divisor > LEAST)
+    found = torch.div(of_rows.addcmul_(rows.rows, along, value=-1), rows.divisor, out=of_rows)
+    return found if rows.shrink is None else found.mul_(rows.shrink)
+
+
+def unit_bound(a: Rows, b: Rows, dtype: torch.dtype) -> Tensor:
+    """0-d: 1 where rows that were not divided are of length 1 all the same, but for rounding in their dtype, so that
+    cosines are within +-1; else inf."""
+    slack = (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
+    longest, other = (torch.where(each.isfinite(), each, 0).max() for each in (lengths(a), lengths(b)))
+    return torch.where(longest * other <= 1 + slack, 1.0, inf).to(longest.dtype)
+
+
+def may_overflow(a: Rows, b: Rows, each: bool) -> Tensor:
+    """(n,) bool: whether the product of a row of `a` with one of `b`, or with the one of its own number (`each`), or a
+    part of its sum, may leave the number format."""
+    other = lengths(b)
+    return lengths(a) * (other if each else other.max()) > 0.9 * torch.finfo(a.rows.dtype).max
