@@ -106,7 +106,7 @@ def contrast(job: Job, threshold: float | Tensor | Measurement | Found | None, w
     if limit is not None and isinstance(threshold, Tensor | Found):
         job = _spoiled(job, limit)
     into = _Accumulated(job, wanted, factor) if wanted is not None else None
-    losses, valid, seen = [], [], []
+    losses, valid, seen = _Whole(a.shape[0]), _Whole(a.shape[0]), None
     for first, last in chunks:
         c = cosines(job, first, last, scaled)
         if inline and threshold.rows == "all":
@@ -119,15 +119,15 @@ def contrast(job: Job, threshold: float | Tensor | Measurement | Found | None, w
             c, positives = c.mul_(job.inverse), positives * job.inverse
         positives = _with_paired(job, positives, first, last)
         if see:
-            seen.append(statistics.sums(job, c, positives, hard))
+            more = statistics.sums(job, c, positives, hard)
+            seen = more if seen is None else seen.add_(more)
         scored = _score(job, c, positives, hard, first, last, want=into is not None)
-        losses.append(scored.losses)
-        if scored.valid is not None:
-            valid.append(scored.valid)
+        losses.put(scored.losses, first, last)
+        valid.put(scored.valid, first, last)
         if into is not None:
             into.add(scored, None if weights is None else weights[first:last], first, last)
-    return Found(_joined(losses), _joined(valid) if valid else None, limit, scaled,
-                 torch.stack(seen).sum(0) if see else None, None if into is None else into.found())
+    assert losses.tensor is not None
+    return Found(losses.tensor, valid.tensor, limit, scaled, seen, None if into is None else into.found())
 
 
 def _with_paired(job: Job, positives: Tensor, first: int, last: int) -> Tensor:
@@ -150,8 +150,23 @@ def _spoiled(job: Job, limit: Limit) -> Job:
     return job._replace(poison=spoiled if job.poison is None else job.poison * spoiled)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class _Whole:
+    """(M, ...) put together from chunks. What all chunks leave behind is in one piece of memory: small pieces between
+    the large ones of a chunk would keep these from being used again."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.tensor: Tensor | None = None
+
+    def put(self, part: Tensor | None, first: int, last: int) -> None:
+        if part is None:
+            return
+        if last - first == self.rows:
+            self.tensor = part
+            return
+        if self.tensor is None:
+            self.tensor = part.new_empty((self.rows, *part.shape[1:]))
+        self.tensor[first:last].copy_(part)
 
 
 def _score(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None, first: int, last: int, want: bool) -> _Scored:
@@ -214,9 +229,7 @@ class _Accumulated:
     def __init__(self, job: Job, wanted: Wanted, factor: float) -> None:
         self.job, self.wanted, self.factor = job, wanted, factor
         self.keys: Tensor | None = None
-        self.anchors: list[tuple[Tensor, Tensor | None, int, int]] = []
-        self.paired: list[Tensor] = []
-        self.temperature: list[Tensor] = []
+        self.anchors, self.divisor, self.paired, self.temperature = (_Whole(len(job.anchors.rows)) for _ in range(4))
 
     def add(self, scored: _Scored, weights: Tensor | None, first: int, last: int) -> None:
         job, wanted, pull = self.job, self.wanted, scored.pull
@@ -231,15 +244,16 @@ class _Accumulated:
         if wanted.anchors if job.symmetric else wanted.keys:
             self._add_keys(scored.coefficients.t(), divided)
         if job.paired is not None and wanted.paired:
-            self.paired.append(divided.mul(of_pair).mul_(-self.factor))
+            self.paired.put(divided.mul(of_pair).mul_(-self.factor), first, last)
         if not (wanted.anchors or wanted.temperature):
             return
         part = scored.coefficients @ job.keys.rows
         if job.paired is not None:
             part.addcmul_(job.paired.rows[first:last], of_pair, value=-1)
         if wanted.temperature:
-            self.temperature.append(self._by_temperature(part, rows, divisor, scored.dtau, weights))
-        self.anchors.append((part, divisor, first, last))
+            self.temperature.put(self._by_temperature(part, rows, divisor, scored.dtau, weights), first, last)
+        self.anchors.put(part, first, last)
+        self.divisor.put(divisor, first, last)
 
     def _add_keys(self, coefficients: Tensor, divided: Tensor) -> None:
         if self.keys is None:
@@ -261,15 +275,16 @@ class _Accumulated:
     def found(self) -> Gradients:
         """All chunks together."""
         job, anchors, temperature = self.job, None, None
-        if self.temperature:
-            temperature = _joined(self.temperature).sum() * -(job.wide_inverse * job.wide_inverse)
+        if self.temperature.tensor is not None:
+            temperature = self.temperature.tensor.sum() * -(job.wide_inverse * job.wide_inverse)
         if self.wanted.anchors:
-            anchors = self.keys if job.symmetric else torch.zeros_like(job.anchors.rows)
-            assert anchors is not None
-            for part, divisor, first, last in self.anchors:
-                if divisor is None:
-                    anchors[first:last].add_(part, alpha=self.factor)
-                else:
-                    anchors[first:last].addcdiv_(part, divisor[:, None], value=self.factor)
-        return Gradients(anchors, None if job.symmetric else self.keys,
-                         _joined(self.paired) if self.paired else None, temperature)
+            part, divisor = self.anchors.tensor, self.divisor.tensor
+            assert part is not None
+            anchors = self.keys if job.symmetric else None
+            if anchors is None:
+                anchors = part.mul_(self.factor) if divisor is None else part.div_(divisor[:, None]).mul_(self.factor)
+            elif divisor is None:
+                anchors.add_(part, alpha=self.factor)
+            else:
+                anchors.addcdiv_(part, divisor[:, None], value=self.factor)
+        return Gradients(anchors, None if job.symmetric else self.keys, self.paired.tensor, temperature)

@@ -85,16 +85,28 @@ def given_gradients(job: Job, found: Gradients, scale: float, number: Tensor | N
     return gradients
 
 
-def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], needed: Sequence[bool],
+def shortened(job: Job, given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Of float16: (n, 1) bool, the rows shorter than 1e-12, whose gradient is beyond the dtype; None for all others."""
+    return [None if of is None or of.divisor is None or tensor is None or tensor.dtype != torch.float16
+            else of.divisor <= rows.LEAST
+            for of, tensor in zip((job.anchors, job.keys, job.paired), given, strict=True)]
+
+
+def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], short: Sequence[Tensor | None],
           grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Times `grad`, in the dtype and shape of what they are the gradient of, where one is needed."""
+    """Times `grad`, in the dtype and shape of what they are the gradient of. That of a short row, which is 1e12 times
+    what it would be of a long one, is the largest number of float16 in place of inf; all others may be inf, which
+    gradient scalers look for."""
     found: list[Tensor | None] = []
-    for gradient, of, wanted in zip(gradients, given, needed, strict=True):
-        if not wanted or gradient is None or of is None:
+    for gradient, of, rows_short in zip(gradients, given, (*short, None), strict=True):
+        if gradient is None or of is None:
             found.append(None)
             continue
         if grad is not None:
             gradient = gradient * grad
+        if rows_short is not None:
+            most = torch.finfo(of.dtype).max
+            gradient = torch.where(rows_short, gradient.clamp(-most, most), gradient)
         found.append(gradient.to(of.dtype).reshape(of.shape))
     return tuple(found)
 
@@ -111,7 +123,7 @@ class _AtOnce(Function):
         loss, seen, number = reduced(call, job, found)
         assert found.gradients is not None
         gradients = given_gradients(job, found.gradients, call.scale, number)
-        ctx.save_for_backward(*gradients, anchors, keys, paired, temperature)
+        ctx.save_for_backward(*gradients, anchors, keys, paired, temperature, *shortened(job, (anchors, keys, paired)))
         ctx.mark_non_differentiable(seen)
         ctx.set_materialize_grads(False)
         return loss, seen
@@ -121,8 +133,8 @@ class _AtOnce(Function):
         if grad_loss is None:
             return (None,) * 5
         saved = ctx.saved_tensors
-        found = _like(saved[:4], saved[4:], ctx.needs_input_grad[:4], grad_loss)
-        return (*derivatives.last(found, grad_loss, *saved[4:]), None)
+        found = _like(saved[:4], saved[4:8], saved[8:], grad_loss)
+        return (*derivatives.last(found, grad_loss, *saved[4:8]), None)
 
 
 class _RowByRow(Function):
@@ -149,11 +161,12 @@ class _RowByRow(Function):
         settings = call.settings if temperature is None else call.settings._replace(temperature=temperature)
         call = call._replace(problem=problem, settings=settings)
         needed = ctx.needs_input_grad[:4]
-        job, found = evaluate(call, grad_loss.detach(), Wanted(*needed))
-        assert found.gradients is not None
-        gradients = given_gradients(job, found.gradients, call.scale, None)
+        job, again = evaluate(call, grad_loss.detach(), Wanted(*needed))
+        assert again.gradients is not None
+        gradients = given_gradients(job, again.gradients, call.scale, None)
         inputs = anchors, keys, paired, temperature
-        return (*derivatives.last(_like(gradients, inputs, needed, None), grad_loss, *inputs), None)
+        found = _like(gradients, inputs, shortened(job, inputs[:3]), None)
+        return (*derivatives.last(found, grad_loss, *inputs), None)
 
 
 def loss(call: Call) -> tuple[Tensor, Tensor]:

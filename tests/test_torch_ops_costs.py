@@ -1,0 +1,180 @@
+"""What a step by torch's own operations costs, counted: operators, traffic of M x N arrays, memory; and that it never
+waits for the device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hexssl import HEXLoss, InfoNCELoss, backends, cross_info_nce, hex_loss, info_nce
+
+ROWS, COLUMNS = 512, 128
+VIEWS = {"view", "t", "transpose", "as_strided", "expand", "slice", "select", "unsqueeze", "squeeze", "diagonal",
+         "detach", "alias", "permute", "_unsafe_view", "split", "unbind", "view_as", "_reshape_alias", "unsafe_split"}
+MEMORY_ALONE = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided"}
+
+
+@pytest.fixture(autouse=True)
+def _forced() -> Iterator[None]:
+    with backends.forced("torch_ops"):
+        yield
+
+
+class Counted(TorchDispatchMode):
+    """Operators that touch data, and bytes of N x N arrays that they take and return, in float32 N x N arrays."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.elements, self.operators, self.traffic = rows * rows, [], 0.0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = operator(*args, **(kwargs or {}))
+        name = operator.overloadpacket.__name__
+        if name not in VIEWS | MEMORY_ALONE:
+            self.operators.append(name)
+            large = (each for each in torch.utils._pytree.tree_leaves((args, kwargs, out))
+                     if isinstance(each, Tensor) and each.numel() >= self.elements // 2)
+            self.traffic += sum(each.numel() * each.element_size() for each in large) / (4 * self.elements)
+        return out
+
+
+def eager(a: Tensor, b: Tensor) -> Tensor:
+    """InfoNCE as people write it."""
+    z = normalize(torch.cat((a, b)))
+    rows = len(z)
+    logits = (z @ z.T / 0.1).masked_fill(torch.eye(rows, dtype=torch.bool), float("-inf"))
+    return cross_entropy(logits, torch.arange(rows).roll(rows // 2))
+
+
+def counted(loss_fn: Callable[..., Tensor]) -> Counted:
+    a, b = (torch.randn(ROWS // 2, COLUMNS, requires_grad=True) for _ in range(2))
+    with Counted(ROWS) as count:
+        loss_fn(a, b).backward()
+    return count
+
+
+# Most operators and traffic of a step. The same counts of eager InfoNCE: 35 and 20.
+MOST = {
+    "InfoNCE": (30, 9, lambda a, b: info_nce(a, b)),
+    "fixed": (47, 20, lambda a, b: hex_loss(a, b, threshold=0.2)),
+    "adaptive": (60, 22, lambda a, b: hex_loss(a, b, threshold="adaptive")),
+    "adaptive-negatives": (60, 22, lambda a, b: hex_loss(a, b, threshold="adaptive-negatives")),
+}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_operators_and_traffic_of_a_step(name: str) -> None:
+    operators, traffic, loss_fn = MOST[name]
+    count = counted(loss_fn)
+    assert len(count.operators) <= operators, count.operators
+    assert count.traffic <= traffic
+
+
+def test_the_count_of_eager_infonce_is_the_known_one() -> None:
+    """The yardstick of `MOST`."""
+    count = counted(eager)
+    assert 31 <= len(count.operators) <= 36 and 19 <= count.traffic <= 21
+
+
+class _NeverWait(TorchDispatchMode):
+    """What would make the host wait for the device is an error."""
+
+    WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2",
+             "unique_dim", "bincount", "repeat_interleave", "nonzero_static"}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator.overloadpacket.__name__
+        if name in self.WAITS:
+            raise AssertionError(f"{name} waits for the device")
+        if name in ("index", "index_put", "index_put_") and any(
+                isinstance(each, Tensor) and each.dtype == torch.bool for each in torch.utils._pytree.tree_leaves(args)):
+            raise AssertionError(f"{name} by a mask waits for the device")
+        return operator(*args, **(kwargs or {}))
+
+
+LABELS = torch.arange(24) % 5
+STEPS: dict[str, Callable[..., Tensor]] = {
+    "InfoNCE": lambda a, b, t: InfoNCELoss()(a, b),
+    "adaptive": lambda a, b, t: HEXLoss()(a, b),
+    "adaptive-negatives by labels": lambda a, b, t: HEXLoss(threshold="adaptive-negatives")(a, b, labels=LABELS),
+    "temperature": lambda a, b, t: hex_loss(a, b, threshold=0.3, temperature=t),
+    "own": lambda a, b, t: hex_loss(a, b, labels=LABELS, threshold=0.3, positives="mean", denominator="own"),
+    "released": lambda a, b, t: hex_loss(a, b, threshold=0.3, formulation="released"),
+    "row by row": lambda a, b, t: hex_loss(a, b, threshold=t.detach(), reduction="none").sum(),
+    "queue": lambda a, b, t: cross_info_nce(a, b, torch.cat((a, b)).detach()),
+    "not normalised": lambda a, b, t: hex_loss(a * 0.1, b * 0.1, threshold=0.3, normalize=False),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    a, b = (torch.randn(24, 16, requires_grad=True) for _ in range(2))
+    tau = torch.tensor(0.1, requires_grad=True)
+    with _NeverWait():
+        STEPS[name](a, b, tau).backward()
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name not in ("adaptive-negatives by labels", "own")])
+def test_shapes_alone_are_enough(name: str) -> None:
+    """Fake tensors and the meta device have no values that the flow of control could depend on. (Labels have.)"""
+    def step() -> None:
+        a, b = (torch.randn(24, 16, device=device, requires_grad=True) for _ in range(2))
+        tau = torch.rand((), device=device, requires_grad=True)
+        labelled = STEPS[name]
+        labelled(a, b, tau).backward()
+        assert a.grad is not None and a.grad.shape == a.shape
+
+    device = "cpu"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step()
+    device = "meta"
+    step()
+
+
+MEASURE = """
+import resource, torch
+import hexssl
+from hexssl import backends, hex_loss, workspace
+backends.force("torch_ops")
+workspace.set_budget({budget})
+rows, columns = {rows}, 128
+views = [torch.randn(rows // 2, columns, requires_grad=True) for _ in range(2)]
+small = [torch.randn(64, columns, requires_grad=True) for _ in range(2)]
+hex_loss(*small, threshold={threshold}).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+hex_loss(*views, threshold={threshold}).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("threshold", ['"adaptive"', "0.2", "None"])
+def test_memory_is_that_of_the_rows_and_the_budget(threshold: str) -> None:
+    """Of 16,384 x 128 a matrix of cosines would be 1 GiB."""
+    rows, budget = 16_384, 64 * 2**20
+    code = MEASURE.format(budget=budget, rows=rows, threshold=threshold)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 4 * rows * 128 * 4 + 4 * budget
+
+
+def test_what_waits_for_backward_is_of_the_size_of_the_rows() -> None:
+    """At 1024 x 16 a matrix of cosines has 64 times as many elements as the rows."""
+    saved: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    a, b = (torch.randn(512, 16, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        for reduction in ("mean", "none"):
+            hex_loss(a, b, threshold="adaptive", reduction=reduction)
+    assert 0 < max(saved) <= 1024 * 16
