@@ -1,14 +1,16 @@
-"""``python -m hexssl``: what was detected and chosen, and why. ``--tiers``: the usable kernel tiers, one per line."""
+"""``python -m hexssl``: what was detected and chosen, and why. ``--tiers``: the usable kernel tiers, one per line.
+``python -m hexssl bench``: the losses' time and memory on this machine, see `hexssl.bench`."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 import torch
 
 import hexssl
-from hexssl import core, limits
+from hexssl import backends, bench, core, limits
 from hexssl.core import _C
 
 # Tiers that no machine of ours has: what stands behind them instead.
@@ -29,10 +31,17 @@ def report() -> str:
     lines = _with_core() if core.available() else {
         "torch": torch.__version__,
         "core": f"none: {core.missing_because}",
-        "computes with": "hexssl.reference, in PyTorch, on every device; hexssl.arrays is not available",
+        "arrays": "hexssl.arrays is not available",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
     }
-    return "\n".join(f"{name:<14}{value}" for name, value in {"hexssl": hexssl.__version__, **lines}.items())
+    lines = {"hexssl": hexssl.__version__, **lines, **_backends()}
+    return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
+
+
+def _backends() -> dict[str, str]:
+    """Who computes for tensors of which devices."""
+    return {"CPU tensors": backends.why("cpu"), "CUDA tensors": backends.why("cuda"),
+            "others": backends.why("mps"), "on GPUs": "never timed on silicon; python -m hexssl bench --device cuda"}
 
 
 def _with_core() -> dict[str, str]:
@@ -59,7 +68,13 @@ def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(prog="python -m hexssl", description="What hexssl detected and chose, and why.")
     parser.add_argument("--tiers", action="store_true", help="only the usable kernel tiers, one per line")
-    print("\n".join(tiers()) if parser.parse_args().tiers else report())
+    commands = parser.add_subparsers(dest="command", metavar="{bench}")
+    bench.add_arguments(commands.add_parser("bench", help="time and memory of the losses on this machine",
+                                            description=bench.__doc__))
+    arguments = parser.parse_args()
+    if arguments.command == "bench":
+        sys.exit(bench.run(arguments))
+    print("\n".join(tiers()) if arguments.tiers else report())
 
 
 if __name__ == "__main__":
