@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import in_reference_words
 import pytest
 import torch
-from in_reference_words import who
 from torch import Tensor
 
 from hexssl import _C, reference
@@ -100,7 +100,7 @@ def assert_measured(found: Tensor, anchors: Tensor, keys: Tensor, others: list[T
     """What was accepted is the reference's."""
     keys, *others = (None if x.numel() == 0 else x.detach() for x in (keys, *others))
     problem = Problem(anchors.detach(), keys, None, *others, *who)
-    expected, _ = reference.similarity_stats(problem.anchors, **who(problem), quantile=quantile,
+    expected, _ = reference.similarity_stats(problem.anchors, **in_reference_words.who(problem), quantile=quantile,
                                              rows="negatives" if negatives_only else "all")
     # float32 cosines of up to 17 products, and the square root of that where variances nearly cancel
     tolerance = 1e-10 if anchors.dtype == torch.float64 else 1e-5

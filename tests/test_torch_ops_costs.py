@@ -95,8 +95,8 @@ class _NeverWait(TorchDispatchMode):
         name = operator.overloadpacket.__name__
         if name in self.WAITS:
             raise AssertionError(f"{name} waits for the device")
-        if name in ("index", "index_put", "index_put_") and any(
-                isinstance(each, Tensor) and each.dtype == torch.bool for each in torch.utils._pytree.tree_leaves(args)):
+        tensors = [each for each in torch.utils._pytree.tree_leaves(args) if isinstance(each, Tensor)]
+        if name in ("index", "index_put", "index_put_") and any(each.dtype == torch.bool for each in tensors):
             raise AssertionError(f"{name} by a mask waits for the device")
         return operator(*args, **(kwargs or {}))
 

@@ -46,8 +46,8 @@ def force(name: str) -> None:
     """
     global _forced
     if name not in ("", *NAMES):
-        raise ValueError(f"HEXSSL_BACKEND: got {name!r}; accepted: {', '.join(NAMES)}, or nothing for the best for each "
-                         "tensor")
+        raise ValueError(f"HEXSSL_BACKEND: got {name!r}; accepted: {', '.join(NAMES)}, or nothing for the best for "
+                         "each tensor")
     if name == "cpu" and not core.available():
         raise ValueError(f"HEXSSL_BACKEND: got 'cpu'; accepted: with the compiled core only. {core.missing_because}")
     _forced = name

@@ -148,11 +148,7 @@ def plain_losses(form: Form, count: int, pos: Tensor, global_: Tensor, hard: Har
             number, term = number * (debited > least * rest), debited.clamp_min(least * rest)
         pull = neg = torch.addcmul(neg, hard.number, term, value=weight)
         scale = number / some
-        offset = scale * mean
-        if form.beta != 0:
-            offset = offset * (-weight * form.beta)
-        else:
-            offset = torch.zeros_like(offset)
+        offset = torch.zeros_like(mean) if form.beta == 0 else scale * mean * (-weight * form.beta)
         if form.tau_plus > 0:
             pull = torch.addcmul(neg, number, pos, value=weight * form.tau_plus / count)
     elif hard is not None:

@@ -5,22 +5,23 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
 
     job.py        the rows made ready, and which way is taken
     members.py    whose positives and negatives
-    elements.py   exponentials, sums and coefficients of a chunk
-    contrast.py   from chunks to losses and gradients
+    thresholds.py what hierarchical negatives exceed
     quantile.py   the quantile of a row
+    elements.py   exponentials, sums and coefficients of a chunk
+    score.py      its losses and dL/ds
+    accumulate.py from dL/ds to gradients by the rows
+    contrast.py   all chunks
     measure.py    statistics of rows
     function.py   the loss as an autograd Function
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hexssl.backends.torch_ops.function import Call
 from hexssl.backends.torch_ops.function import loss as _loss
 from hexssl.backends.torch_ops.measure import row_statistics
-from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 

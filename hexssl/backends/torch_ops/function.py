@@ -12,11 +12,11 @@ from torch.autograd import Function
 from hexssl import derivatives
 from hexssl.backends.torch_ops import job as jobs
 from hexssl.backends.torch_ops import rows, statistics, thresholds
-from hexssl.backends.torch_ops.contrast import Found, Gradients, Wanted, contrast
+from hexssl.backends.torch_ops.accumulate import Gradients, Wanted
+from hexssl.backends.torch_ops.contrast import Found, Threshold, contrast
 from hexssl.backends.torch_ops.job import Job
 from hexssl.dtypes import full_precision
 from hexssl.problem import Problem, Settings
-from hexssl.thresholds import Measurement
 
 
 class Call(NamedTuple):
@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
     problem: Problem
     settings: Settings
-    threshold: float | Tensor | Measurement | Found | None
+    threshold: Threshold
     scale: float
     statistics: bool
 
@@ -113,7 +113,7 @@ def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], sh
 
 class _AtOnce(Function):
     """One loss, with its gradient in the same visit of every chunk; backward multiplies it by a number. Gradients of
-    half precision are kept in float32 and rounded last, so that a gradient scaler can keep small ones from vanishing."""
+    half precision are kept in float32 and rounded last, so that a gradient scaler keeps small ones from vanishing."""
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor | None,

@@ -50,19 +50,35 @@ class Job(NamedTuple):
         return self.keys is self.anchors
 
 
-def inverses(temperature: float | Tensor, dtype: torch.dtype, wide: torch.dtype) -> tuple[float | Tensor, float | Tensor]:
+def inverses(temperature: float | Tensor, dtype: torch.dtype,
+             wide: torch.dtype) -> tuple[float | Tensor, float | Tensor]:
     """1 / tau in two dtypes; NaN for what is no temperature, or has no inverse in the dtype of the rows."""
     tiny = torch.finfo(dtype).tiny
     if not isinstance(temperature, Tensor):
         inverse = 1 / temperature if tiny <= temperature < inf else nan
         return inverse, inverse
     tau = temperature.detach().to(wide).reshape(())
-    inverse = torch.where((tau >= tiny) & (tau < inf), 1 / tau, nan)
-    return inverse.to(dtype), inverse
+    found = torch.where((tau >= tiny) & (tau < inf), 1 / tau, nan)
+    return found.to(dtype), found
 
 
 def _finite(of: Rows) -> Tensor:
     return of.rows.isfinite().all(1)
+
+
+def _broken(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tensor, unit: bool) -> Tensor:
+    """(M,) bool: the anchors whose loss depends on something that is not finite, or may not be."""
+    broken = ~_finite(anchors)
+    broken = broken | (broken.any() if keys is anchors else ~_finite(keys).all())
+    if paired is not None:
+        broken = broken | ~_finite(paired)
+    if not unit:
+        broken = broken | rows.may_overflow(anchors, keys, each=False)
+        if paired is not None:
+            broken = broken | rows.may_overflow(anchors, paired, each=True)
+    if isinstance(inverse, Tensor):
+        return broken | inverse.isnan()
+    return broken if inverse == inverse else torch.ones_like(broken)
 
 
 def make(problem: Problem, settings: Settings) -> Job:
@@ -80,27 +96,10 @@ def make(problem: Problem, settings: Settings) -> Job:
     shared = elements.small_enough(form, inverse, unit, dtype)
     plain = shared and is_plain(form, 0 if isinstance(who, members.Masks) else count)
     bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
-    poison = None
     if not unit:
         given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
         of_paired = given if paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
-    if not plain:
-        broken = ~_finite(anchors)
-        if keys is not anchors:
-            broken = broken | ~_finite(keys).all()
-        else:
-            broken = broken | broken.any()
-        if paired is not None:
-            broken = broken | ~_finite(paired)
-        if not unit:
-            broken = broken | rows.may_overflow(anchors, keys, each=False)
-            if paired is not None:
-                broken = broken | rows.may_overflow(anchors, paired, each=True)
-        if isinstance(inverse, Tensor):
-            broken = broken | inverse.isnan()
-        elif inverse != inverse:
-            broken = torch.ones_like(broken)
-        poison = torch.where(broken, nan, 1.0).to(dtype)
+    poison = None if plain else torch.where(_broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
     return Job(anchors, keys, paired, who, form, settings.reduction, inverse, wide_inverse, shared, plain, bound, given,
                of_paired, poison, widest_dtype(anchors.rows.device))
 

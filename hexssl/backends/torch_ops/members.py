@@ -8,9 +8,9 @@ take(c, first, last)
 pull(coefficients, positives, first, last)
     Subtracts (m, p) numbers from the places in (m, N) that those of `take` came from.
 
-and three numbers: `count`, the positives of every anchor, 0 where that differs from anchor to anchor; `others`, how many
-keys are neither positives nor negatives of every anchor; and `step`: where above 0, a chunk holds a multiple of that
-many anchors, or a part of one such span.
+and three numbers: `count`, the positives of every anchor, 0 where that differs from anchor to anchor; `others`, how
+many keys are neither positives nor negatives of every anchor; and `step`: where above 0, a chunk holds a multiple of
+that many anchors, or a part of one such span.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Members(Protocol):
 
 
 class Views:
-    """Stacked views of `period` rows: row i of one is the positive of row i of every other; the keys are the anchors."""
+    """Stacked views of `period` rows: row i of one is the positive of row i of every other. Keys are the anchors."""
 
     def __init__(self, views: int, period: int) -> None:
         self.views, self.step = views, period

@@ -38,8 +38,8 @@ def given_limit(job: Job, threshold: float | Tensor, scaled: bool) -> Limit:
             value = _float32(value * _float32(job.inverse)) if single else value * job.inverse
         return Limit(value, threshold)
     epsilon = torch.as_tensor(threshold, dtype=job.wide, device=job.anchors.rows.device)
-    value = torch.where((epsilon >= 1) & unit, inf, torch.where((epsilon < -1) & unit, -inf, epsilon))
-    return Limit(_rounded_down(value, job.anchors.rows.dtype), epsilon)
+    limits = torch.where((epsilon >= 1) & unit, inf, torch.where((epsilon < -1) & unit, -inf, epsilon))
+    return Limit(_rounded_down(limits, job.anchors.rows.dtype), epsilon)
 
 
 def _float32(value: float) -> float:
@@ -85,15 +85,14 @@ def measured(job: Job, what: Measurement, chunks: list[tuple[int, int]], scaled:
         else:
             job.members.take(c, first, last)
             parts.append(of_negatives(job, c, what))
-    return measured_limit(job, parts, scaled)
+    return measured_limit(job, torch.cat(parts), scaled)
 
 
-def measured_limit(job: Job, parts: list[Tensor], scaled: bool) -> Limit:
-    """The mean of the quantiles, NaN for rows without one. It is taken on the scale of the elements, so that a row of
-    equal elements is not above itself; where there is no quantile, and where it is 1, nothing is."""
-    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+def measured_limit(job: Job, quantiles: Tensor, scaled: bool) -> Limit:
+    """The mean of the quantiles, (M,), NaN for rows without one. It is taken on the scale of the elements, so that a
+    row of equal elements is not above itself; where there is no quantile, and where it is 1, nothing is."""
     bound = job.given_bound * job.inverse if scaled else job.given_bound
-    found = cut(found, bound)
+    found = cut(quantiles, bound)
     mean = found.nanmean(dtype=job.wide) if isinstance(job.members, Masks) else found.mean(dtype=job.wide)
     value = torch.where(mean < bound, mean, inf).to(found.dtype)
     return Limit(value, mean / job.inverse if scaled else mean)
