@@ -34,8 +34,7 @@ from hexssl.regularizers import HEXRegularized  # noqa: E402
 from hexssl.temperature import LogTemperature  # noqa: E402
 
 _profile_from_environment()
-if core.available():
-    workspace.from_environment()
+workspace.from_environment()
 
 __version__ = "0.1.0"
 __all__ = ["CrossHEXLoss", "CrossInfoNCELoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss",

@@ -1,4 +1,4 @@
-"""Memory that the compiled core keeps between the passes of a loss, and what it decides because of it.
+"""Memory that losses may take: what the compiled core keeps between its passes, and what it decides because of it.
 
 The passes *measure*, *contrast* and backward need the same cosines. Tiles of them, or of their exponentials, are kept
 from one pass to the next while they fit the budget, and the others multiplied anew in each. Where the keys have
@@ -15,6 +15,10 @@ by ``set_budget(None)``, and ``python -m hexssl`` says which of them decided it.
 keeps nothing. As long as you set none, a loss without an adaptive threshold keeps no more tiles than 0.35 of an M x N
 array where they have more than 16 MiB together: two thirds of them where the keys are the anchors, for a twentieth of
 the time.
+
+Where torch's own operations compute (``python -m hexssl`` says for which tensors), the budget is what a chunk of
+anchors may take. Its default there is an eighth of what was free on the device at the first loss, where torch tells
+that (CUDA, ROCm), else 256 MiB; on the CPU chunks are smaller where that is faster.
 
 Where memory cannot be had, everything that only waits is given back, and fewer tiles are kept, down to none, before a
 loss raises: the same numbers, more time. What rests, pages of past steps as well as what a backward pass has not asked
@@ -111,7 +115,8 @@ def given() -> int | None:
 
 
 def set_budget(size: int | None) -> None:
-    """Bytes that may be kept, for the whole process, not divided among ranks; what is over it is given back at once.
+    """Bytes that may be kept, or that a chunk may take, for the whole process, not divided among ranks. What is kept
+    beyond them is given back at once.
 
     Parameters
     ----------

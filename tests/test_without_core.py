@@ -101,13 +101,14 @@ from hexssl import arrays, profiling, workspace
 views = numpy.eye(4).reshape(2, 2, 4)
 for call in (lambda: arrays.hex_loss(*views), lambda: arrays.info_nce(*views),
              lambda: arrays.similarity_stats(numpy.eye(4)), workspace.budget, workspace.release,
-             lambda: workspace.set_budget(0), lambda: workspace.plan(8, 4), profiling.Profile().__enter__):
+             lambda: workspace.plan(8, 4), profiling.Profile().__enter__):
     try:
         call()
     except RuntimeError as error:
         assert "needs hexssl's compiled core" in str(error) and "built with HEXSSL_EXTENSION=0" in str(error), error
     else:
         raise AssertionError(call)
+assert workspace.given() == 8 << 20  # of the chunks of torch's operations
 try:
     arrays.hex_loss(numpy.eye(4), numpy.eye(4), temperature=-1)
 except ValueError as error:  # a wrong argument is one all the same
@@ -119,11 +120,11 @@ for arguments in (["hexssl"], ["hexssl", "--tiers"]):
 
 
 def test_what_needs_the_core_says_so(pure: Path) -> None:
-    """And the report says that there is none, and why; the workspace's setting has nothing to set."""
+    """And the report says that there is none, and why, and who computes."""
     lines = run(pure, NEEDS_CORE, HEXSSL_WORKSPACE_MB="8").splitlines()
     report = {line[:14].strip(): line[14:] for line in lines if line}
     assert report["core"] == "none: it was built with HEXSSL_EXTENSION=0"
-    assert report["computes with"].startswith("hexssl.reference") and report["torch"] == torch.__version__
+    assert report["CPU tensors"].startswith("torch_ops: no core") and report["torch"] == torch.__version__
     assert not {"kernels", "tiers", "scalar"} & report.keys()
 
 
