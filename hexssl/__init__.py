@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
 if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2]) < (2, 10):
     raise ImportError(f"{_NEEDED}; found torch {torch.__version__}")
 
-from hexssl import arrays, core, thresholds, workspace  # noqa: E402
+from hexssl import arrays, thresholds, workspace  # noqa: E402
 from hexssl.functional import (  # noqa: E402
     HEXStats,
     RowStats,

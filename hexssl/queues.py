@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hexssl import dtypes, validation
 from hexssl.distributed import all_gather_checked, check_ranks, world_size
-from hexssl.reference import unit
+from hexssl.normalised import unit
 
 _BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
 

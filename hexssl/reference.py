@@ -1,6 +1,6 @@
 """The losses in plain PyTorch: readable, differentiable, on any device and in any float dtype.
 
-This is what runs for tensors that are not on the CPU, and what the compiled core is tested against. Every sum of
+The oracle, against which every backend is tested; no loss runs through it. Every sum of
 exponentials is kept as its logarithm, taken relative to the maximum of its own set, and every logarithm relative to
 the logit of a cosine (`_Log`): logits may be so large that they keep no digits of their differences, of which the
 losses are made. A set that may be empty is masked before the operation that could not bear it, so that neither values
@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 from torch.utils.checkpoint import checkpoint
 
 from hexssl.devices import widest_dtype
 from hexssl.dtypes import full_precision
+from hexssl.normalised import unit
 
 CHUNK_BYTES = 64 * 2**20
 STEEP = 64.0  # as HEX_STEEP in csrc/kernels/kernels.h
@@ -226,14 +226,6 @@ def ready(rows: Tensor, dtype: torch.dtype, wide: torch.dtype, normalize: bool) 
     shortened = rows.detach().abs().amax(1, keepdim=True) > large
     lengths = torch.where(shortened, rows.detach() * scale, rows.detach()).norm(dim=1)
     return rows.to(dtype), finite, torch.where(shortened[:, 0], lengths / scale, lengths)
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows of length 1, as `torch.nn.functional.normalize` makes them, in the dtype given, float32 or float64: (m, D).
-    Rows so large that their squares might overflow are multiplied by a power of two before."""
-    large, scale = (2.0**500, 2.0**-520) if rows.dtype == torch.float64 else (2.0**50, 2.0**-80)
-    shortened = rows.detach().abs().amax(1, keepdim=True) > large
-    return unit_rows(torch.where(shortened, rows * scale, rows), dim=1, eps=1e-12)
 
 
 def _bound(lengths: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hexssl import dtypes, validation
-from hexssl.reference import unit
+from hexssl.normalised import unit
 
 LIBRARY = "pytorch_metric_learning"
 

@@ -20,8 +20,8 @@ from hexssl import dtypes, validation
 from hexssl.compat._drop_in import DropIn, named
 from hexssl.compat._memory_bank import MemoryBankModule
 from hexssl.distributed import all_gather_checked, check_ranks, rank, world_size
+from hexssl.normalised import unit
 from hexssl.problem import Settings
-from hexssl.reference import unit
 from hexssl.results import SKIPPED
 from hexssl.thresholds import Threshold
 

@@ -1,0 +1,15 @@
+"""Rows of length 1, with autograd's gradient, for what normalises outside of a loss: queues and drop-ins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as unit_rows
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1, as `torch.nn.functional.normalize` makes them, in the dtype given, float32 or float64: (m, D).
+    Rows so large that their squares might overflow are multiplied by a power of two before."""
+    large, scale = (2.0**500, 2.0**-520) if rows.dtype == torch.float64 else (2.0**50, 2.0**-80)
+    shortened = rows.detach().abs().amax(1, keepdim=True) > large
+    return unit_rows(torch.where(shortened, rows * scale, rows), dim=1, eps=1e-12)
