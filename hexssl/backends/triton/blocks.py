@@ -1,0 +1,67 @@
+"""Block sizes, by architecture, arithmetic and columns. Every entry is compiled by tools/triton_aot.py for its target and
+found without spills in its main loop and within the target's limits; none was ever timed on silicon. There is no
+autotuner: it would pick by timing, and other blocks round differently."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+ROWS = 128  # prepared rows are padded to a multiple of it, and so of every block
+COLUMNS = (64, 128, 256)  # to which columns are padded
+
+
+class Block(NamedTuple):
+    """A tile of so many rows and keys, and how a compiler is to spread and to pipeline it."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class Blocks(NamedTuple):
+    """Of the kernels that stream tiles: class sums and whatever else reads cosines alone, and gradients."""
+
+    forward: Block
+    backward: Block
+
+
+HALF, TF32, BF16X6 = "half", "tf32", "bf16x6"
+INTERPRETER = "interpreter"
+
+TABLE: dict[tuple[str, str, int], Blocks] = {
+    ("cuda:80", HALF, 64): Blocks(Block(128, 64, 8, 2), Block(64, 64, 4, 2)),
+}
+
+
+def arithmetic_name(dtype: torch.dtype) -> str:
+    """What torch's own products of this dtype would be allowed: its precision "highest" is met by six products of
+    bfloat16 parts, which are nearer to the truth than float32 ones; "high" and "medium" by TensorFloat-32."""
+    if dtype != torch.float32:
+        return HALF
+    return TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else BF16X6
+
+
+def padded_columns(columns: int) -> int:
+    """0 where there are too many."""
+    return next((size for size in COLUMNS if columns <= size), 0)
+
+
+def architecture(device: torch.device) -> str:
+    """The table's name for it."""
+    if device.type != "cuda":
+        return INTERPRETER
+    if torch.version.hip:
+        return "hip:" + torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"cuda:{major}{minor}"
+
+
+def blocks_of(device: torch.device, arithmetic: str, columns: int) -> Blocks | None:
+    """Those for rows of so many columns; None where the table has none."""
+    where = architecture(device)
+    if where == INTERPRETER:
+        return Blocks(Block(64, 64, 4, 1), Block(64, 64, 4, 1)) if padded_columns(columns) else None
+    return TABLE.get((where, arithmetic, padded_columns(columns)))

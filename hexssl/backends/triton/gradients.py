@@ -1,0 +1,172 @@
+"""The gradients, from the weights that the row losses leave."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from hexssl.backends.row_loss import Weights
+from hexssl.backends.triton.blocks import Block
+from hexssl.backends.triton.kernels import backward as kernels
+from hexssl.backends.triton.rows import Arithmetic, Side, finish
+from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, common, launches_of, slots_of
+from hexssl.backends.triton.who import Who
+
+COLUMNS = 14  # of the state of an anchor: those of `kernels.backward`, then two that no kernel over tiles reads
+DTAU, VALID = 12, 13
+_WEIGHTS = (0, 1, 2, 3, 8, 9)  # those that go with the derivative of the objective by the loss
+# Weights of an anchor add up to about 1, and so are about 1 / N: half of float16's numbers are below 2^-12 of its largest.
+_HALF_SCALE = 4096.0
+
+
+def state_of(weights: Weights, sums_tops: tuple[Tensor, Tensor, Tensor], threshold: Tensor, valid: Tensor,
+             broken: Tensor) -> Tensor:
+    """(rows, COLUMNS) float64. sums_tops: of the positives, the global and the hierarchical negatives."""
+    top_p, top_g, top_h = sums_tops
+    none = torch.zeros_like(top_p)
+
+    def present(weight: Tensor | None) -> Tensor:
+        return none if weight is None else weight
+
+    own_top, own_log = (none, none) if weights.own is None else weights.own
+    weighed = [present(weight) for weight in (weights.gg, weights.h1, weights.h2, weights.pb, weights.pa, weights.po,
+                                              weights.dtau)]
+    gg, h1, h2, pb, pa, po, dtau = (torch.where(broken, torch.nan, weight) for weight in weighed)
+    state = torch.stack([gg, h1, h2, pb, threshold.double().expand_as(none), top_g, top_h, top_p, pa, po,
+                         own_log * LOG2_E, own_top, dtau, (valid | broken).double()], 1)
+    return state
+
+
+class Direction(NamedTuple):
+    """Anchors with their keys. state: (rows, COLUMNS) float64; grad: (rows,) float64, dObjective/dloss of each."""
+
+    anchors: Side
+    keys: Side
+    who: Who
+    state: Tensor
+    grad: Tensor
+
+
+class Form(NamedTuple):
+    """What the kernels are told of the losses. mean: positives have weights that do not go with their exponential"""
+
+    threshold: Threshold
+    exponent: Exponent
+    mean: bool
+    how: Arithmetic
+    block: Block
+
+
+def _columns(state: Tensor, grad: Tensor, padded: int) -> Tensor:
+    """The state as the kernels read it, its weights times `grad`: (12, padded) float32."""
+    out = torch.zeros(12, padded, dtype=torch.float32, device=state.device)
+    columns = state[:, :12].clone()
+    columns[:, _WEIGHTS] *= grad[:, None]
+    out[:, :state.shape[0]] = columns.T
+    return out
+
+
+def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_anchors: Tensor | None,
+              form: Form, more: Tensor | None) -> Tensor:
+    """Parts of the gradient with respect to unit rows, (n, padded, columns).
+
+    as_anchors : `_columns` of the losses of `rows`, where they are anchors
+    of_anchors : the same of `others`
+    more : (rows, D), to be added
+    """
+    block = form.block
+    launches = launches_of(who, block)
+    slots = slots_of(launches)
+    parts = rows.factor.new_empty(slots + (more is not None), rows.padded, rows.columns)
+    if more is not None:
+        parts[slots].zero_()
+        parts[slots, :rows.rows, :more.shape[1]] = more
+    some = as_anchors if as_anchors is not None else of_anchors
+    for launch in launches:
+        kernels.backward_rows[(triton.cdiv(rows.rows, block.rows), launch.splits)](
+            rows.data, others.data, rows.factor, others.factor, form.threshold.values, form.exponent.scale,
+            some if as_anchors is None else as_anchors, some if of_anchors is None else of_anchors,
+            PART=parts[launch.first_slot:], x_padded=rows.padded, y_padded=others.padded, start=launch.start,
+            tiles=launch.tiles, per_split=launch.each, beta=form.exponent.beta, X_ANCHORS=as_anchors is not None,
+            Y_ANCHORS=of_anchors is not None, MASKED=launch.masked, HARD=form.threshold.any,
+            ROW_EPS=form.threshold.by_row, ONLINE=form.exponent.online, BETA_ONE=form.exponent.beta == 1,
+            MEAN=form.mean, **who.arguments(), **common(form.how, block, rows))
+    return parts
+
+
+class Paired(NamedTuple):
+    """One more positive of each anchor. cosine: (rows,) float64"""
+
+    side: Side
+    cosine: Tensor
+
+
+def _paired_weight(direction: Direction, paired: Paired, exponent: Exponent) -> Tensor:
+    """dObjective/ds of the paired positives, (rows,) float64: what `_positive` of the kernels does."""
+    s = direction.state
+    inverse = exponent.inverse()
+    weight = s[:, 8] + s[:, 3] * torch.exp((paired.cosine - s[:, 7]) * inverse)
+    share = s[:, 9] / (1 + torch.exp((paired.cosine - s[:, 11]) * inverse - s[:, 10] / LOG2_E))
+    return (weight + torch.where(s[:, 9] == 0, 0, share)) * direction.grad
+
+
+class Gradients(NamedTuple):
+    """Each None unless wanted. temperature: 0-d float64"""
+
+    anchors: Tensor | None
+    keys: Tensor | None
+    paired: Tensor | None
+    temperature: Tensor | None
+
+
+def gradients_of(directions: list[Direction], paired: Paired | None, form: Form, needed: tuple[bool, ...]) -> Gradients:
+    """directions: one, or the second with the first's keys as anchors. needed: of what, in the order of `Gradients`."""
+    first = directions[0]
+    anchors, keys, who = first.anchors, first.keys, first.who
+    symmetric, both = keys is anchors, len(directions) > 1
+    largest = torch.stack([d.grad.abs().max() for d in directions]).max()
+    largest = torch.where(largest == 0, 1, largest)  # NaN is not
+    if first.anchors.given.dtype == torch.float16:
+        largest = largest / _HALF_SCALE
+    directions = [d._replace(grad=d.grad / largest) for d in directions]
+    columns = [_columns(d.state, d.grad, d.anchors.padded) for d in directions]
+    inverse = form.exponent.inverse()
+    scale = (largest * inverse).float()
+    pair_weight = None if paired is None else _paired_weight(directions[0], paired, form.exponent)
+    along = torch.zeros((), dtype=torch.float64, device=scale.device)
+    of_anchors = of_keys = of_paired = of_temperature = None
+    by_keys = needed[1] and not needed[0] and not symmetric and not both  # temperature's comes of whatever is at hand
+    if needed[0] or (needed[3] and not by_keys):
+        more = None if paired is None or pair_weight is None else pair_weight.float()[:, None] * paired.side.unit()
+        parts = sums_over(anchors, keys, who, columns[0],
+                          columns[0] if symmetric else columns[1] if both else None, form, more)
+        of_anchors, found = finish(anchors, parts, scale, needed[0])
+        along = _along(found, symmetric, pair_weight, paired)
+    if needed[1] and not symmetric:
+        parts = sums_over(keys, anchors, who.swapped(), columns[1] if both else None, columns[0], form, None)
+        of_keys, found = finish(keys, parts, scale, True)
+        if by_keys:
+            along = found.double().sum()
+            if paired is not None and pair_weight is not None:
+                along = along + (pair_weight * paired.cosine).sum()
+    if needed[2] and paired is not None and pair_weight is not None:
+        parts = torch.zeros(1, anchors.padded, anchors.columns, dtype=torch.float32, device=scale.device)
+        parts[0, :anchors.rows, :anchors.given.shape[1]] = pair_weight.float()[:, None] * anchors.unit()
+        of_paired, _ = finish(paired.side, parts, scale, True)
+    if needed[3]:
+        by_itself = torch.stack([(d.state[:, DTAU] * d.grad).sum() for d in directions]).sum()
+        of_temperature = (by_itself - along) * largest * inverse * inverse
+    return Gradients(of_anchors if needed[0] else None, of_keys, of_paired, of_temperature)
+
+
+def _along(found: Tensor, symmetric: bool, pair_weight: Tensor | None, paired: Paired | None) -> Tensor:
+    """The sum of dObjective/ds times cosines. Where rows are anchors and keys, it comes twice of all but the paired."""
+    total = found.double().sum()
+    if not symmetric:
+        return total
+    if paired is None or pair_weight is None:
+        return total / 2
+    return (total + (pair_weight * paired.cosine).sum()) / 2

@@ -1,0 +1,145 @@
+"""What every kernel does with a tile: load rows, multiply them, tell who is positive, negative or neither.
+
+Rows come from `kernels.rows`: padded with zeros to whole blocks and columns, so that no load of them needs a mask. A row
+holds PARTS parts of BD columns: itself, or three bfloat16 numbers that add up to a float32 one. With three parts a
+product is six, of all pairs of parts that matter to float32, the small ones first.
+
+INTERPRET: Triton's interpreter multiplies bfloat16 as the integers of its bits and rounds towards zero. There operands
+are float32 numbers that bfloat16 holds, rounded to nearest as on a GPU; their products are the same.
+"""
+
+import triton
+import triton.language as tl
+
+# Who is who among a tile's pairs: rows with equal number modulo `period` are positives; nobody is; those with equal ids
+# are; the signs of a relation say.
+BY_PERIOD = tl.constexpr(0)
+NO_POSITIVES = tl.constexpr(1)
+BY_IDS = tl.constexpr(2)
+BY_RELATION = tl.constexpr(3)
+
+
+@triton.jit
+def nearest_bf16(x):
+    """float32 numbers rounded to those that bfloat16 holds, to nearest even."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (bits & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nearest_tf32(x):
+    """float32 numbers rounded to the 10 bits of TensorFloat-32, of which a tensor core drops the rest."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = bits + 0xFFF + ((bits >> 13) & 1)
+    return (bits & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr, INTERPRET: tl.constexpr):
+    """float32 numbers in the dtype of a matrix operand."""
+    if INTERPRET and dtype == tl.bfloat16:
+        x = nearest_bf16(x)
+    return x.to(dtype)
+
+
+@triton.jit
+def load_rows(X, row, PARTS: tl.constexpr, BD: tl.constexpr):
+    """Three (rows, BD) tiles; with one part they are the same."""
+    p = X + row[:, None].to(tl.int64) * (PARTS * BD) + tl.arange(0, BD)[None, :]
+    x0 = tl.load(p)
+    if PARTS == 1:
+        return x0, x0, x0
+    else:
+        return x0, tl.load(p + BD), tl.load(p + 2 * BD)
+
+
+@triton.jit
+def multiply(x, y, PREC: tl.constexpr, INTERPRET: tl.constexpr):
+    if INTERPRET:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32))
+    else:
+        return tl.dot(x, y, input_precision=PREC)
+
+
+@triton.jit
+def multiply_add(acc, x, y, PREC: tl.constexpr, INTERPRET: tl.constexpr):
+    if INTERPRET:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), acc)
+    else:
+        return tl.dot(x, y, acc, input_precision=PREC)
+
+
+@triton.jit
+def cosines(x0, x1, x2, y0, y1, y2, rx, ry, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
+            INTERPRET: tl.constexpr):
+    """(BM, BN). The factors multiply each other first, so that c_ij and c_ji are the same number."""
+    if PARTS == 1:
+        c = multiply(x0, tl.trans(y0), PREC, INTERPRET)
+    else:
+        c = multiply(x1, tl.trans(y1), PREC, INTERPRET)
+        c = multiply_add(c, x2, tl.trans(y0), PREC, INTERPRET)
+        c = multiply_add(c, x0, tl.trans(y2), PREC, INTERPRET)
+        c = multiply_add(c, x1, tl.trans(y0), PREC, INTERPRET)
+        c = multiply_add(c, x0, tl.trans(y1), PREC, INTERPRET)
+        c = multiply_add(c, x0, tl.trans(y0), PREC, INTERPRET)
+    if SCALED:
+        c = c * (rx[:, None] * ry[None, :])
+    return c
+
+
+@triton.jit
+def add_weighted(acc, w, y0, y1, y2, PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr):
+    """acc + w @ y, of float32 weights in the dtype of the rows."""
+    w0 = narrow(w, y0.dtype, INTERPRET)
+    if PARTS == 1:
+        acc = multiply_add(acc, w0, y0, PREC, INTERPRET)
+    else:
+        rest = w - w0.to(tl.float32)
+        w1 = narrow(rest, y0.dtype, INTERPRET)
+        w2 = narrow(rest - w1.to(tl.float32), y0.dtype, INTERPRET)
+        acc = multiply_add(acc, w1, y1, PREC, INTERPRET)
+        acc = multiply_add(acc, w2, y0, PREC, INTERPRET)
+        acc = multiply_add(acc, w0, y2, PREC, INTERPRET)
+        acc = multiply_add(acc, w1, y0, PREC, INTERPRET)
+        acc = multiply_add(acc, w0, y1, PREC, INTERPRET)
+        acc = multiply_add(acc, w0, y0, PREC, INTERPRET)
+    return acc
+
+
+@triton.jit
+def is_special(t, i0, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, BM: tl.constexpr,
+               BN: tl.constexpr):
+    """Whether tile t of the block of rows from i0 may hold a pair that is no pair of negatives: positives, a row and
+    itself, or what lies beyond the last column. lift: a multiple of the period, and more than there are rows."""
+    j0 = t * BN
+    special = j0 + BN > columns
+    if WHO == BY_PERIOD:  # whether a multiple of the period is among the differences j - i
+        lowest = j0 - i0 - BM + 1 + lift
+        highest = j0 + BN - 1 - i0 + lift
+        special = special | (highest // period > (lowest - 1) // period)
+    if SELF:
+        special = special | ((j0 < i0 + offset + BM) & (j0 + BN > i0 + offset))
+    return special
+
+
+@triton.jit
+def members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride, WHO: tl.constexpr,
+            SELF: tl.constexpr):
+    """The cosines, -inf where a pair is neither, and which pairs are positives. -inf comes before the exponential: it
+    becomes 0 there, whatever the cosine was."""
+    other = (i < rows)[:, None] & (j < columns)[None, :]
+    if SELF:
+        other = other & ((i + offset)[:, None] != j[None, :])
+    if WHO == BY_RELATION:
+        p = RELATION + i[:, None].to(tl.int64) * row_stride + j[None, :].to(tl.int64) * column_stride
+        sign = tl.load(p, mask=other, other=0)
+        other = sign != 0
+        same = sign > 0
+    elif WHO == BY_IDS:
+        same = other & (tl.load(IX + i)[:, None] == tl.load(IY + j)[None, :])
+    elif WHO == BY_PERIOD:
+        same = other & ((i % period)[:, None] == (j % period)[None, :])
+    else:
+        same = other & (i < 0)[:, None]
+    return tl.where(other, c, float("-inf")), same
