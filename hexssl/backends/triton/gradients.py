@@ -70,8 +70,9 @@ def _columns(state: Tensor, grad: Tensor, padded: int) -> Tensor:
 
 
 def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_anchors: Tensor | None,
-              form: Form, more: Tensor | None) -> Tensor:
-    """Parts of the gradient with respect to unit rows, (n, padded, columns).
+              form: Form, more: Tensor | None, along: bool) -> tuple[Tensor, Tensor]:
+    """Parts of the gradient with respect to unit rows, (n, padded, columns), and the sum of weights times cosines, 0-d,
+    0 unless wanted.
 
     as_anchors : `_columns` of the losses of `rows`, where they are anchors
     of_anchors : the same of `others`
@@ -84,17 +85,19 @@ def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_
     if more is not None:
         parts[slots].zero_()
         parts[slots, :rows.rows, :more.shape[1]] = more
+    products = rows.factor.new_zeros(slots if along else 1, rows.padded, dtype=torch.float32)
     some = as_anchors if as_anchors is not None else of_anchors
     for launch in launches:
         kernels.backward_rows[(triton.cdiv(rows.rows, block.rows), launch.splits)](
             rows.data, others.data, rows.factor, others.factor, form.threshold.values, form.exponent.scale,
             some if as_anchors is None else as_anchors, some if of_anchors is None else of_anchors,
-            PART=parts[launch.first_slot:], x_padded=rows.padded, y_padded=others.padded, start=launch.start,
+            PART=parts[launch.first_slot:],
+            ALONG=products[launch.first_slot if along else 0:], x_padded=rows.padded, y_padded=others.padded, start=launch.start,
             tiles=launch.tiles, per_split=launch.each, beta=form.exponent.beta, X_ANCHORS=as_anchors is not None,
             Y_ANCHORS=of_anchors is not None, MASKED=launch.masked, HARD=form.threshold.any,
             ROW_EPS=form.threshold.by_row, ONLINE=form.exponent.online, BETA_ONE=form.exponent.beta == 1,
-            MEAN=form.mean, **who.arguments(), **common(form.how, block, rows))
-    return parts
+            MEAN=form.mean, TAU=along, **who.arguments(), **common(form.how, block, rows))
+    return parts, products[:, :rows.rows].double().sum()
 
 
 class Paired(NamedTuple):
@@ -141,32 +144,22 @@ def gradients_of(directions: list[Direction], paired: Paired | None, form: Form,
     by_keys = needed[1] and not needed[0] and not symmetric and not both  # temperature's comes of whatever is at hand
     if needed[0] or (needed[3] and not by_keys):
         more = None if paired is None or pair_weight is None else pair_weight.float()[:, None] * paired.side.unit()
-        parts = sums_over(anchors, keys, who, columns[0],
-                          columns[0] if symmetric else columns[1] if both else None, form, more)
-        of_anchors, found = finish(anchors, parts, scale, needed[0])
-        along = _along(found, symmetric, pair_weight, paired)
+        parts, along = sums_over(anchors, keys, who, columns[0],
+                                 columns[0] if symmetric else columns[1] if both else None, form, more, needed[3])
+        along = along / 2 if symmetric else along  # where rows are anchors and keys, it comes twice
+        of_anchors = finish(anchors, parts, scale) if needed[0] else None
     if needed[1] and not symmetric:
-        parts = sums_over(keys, anchors, who.swapped(), columns[1] if both else None, columns[0], form, None)
-        of_keys, found = finish(keys, parts, scale, True)
-        if by_keys:
-            along = found.double().sum()
-            if paired is not None and pair_weight is not None:
-                along = along + (pair_weight * paired.cosine).sum()
+        parts, found = sums_over(keys, anchors, who.swapped(), columns[1] if both else None, columns[0], form, None,
+                                 needed[3] and by_keys)
+        along = found if by_keys else along
+        of_keys = finish(keys, parts, scale)
     if needed[2] and paired is not None and pair_weight is not None:
         parts = torch.zeros(1, anchors.padded, anchors.columns, dtype=torch.float32, device=scale.device)
         parts[0, :anchors.rows, :anchors.given.shape[1]] = pair_weight.float()[:, None] * anchors.unit()
-        of_paired, _ = finish(paired.side, parts, scale, True)
+        of_paired = finish(paired.side, parts, scale)
     if needed[3]:
+        if paired is not None and pair_weight is not None:
+            along = along + (pair_weight * paired.cosine).sum()
         by_itself = torch.stack([(d.state[:, DTAU] * d.grad).sum() for d in directions]).sum()
         of_temperature = (by_itself - along) * largest * inverse * inverse
-    return Gradients(of_anchors if needed[0] else None, of_keys, of_paired, of_temperature)
-
-
-def _along(found: Tensor, symmetric: bool, pair_weight: Tensor | None, paired: Paired | None) -> Tensor:
-    """The sum of dObjective/ds times cosines. Where rows are anchors and keys, it comes twice of all but the paired."""
-    total = found.double().sum()
-    if not symmetric:
-        return total
-    if paired is None or pair_weight is None:
-        return total / 2
-    return (total + (pair_weight * paired.cosine).sum()) / 2
+    return Gradients(of_anchors, of_keys, of_paired, of_temperature)

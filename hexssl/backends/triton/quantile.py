@@ -26,7 +26,7 @@ FEW = 0.05  # of a row, that a list is worth while for
 SAMPLE = 2048
 ROOM = 4  # of a list, in multiples of what is looked for
 BUFFER_BYTES = 64 * 2**20  # of lists, for as many rows as that suffices for
-SELECT_ROWS, SELECT_COLUMNS = 4, 1024
+SELECT_ROWS, SELECT_COLUMNS = (128 if INTERPRET else 4), 1024
 FLOOR = -(2.0**127)  # below every cosine of rows that are not enormous
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from hexssl.backends.triton import blocks
 from hexssl.backends.triton.kernels import rows as kernels
 
-ROW_BLOCK = 16  # of the kernels that take a row at a time
 INTERPRET: bool = triton.knobs.runtime.interpret
+ROW_BLOCK = blocks.ROWS if INTERPRET else 16  # of the kernels that take a row at a time; there a block costs what a row does
 
 
 class Arithmetic(NamedTuple):
@@ -71,15 +71,14 @@ def prepare(given: Tensor, normalize: bool, how: Arithmetic) -> Side:
     return Side(given, count, padded, columns, normalize, data, factor, inverse, bad)
 
 
-def finish(side: Side, parts: Tensor, scale: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
-    """The gradient of the rows as they came, empty unless wanted, and along each unit row what came of it, (rows,).
+def finish(side: Side, parts: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of the rows as they came.
 
     parts : (n, padded, columns) float32, which add up to the gradient with respect to unit rows
     """
-    out = torch.empty_like(side.given if wanted else side.given[:0], memory_format=torch.contiguous_format)
-    along = side.factor.new_empty(side.padded)
+    out = torch.empty_like(side.given, memory_format=torch.contiguous_format)
     kernels.finish_gradient[(triton.cdiv(side.rows, ROW_BLOCK),)](
-        parts, side.given, side.inverse, scale, out, along, side.rows, side.given.shape[1], side.padded, parts.shape[0],
-        side.given.stride(0), side.given.stride(1), NORMALIZE=side.normalize, STORE=wanted, INTERPRET=INTERPRET,
-        BR=ROW_BLOCK, BD=side.columns)
-    return out, along[:side.rows]
+        parts, side.given, side.inverse, scale, out, side.rows, side.given.shape[1], side.padded, parts.shape[0],
+        side.given.stride(0), side.given.stride(1), NORMALIZE=side.normalize, INTERPRET=INTERPRET, BR=ROW_BLOCK,
+        BD=side.columns)
+    return out

@@ -129,14 +129,14 @@ def _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, forget, beta
 
 
 @triton.jit
-def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, rows, columns, x_padded, y_padded, start,
-                  tiles, per_split, period, lift, offset, row_stride, column_stride, beta, X_ANCHORS: tl.constexpr,
+def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALONG, rows, columns, x_padded, y_padded,
+                  start, tiles, per_split, period, lift, offset, row_stride, column_stride, beta, X_ANCHORS: tl.constexpr,
                   Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr,
                   HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr, BETA_ONE: tl.constexpr,
-                  MEAN: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
+                  MEAN: tl.constexpr, TAU: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
                   INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
-    """PART (splits, x_padded, BD): sums of weights times unit rows of Y, of the tiles [start, tiles). Two launches, as
-    `kernels.forward` has them."""
+    """PART (splits, x_padded, BD): sums of weights times unit rows of Y, of the tiles [start, tiles); with TAU also ALONG
+    (splits, x_padded), sums of weights times cosines. Two launches, as `kernels.forward` has them."""
     i0 = tl.program_id(0) * BM
     i = i0 + tl.arange(0, BM)
     x0, x1, x2 = load_rows(X, i, PARTS, BD)
@@ -149,6 +149,7 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, rows
     if HARD and not ROW_EPS:
         eps = tl.load(EPS)
     acc = tl.zeros((BM, BD), tl.float32)
+    along = tl.zeros((BM,), tl.float32)
     first = start + tl.program_id(1) * per_split
     for t in range(first, tl.minimum(first + per_split, tiles)):
         special = is_special(t, i0, columns, period, lift, offset, WHO, SELF, BM, BN)
@@ -161,6 +162,8 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, rows
             forget = tl.where(special, float("inf"), 0.0)
             w = _weights(c, c, eps + forget, SX, i, x_padded, SY, j, y_padded, scale, forget, beta, X_ANCHORS, Y_ANCHORS,
                          False, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
+            if TAU:
+                along += tl.sum(w * c, 1)
             if SCALED:
                 w = w * fy[None, :]
             acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
@@ -176,8 +179,12 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, rows
                                   WHO, SELF)
                 w = _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, 0.0, beta, X_ANCHORS, Y_ANCHORS,
                              True, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
+                if TAU:
+                    along += tl.sum(w * tl.where(c > float("-inf"), c, 0.0), 1)
                 if SCALED:
                     w = w * fy[None, :]
                 acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
     at = i[:, None].to(tl.int64) * BD + tl.arange(0, BD)[None, :]
     tl.store(PART + tl.program_id(1).to(tl.int64) * x_padded * BD + at, acc)
+    if TAU:
+        tl.store(ALONG + tl.program_id(1).to(tl.int64) * x_padded + i, along)

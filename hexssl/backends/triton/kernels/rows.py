@@ -58,11 +58,10 @@ def prepare_rows(X, OUT, FACTOR, INVERSE, BAD, rows, columns, row_stride, column
 
 
 @triton.jit
-def finish_gradient(PART, X, INVERSE, SCALE, OUT, ALONG, rows, columns, padded, parts, row_stride, column_stride,
-                    NORMALIZE: tl.constexpr, STORE: tl.constexpr, INTERPRET: tl.constexpr, BR: tl.constexpr,
-                    BD: tl.constexpr):
+def finish_gradient(PART, X, INVERSE, SCALE, OUT, rows, columns, padded, parts, row_stride, column_stride,
+                    NORMALIZE: tl.constexpr, INTERPRET: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):
     """The parts of a gradient with respect to unit rows, added in their order and brought back to the rows as they
-    came, times SCALE. ALONG: what each has along its own unit row, the sum of weights times cosines."""
+    came, times SCALE."""
     i = tl.program_id(0) * BR + tl.arange(0, BR)
     d = tl.arange(0, BD)
     here = (i < rows)[:, None] & (d < columns)[None, :]
@@ -71,15 +70,12 @@ def finish_gradient(PART, X, INVERSE, SCALE, OUT, ALONG, rows, columns, padded, 
     for _ in range(0, parts):
         acc += tl.load(q)
         q += tl.cast(padded, tl.int64) * BD
-    p = X + i[:, None].to(tl.int64) * row_stride + d[None, :].to(tl.int64) * column_stride
-    inverse = tl.load(INVERSE + i)
-    unit = tl.load(p, mask=here, other=0.0).to(tl.float32) * inverse[:, None]
-    along = tl.sum(acc * unit, 1)
-    tl.store(ALONG + i, along)
-    if STORE:
-        if NORMALIZE:
-            acc = (acc - unit * along[:, None]) * inverse[:, None]
-        acc = acc * tl.load(SCALE)
-        if INTERPRET and OUT.dtype.element_ty == tl.bfloat16:
-            acc = nearest_bf16(acc)
-        tl.store(OUT + i[:, None].to(tl.int64) * columns + d[None, :], acc.to(OUT.dtype.element_ty), mask=here)
+    if NORMALIZE:
+        p = X + i[:, None].to(tl.int64) * row_stride + d[None, :].to(tl.int64) * column_stride
+        inverse = tl.load(INVERSE + i)[:, None]
+        unit = tl.load(p, mask=here, other=0.0).to(tl.float32) * inverse
+        acc = (acc - unit * tl.sum(acc * unit, 1)[:, None]) * inverse
+    acc = acc * tl.load(SCALE)
+    if INTERPRET and OUT.dtype.element_ty == tl.bfloat16:
+        acc = nearest_bf16(acc)
+    tl.store(OUT + i[:, None].to(tl.int64) * columns + d[None, :], acc.to(OUT.dtype.element_ty), mask=here)
