@@ -22,17 +22,21 @@ class Block(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Of the kernels that stream tiles: class sums and whatever else reads cosines alone, and gradients."""
+    """Of kernels that read cosines alone, and of gradients. general: where every tile has masks (labels, a relation), and
+    for forms that take more registers: relative to maxima, a threshold of each anchor, other weights than beta 1, means
+    of positives, the gradient of the temperature."""
 
     forward: Block
+    forward_general: Block
     backward: Block
+    backward_general: Block
 
 
 HALF, TF32, BF16X6 = "half", "tf32", "bf16x6"
 INTERPRETER = "interpreter"
 
 TABLE: dict[tuple[str, str, int], Blocks] = {
-    ("cuda:80", HALF, 64): Blocks(Block(128, 64, 8, 2), Block(64, 64, 4, 2)),
+    ("cuda:80", HALF, 64): Blocks(*[Block(64, 64, 4, 2)] * 4),
 }
 
 
@@ -63,5 +67,5 @@ def blocks_of(device: torch.device, arithmetic: str, columns: int) -> Blocks | N
     """Those for rows of so many columns; None where the table has none."""
     where = architecture(device)
     if where == INTERPRETER:
-        return Blocks(Block(64, 64, 4, 1), Block(64, 64, 4, 1)) if padded_columns(columns) else None
+        return Blocks(*[Block(64, 64, 4, 1)] * 4) if padded_columns(columns) else None
     return TABLE.get((where, arithmetic, padded_columns(columns)))

@@ -13,7 +13,7 @@ from hexssl.backends.triton import blocks, gradients, quantile, statistics
 from hexssl.backends.triton.gradients import Direction, Gradients, Paired
 from hexssl.backends.triton.rows import Arithmetic, Side, arithmetic, prepare
 from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, class_sums, own_sums
-from hexssl.backends.triton.who import Who, negative_counts, who_of
+from hexssl.backends.triton.who import Who, counts_of, who_of
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
@@ -106,7 +106,7 @@ def threshold_of(given: float | Tensor | Measurement | None, what: Ready, padded
     if isinstance(given, Measurement):
         assert given.quantile is not None
         mean = quantile.row_quantiles(what.anchors, what.keys, what.who, given.quantile, given.rows == "negatives",
-                                      what.how, what.blocks.forward).mean
+                                      what.how, what.blocks).mean
         if given.rows == "negatives":
             mean = torch.where(mean.isnan(), infinite, mean)
     elif isinstance(given, Tensor):
@@ -134,13 +134,15 @@ class _OneWay(NamedTuple):
 
 def _one_way(what: Ready, settings: Settings, threshold: Threshold, exponent: Exponent, wanted: bool) -> _OneWay:
     """Losses and state of the anchors."""
-    form, block, inverse = form_of(settings), what.blocks.forward, exponent.inverse()
+    form, inverse = form_of(settings), exponent.inverse()
     paired = None if what.paired is None else what.paired.cosine
-    sums, pos_c = class_sums(what.anchors, what.keys, what.who, threshold, exponent, what.how, block, paired)
+    sums = class_sums(what.anchors, what.keys, what.who, counts_of(what.who), threshold, exponent,
+                      row_loss.needs_mean(form), what.how, what.blocks, paired)
     found = row_loss.negatives(form, sums, inverse, what.unit)
     own = None
     if row_loss.needs_own(form):
-        own = own_sums(what.anchors, what.keys, what.who, found, exponent, what.how, block, paired)
+        own = own_sums(what.anchors, what.keys, what.who, found, exponent, what.how, what.blocks,
+                       paired)
     rows = row_loss.row_losses(form, sums, inverse, what.keys.rows, found, own)
     epsilon = threshold.values[:what.anchors.rows] if threshold.by_row else threshold.values
     broken = _broken(what) | inverse.isnan() | (epsilon.isnan() & (sums.easy + sums.hard > 0))
@@ -149,8 +151,8 @@ def _one_way(what: Ready, settings: Settings, threshold: Threshold, exponent: Ex
     valid = rows.valid | broken
     seen = losses.new_empty(0)
     if wanted:
-        seen = statistics.batch_statistics(what.anchors, what.keys, what.who, threshold, sums, pos_c, what.paired,
-                                           what.unit, broken, valid, what.how, block)
+        seen = statistics.batch_statistics(what.anchors, what.keys, what.who, threshold, sums, what.paired, what.unit,
+                                           broken, valid, what.how, what.blocks.forward_general)
     return _OneWay(losses, valid, state, seen)
 
 
@@ -212,12 +214,11 @@ def differentiate(what: Ready, settings: Settings, state: Tensor, threshold: Thr
             each = each.expand(rows.shape[0])
         directions.append(Direction(side.anchors, side.keys, side.who, rows, each))
     mean = settings.positives == "mean" or settings.formulation == "released"
-    form = gradients.Form(threshold, exponent, mean, what.how, what.blocks.backward)
+    form = gradients.Form(threshold, exponent, mean, what.how, what.blocks)
     return gradients.gradients_of(directions, what.paired, form, needed)
 
 
 def measure(what: Ready, wanted_quantile: float | None, negatives_only: bool, moments: bool) -> tuple[Tensor, Tensor]:
     """Row statistics (M, 6) and the mean quantile, in float64."""
     return statistics.row_statistics(what.anchors, what.keys, what.who, wanted_quantile, negatives_only, moments,
-                                     what.unit, _broken(what), negative_counts(what.who), what.how,
-                                     what.blocks.forward)
+                                     what.unit, _broken(what), what.how, what.blocks)

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from hexssl.backends.row_loss import Weights
-from hexssl.backends.triton.blocks import Block
+from hexssl.backends.triton.blocks import Blocks
 from hexssl.backends.triton.kernels import backward as kernels
 from hexssl.backends.triton.rows import Arithmetic, Side, finish
 from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, common, launches_of, slots_of
@@ -18,7 +18,7 @@ from hexssl.backends.triton.who import Who
 COLUMNS = 14  # of the state of an anchor: those of `kernels.backward`, then two that no kernel over tiles reads
 DTAU, VALID = 12, 13
 _WEIGHTS = (0, 1, 2, 3, 8, 9)  # those that go with the derivative of the objective by the loss
-# Weights of an anchor add up to about 1, and so are about 1 / N: half of float16's numbers are below 2^-12 of its largest.
+# Weights of an anchor add up to about 1, so that each is about 1 / N: float16 has more numbers for such above 2^-12.
 _HALF_SCALE = 4096.0
 
 
@@ -57,7 +57,7 @@ class Form(NamedTuple):
     exponent: Exponent
     mean: bool
     how: Arithmetic
-    block: Block
+    table: Blocks
 
 
 def _columns(state: Tensor, grad: Tensor, padded: int) -> Tensor:
@@ -78,8 +78,10 @@ def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_
     of_anchors : the same of `others`
     more : (rows, D), to be added
     """
-    block = form.block
-    launches = launches_of(who, block)
+    threshold, exponent = form.threshold, form.exponent
+    general = (who.masked_everywhere() or exponent.online or threshold.by_row or exponent.beta != 1 or form.mean
+               or along)
+    launches = launches_of(who, form.table.backward_general if general else form.table.backward)
     slots = slots_of(launches)
     parts = rows.factor.new_empty(slots + (more is not None), rows.padded, rows.columns)
     if more is not None:
@@ -88,15 +90,14 @@ def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_
     products = rows.factor.new_zeros(slots if along else 1, rows.padded, dtype=torch.float32)
     some = as_anchors if as_anchors is not None else of_anchors
     for launch in launches:
-        kernels.backward_rows[(triton.cdiv(rows.rows, block.rows), launch.splits)](
-            rows.data, others.data, rows.factor, others.factor, form.threshold.values, form.exponent.scale,
+        kernels.backward_rows[launch.grid(rows.rows)](
+            rows.data, others.data, rows.factor, others.factor, threshold.values, exponent.scale,
             some if as_anchors is None else as_anchors, some if of_anchors is None else of_anchors,
-            PART=parts[launch.first_slot:],
-            ALONG=products[launch.first_slot if along else 0:], x_padded=rows.padded, y_padded=others.padded, start=launch.start,
-            tiles=launch.tiles, per_split=launch.each, beta=form.exponent.beta, X_ANCHORS=as_anchors is not None,
-            Y_ANCHORS=of_anchors is not None, MASKED=launch.masked, HARD=form.threshold.any,
-            ROW_EPS=form.threshold.by_row, ONLINE=form.exponent.online, BETA_ONE=form.exponent.beta == 1,
-            MEAN=form.mean, TAU=along, **who.arguments(), **common(form.how, block, rows))
+            PART=parts[launch.first_slot:], ALONG=products[launch.first_slot if along else 0:], x_padded=rows.padded,
+            y_padded=others.padded, beta=exponent.beta, X_ANCHORS=as_anchors is not None,
+            Y_ANCHORS=of_anchors is not None, MASKED=launch.masked, HARD=threshold.any, ROW_EPS=threshold.by_row,
+            ONLINE=exponent.online, BETA_ONE=exponent.beta == 1, MEAN=form.mean, TAU=along, **launch.arguments(),
+            **who.arguments(), **common(form.how, launch.block, rows))
     return parts, products[:, :rows.rows].double().sum()
 
 

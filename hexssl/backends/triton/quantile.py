@@ -15,11 +15,11 @@ import torch
 import triton
 from torch import Tensor
 
-from hexssl.backends.triton.blocks import ROWS, Block
+from hexssl.backends.triton.blocks import ROWS, Block, Blocks
 from hexssl.backends.triton.kernels import select as kernels
 from hexssl.backends.triton.rows import INTERPRET, Arithmetic, Side
 from hexssl.backends.triton.sums import common, splits_of
-from hexssl.backends.triton.who import Who, negative_counts
+from hexssl.backends.triton.who import Who, counts_of
 
 DENSE_KEYS = 4096  # so few are written whole, without a bound
 FEW = 0.05  # of a row, that a list is worth while for
@@ -39,21 +39,29 @@ class Quantiles(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Rows [first, last), and the arguments that all launches of them have."""
+    """Rows [first, last), and the arguments that all launches of them have.
+
+    lean : whether every column counts; else a tile takes more registers
+    """
 
     anchors: Side
     keys: Side
     first: int
     last: int
     who: dict[str, Any]
-    block: Block
-    shared: dict[str, Any]
+    table: Blocks
+    how: Arithmetic
+    lean: bool
+    negate: bool
 
     def rows(self) -> int:
         return self.last - self.first
 
-    def grid(self) -> int:
-        return int(triton.cdiv(self.rows(), self.block.rows))
+    def grid(self, block: Block) -> int:
+        return int(triton.cdiv(self.rows(), block.rows))
+
+    def shared(self, block: Block) -> dict[str, Any]:
+        return {**self.who, **common(self.how, block, self.anchors), "ALL": self.lean, "NEGATE": self.negate}
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.anchors.data, self.keys.data, self.anchors.factor, self.keys.factor
@@ -63,10 +71,10 @@ class _Chunk(NamedTuple):
 
 
 def _cosines(chunk: _Chunk, width: int, step: int) -> Tensor:
-    out = chunk.new(chunk.rows(), width)
-    kernels.write_cosines[(chunk.grid(), triton.cdiv(width, chunk.block.keys))](
-        *chunk.tensors(), OUT=out, first_row=chunk.first, last_row=chunk.last, width=width, step=step, **chunk.who,
-        **chunk.shared)
+    out, block = chunk.new(chunk.rows(), width), chunk.table.forward_general
+    kernels.write_cosines[(chunk.grid(block), triton.cdiv(width, block.keys))](
+        *chunk.tensors(), OUT=out, first_row=chunk.first, last_row=chunk.last, width=width, step=step,
+        **chunk.shared(block))
     return out
 
 
@@ -79,19 +87,21 @@ def _kth(values: Tensor, counts: Tensor, k: Tensor) -> Tensor:
 
 def _collect(chunk: _Chunk, bound: Tensor, room: int) -> tuple[Tensor, Tensor]:
     out, counts = chunk.new(chunk.rows(), room), torch.zeros_like(bound, dtype=torch.int32)
-    tiles = triton.cdiv(chunk.keys.rows, chunk.block.keys)
-    splits, each = splits_of(chunk.rows(), chunk.block.rows, tiles)
-    kernels.collect_above[(chunk.grid(), splits)](
+    block = chunk.table.forward if chunk.lean else chunk.table.forward_general
+    tiles = triton.cdiv(chunk.keys.rows, block.keys)
+    splits, each = splits_of(chunk.rows(), block.rows, tiles)
+    kernels.collect_above[(chunk.grid(block), splits)](
         *chunk.tensors(), bound, OUT=out, COUNT=counts, first_row=chunk.first, last_row=chunk.last, room=room,
-        tiles=tiles, per_split=each, PTX=bound.is_cuda and not torch.version.hip and not INTERPRET, **chunk.who,
-        **chunk.shared)
+        tiles=tiles, per_split=each, PTX=bound.is_cuda and not torch.version.hip and not INTERPRET,
+        **chunk.shared(block))
     return out, counts
 
 
 def _count_through(chunk: _Chunk, wanted: Tensor, k: Tensor, out: Tensor) -> None:
-    kernels.kth_largest_by_counting[(chunk.grid(),)](
+    block = chunk.table.forward_general
+    kernels.kth_largest_by_counting[(chunk.grid(block),)](
         *chunk.tensors(), wanted.to(torch.int32), k, OUT=out, first_row=chunk.first, last_row=chunk.last,
-        tiles=triton.cdiv(chunk.keys.rows, chunk.block.keys), **chunk.who, **chunk.shared)
+        tiles=triton.cdiv(chunk.keys.rows, block.keys), **chunk.shared(block))
 
 
 def _step(columns: int) -> int:
@@ -128,10 +138,11 @@ def _dense(chunk: _Chunk, k: Tensor) -> Tensor:
 
 
 def row_quantiles(anchors: Side, keys: Side, who: Who, quantile: float, negatives_only: bool, how: Arithmetic,
-                  block: Block) -> Quantiles:
+                  table: Blocks) -> Quantiles:
     """quantile: the element at round_half_even(quantile * (n - 1)) of the n ascending cosines that count."""
     n, device = keys.rows, anchors.factor.device
-    counts = negative_counts(who) if negatives_only else torch.full((anchors.rows,), n, dtype=torch.int64, device=device)
+    everything = torch.full((anchors.rows,), n, dtype=torch.int64, device=device)
+    counts = counts_of(who).negatives if negatives_only else everything
     index = torch.round(quantile * (counts - 1).double()).long()
     negate = quantile < 0.5
     k = torch.where(counts > 0, index + 1 if negate else counts - index, 0).to(torch.int32)
@@ -140,11 +151,10 @@ def row_quantiles(anchors: Side, keys: Side, who: Who, quantile: float, negative
     room = min(n, ROOM * most + 64)
     width = n if dense else max(room, SAMPLE)
     step = max(ROWS, BUFFER_BYTES // (4 * width) // ROWS * ROWS)
-    shared = {**common(how, block, anchors), "ALL": not negatives_only, "NEGATE": negate}
     parts = []
     for first in range(0, anchors.rows, step):
         last = min(first + step, anchors.rows)
-        chunk = _Chunk(anchors, keys, first, last, who.arguments(), block, shared)
+        chunk = _Chunk(anchors, keys, first, last, who.arguments(), table, how, not negatives_only, negate)
         ranks = k[first:last].contiguous()
         parts.append(_dense(chunk, ranks) if dense else _from_sample(chunk, ranks, room))
     each = torch.cat(parts).double()

@@ -8,27 +8,28 @@ from torch import Tensor
 
 from hexssl.backends.row_loss import Sums
 from hexssl.backends.triton import quantile
-from hexssl.backends.triton.blocks import Block
+from hexssl.backends.triton.blocks import Block, Blocks
 from hexssl.backends.triton.gradients import Paired
 from hexssl.backends.triton.kernels import describe as kernels
 from hexssl.backends.triton.rows import Arithmetic, Side
 from hexssl.backends.triton.sums import Threshold, common, splits_of
-from hexssl.backends.triton.who import Who
+from hexssl.backends.triton.who import Who, counts_of
 
 
 def _describe(anchors: Side, keys: Side, who: Who, everything: bool, threshold: Tensor, centre: Tensor, how: Arithmetic,
               block: Block) -> tuple[Tensor, ...]:
-    """Least, most, sum, squares, sum above the threshold, and the most of the positives: (rows,) float64 each."""
+    """Least, most, sum, squares, sum above the threshold, the most and the sum of the positives: (rows,) float64 each."""
     tiles = triton.cdiv(keys.rows, block.keys)
     splits, each = splits_of(anchors.rows, block.rows, tiles)
-    parts = anchors.factor.new_empty((splits, 6, anchors.padded), dtype=torch.float64)
+    parts = anchors.factor.new_empty((splits, 7, anchors.padded), dtype=torch.float64)
     kernels.describe_rows[(triton.cdiv(anchors.rows, block.rows), splits)](
         anchors.data, keys.data, anchors.factor, keys.factor, threshold, centre, OUT=parts, padded=anchors.padded,
         tiles=tiles, per_split=each, ALL=everything, ROW_EPS=threshold.dim() > 0, **who.arguments(),
         **common(how, block, anchors))
     parts = parts[:, :, :anchors.rows]
     total, squares, hard = parts[:, 2:5].sum(0)
-    return parts[:, 0].amin(0), parts[:, 1].amax(0), total, squares, hard, parts[:, 5].amax(0)
+    nearest, positives = parts[:, 5].amax(0), parts[:, 6].sum(0)
+    return parts[:, 0].amin(0), parts[:, 1].amax(0), total, squares, hard, nearest, positives
 
 
 def _within(cosines: Tensor, unit: Tensor) -> Tensor:
@@ -37,10 +38,11 @@ def _within(cosines: Tensor, unit: Tensor) -> Tensor:
 
 
 def row_statistics(anchors: Side, keys: Side, who: Who, wanted_quantile: float | None, negatives_only: bool,
-                   moments: bool, unit: Tensor, broken: Tensor, negatives: Tensor, how: Arithmetic,
-                   block: Block) -> tuple[Tensor, Tensor]:
+                   moments: bool, unit: Tensor, broken: Tensor, how: Arithmetic,
+                   table: Blocks) -> tuple[Tensor, Tensor]:
     """Row statistics (M, 6) in the order of csrc/hex.h, NaN where they are not wanted, and the mean quantile."""
     nothing = torch.full((anchors.rows,), torch.nan, dtype=torch.float64, device=unit.device)
+    block, negatives = table.forward_general, counts_of(who).negatives
     counts = negatives if negatives_only else torch.full_like(negatives, keys.rows)
     empty, present = (counts == 0) | broken, counts > 0
     least = most = mean = variance = each = nothing
@@ -54,7 +56,7 @@ def row_statistics(anchors: Side, keys: Side, who: Who, wanted_quantile: float |
         away = mean - centre[:anchors.rows].double()
         variance = (squares / counts - away * away).clamp(min=0)
     if wanted_quantile is not None:
-        each = quantile.row_quantiles(anchors, keys, who, wanted_quantile, negatives_only, how, block).each
+        each = quantile.row_quantiles(anchors, keys, who, wanted_quantile, negatives_only, how, table).each
     columns = [torch.where(empty, torch.nan, _within(x, unit)) for x in (least, most, mean)]
     columns += [torch.where(empty, torch.nan, variance), counts.double(), torch.where(empty, torch.nan,
                                                                                       _within(each, unit))]
@@ -62,20 +64,19 @@ def row_statistics(anchors: Side, keys: Side, who: Who, wanted_quantile: float |
     return stats, torch.where(present, stats[:, 5], 0).sum() / present.sum()
 
 
-def batch_statistics(anchors: Side, keys: Side, who: Who, threshold: Threshold, sums: Sums, pos_c: Tensor,
+def batch_statistics(anchors: Side, keys: Side, who: Who, threshold: Threshold, sums: Sums,
                      paired: Paired | None, unit: Tensor, broken: Tensor, valid: Tensor, how: Arithmetic,
                      block: Block) -> Tensor:
-    """(7,) in the order of csrc/hex.h, from the tiles multiplied once more. pos_c: (rows,), sums of the positives'
-    cosines, the paired ones' included."""
+    """(7,) in the order of csrc/hex.h, from the tiles multiplied once more."""
     centre = torch.zeros_like(anchors.factor)
-    _, nearest_negative, total, _, hard, nearest = _describe(
+    _, nearest_negative, total, _, hard, nearest, positives = _describe(
         anchors, keys, who, False, threshold.values, centre, how, block)
     if paired is not None:
-        nearest = torch.maximum(nearest, paired.cosine)
+        nearest, positives = torch.maximum(nearest, paired.cosine), positives + paired.cosine
     finite = torch.where(broken.any(), torch.nan, 1.0).double()
     n_hard, negatives = sums.hard.sum(), (sums.hard + sums.easy).sum()
     positive = nearest > -torch.inf
-    means = _within(torch.stack([pos_c.sum() / sums.positives.sum(), total.sum() / negatives, hard.sum() / n_hard]), unit)
+    means = torch.stack([positives.sum() / sums.positives.sum(), total.sum() / negatives, hard.sum() / n_hard])
     accuracy = (positive & (nearest > nearest_negative)).sum() / positive.sum()
-    told = torch.stack([n_hard / negatives, *means, accuracy.double()]) * finite
+    told = torch.stack([n_hard / negatives, *_within(means, unit), accuracy.double()]) * finite
     return torch.cat([threshold.given.double().mean()[None], told, (~valid).sum().double()[None]])

@@ -9,11 +9,11 @@ import triton
 from torch import Tensor
 
 from hexssl.backends.row_loss import Negatives, Sums
-from hexssl.backends.triton.blocks import Block
+from hexssl.backends.triton.blocks import Block, Blocks
 from hexssl.backends.triton.kernels import forward as kernels
 from hexssl.backends.triton.kernels import own as own_kernels
 from hexssl.backends.triton.rows import INTERPRET, Arithmetic, Side
-from hexssl.backends.triton.who import Who
+from hexssl.backends.triton.who import Counts, Who
 
 PROGRAMS = 256  # about so many fill a GPU; a number of its own, so that results do not depend on the GPU
 LEAST_TILES = 8  # of a program that shares its rows with others
@@ -60,6 +60,7 @@ def splits_of(rows: int, block_rows: int, tiles: int) -> tuple[int, int]:
 class Launch(NamedTuple):
     """One of the launches that together see every tile: those of [start, tiles), `each` of them per program."""
 
+    block: Block
     masked: bool
     start: int
     tiles: int
@@ -67,15 +68,22 @@ class Launch(NamedTuple):
     splits: int
     first_slot: int
 
+    def grid(self, rows: int) -> tuple[int, int]:
+        return triton.cdiv(rows, self.block.rows), self.splits
+
+    def arguments(self) -> dict[str, int]:
+        return {"start": self.start, "tiles": self.tiles, "per_split": self.each}
+
 
 def launches_of(who: Who, block: Block) -> list[Launch]:
+    """A launch of all tiles without masks, but for those that are special, and one of these; or one of all with masks."""
+    everywhere = who.masked_everywhere()
     tiles = triton.cdiv(who.columns, block.keys)
     splits, each = splits_of(who.rows, block.rows, tiles)
-    everywhere = who.masked_everywhere()
-    launches = [Launch(everywhere, 0, tiles, each, splits, 0)]
+    launches = [Launch(block, everywhere, 0, tiles, each, splits, 0)]
     start = who.first_special(block)
     if not everywhere and start < tiles:
-        launches.append(Launch(True, start, tiles, tiles, 1, splits))
+        launches.append(Launch(block, True, start, tiles, tiles, 1, splits))
     return launches
 
 
@@ -103,7 +111,7 @@ def _together(parts: Tensor, exponent: Exponent) -> tuple[Tensor, ...]:
     sums = list(parts.sum(0).unbind(0))
     if not exponent.online:
         one = torch.ones_like(sums[0])
-        return *sums[:8], one, one, one
+        return *sums[:k.TOP_P.value], one, one, one
     inverse = exponent.inverse()
     for top, weighed in ((k.TOP_P, ((k.POS, 1.0),)), (k.TOP_G, ((k.GLOBAL, 1.0),)),
                          (k.TOP_H, ((k.HARD_A, 1 + exponent.beta), (k.HARD_B, exponent.beta)))):
@@ -114,47 +122,44 @@ def _together(parts: Tensor, exponent: Exponent) -> tuple[Tensor, ...]:
     return tuple(sums)
 
 
-def class_sums(anchors: Side, keys: Side, who: Who, threshold: Threshold, exponent: Exponent, how: Arithmetic,
-               block: Block, paired: Tensor | None) -> tuple[Sums, Tensor]:
-    """Also the sums of the positives' cosines, (rows,). paired: (rows,) float64, the cosine of each anchor with its
-    paired positive."""
-    launches = launches_of(who, block)
-    parts = anchors.factor.new_empty(slots_of(launches), 11, anchors.padded)
-    grid_rows = triton.cdiv(anchors.rows, block.rows)
+def class_sums(anchors: Side, keys: Side, who: Who, counts: Counts, threshold: Threshold, exponent: Exponent,
+               mean: bool, how: Arithmetic, table: Blocks, paired: Tensor | None) -> Sums:
+    """mean: whether the sums of the positives' logits are wanted. paired: (rows,) float64, the cosine of each anchor with
+    its paired positive."""
+    general = who.masked_everywhere() or exponent.online or threshold.by_row or exponent.beta != 1
+    launches = launches_of(who, table.forward_general if general else table.forward)
+    parts = anchors.factor.new_empty(slots_of(launches), kernels.SUMS.value, anchors.padded)
     for launch in launches:
-        kernels.forward_sums[(grid_rows, launch.splits)](
+        kernels.forward_sums[launch.grid(anchors.rows)](
             anchors.data, keys.data, anchors.factor, keys.factor, threshold.values, exponent.scale,
-            OUT=parts[launch.first_slot:], padded=anchors.padded, start=launch.start, tiles=launch.tiles,
-            per_split=launch.each, beta=exponent.beta, MASKED=launch.masked, HARD=threshold.any,
-            ROW_EPS=threshold.by_row, ONLINE=exponent.online, BETA_ONE=exponent.beta == 1, **who.arguments(),
-            **common(how, block, anchors))
-    (pos, n_pos, pos_c, global_, hard_a, hard_b, n_hard, n_all, top_p, top_g, top_h) = _together(
-        parts[:, :, :anchors.rows], exponent)
-    easy, inverse = n_all - n_pos - n_hard, exponent.inverse()
+            OUT=parts[launch.first_slot:], padded=anchors.padded, beta=exponent.beta, HARD=threshold.any,
+            ROW_EPS=threshold.by_row, ONLINE=exponent.online, BETA_ONE=exponent.beta == 1, MEAN=mean,
+            **launch.arguments(), MASKED=launch.masked, **who.arguments(), **common(how, launch.block, anchors))
+    pos, pos_c, global_, hard_a, hard_b, n_hard, top_p, top_g, top_h = _together(parts[:, :, :anchors.rows], exponent)
+    n_pos, easy, inverse = counts.positives, counts.negatives - n_hard, exponent.inverse()
     if paired is not None:
         top = torch.where(n_pos > 0, torch.maximum(top_p, paired), paired) if exponent.online else top_p
         pos = pos * torch.exp((top_p - top) * inverse * (n_pos > 0)) + torch.exp((paired - top) * inverse)
         top_p, n_pos, pos_c = top, n_pos + 1, pos_c + paired
-    return Sums(n_pos, n_hard, easy, pos, (pos_c - n_pos * top_p) * inverse, global_, hard_a, hard_b, top_p, top_h,
-                top_g), pos_c
+    pos_x = (pos_c - n_pos * top_p) * inverse if mean else None
+    return Sums(n_pos, n_hard, easy, pos, pos_x, global_, hard_a, hard_b, top_p, top_h, top_g)
 
 
-def own_sums(anchors: Side, keys: Side, who: Who, found: Negatives, exponent: Exponent, how: Arithmetic, block: Block,
-             paired: Tensor | None) -> tuple[Tensor, Tensor]:
+def own_sums(anchors: Side, keys: Side, who: Who, found: Negatives, exponent: Exponent, how: Arithmetic,
+             table: Blocks, paired: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `hexssl.backends.row_loss.own_sums`, with the tiles multiplied again."""
     level = found.level
     present = level.log > -torch.inf
     gap = torch.zeros(2, anchors.padded, dtype=torch.float32, device=level.log.device)
     gap[0, :anchors.rows] = level.top
     gap[1, :anchors.rows] = torch.where(present, level.log, -torch.inf) * LOG2_E
-    launch = launches_of(who, block)[-1]
+    launch = launches_of(who, table.forward_general)[-1]
     sums = torch.zeros(2, anchors.rows, dtype=torch.float64, device=level.log.device)
     if launch.masked:
         parts = anchors.factor.new_empty(launch.splits, 2, anchors.padded)
-        own_kernels.own_sums[(triton.cdiv(anchors.rows, block.rows), launch.splits)](
+        own_kernels.own_sums[launch.grid(anchors.rows)](
             anchors.data, keys.data, anchors.factor, keys.factor, gap, exponent.scale, OUT=parts, padded=anchors.padded,
-            start=launch.start, tiles=launch.tiles, per_split=launch.each, **who.arguments(),
-            **common(how, block, anchors))
+            **launch.arguments(), **who.arguments(), **common(how, launch.block, anchors))
         sums = parts[:, :, :anchors.rows].double().sum(0)
     if paired is not None:
         distance = (paired - level.top) * exponent.inverse() - torch.where(present, level.log, 0)

@@ -93,33 +93,31 @@ def who_of(problem: Problem) -> Who:
     return who._replace(kind=tiles.BY_PERIOD.value) if problem.period > 0 else who
 
 
-def negative_counts(who: Who) -> Tensor:
-    """How many negatives each row has, (rows,) int64, without a look at any embedding."""
+class Counts(NamedTuple):
+    """Of each row's positives and negatives, (rows,) int64."""
+
+    positives: Tensor
+    negatives: Tensor
+
+
+def counts_of(who: Who) -> Counts:
+    """Without a look at any embedding."""
     device = who.ids_x.device
     row = torch.arange(who.rows, device=device)
-    itself = (row + who.offset < who.columns) & who.itself
+    itself = (row + who.offset >= 0) & (row + who.offset < who.columns) & who.itself
+    column = (row + who.offset).clamp(0, who.columns - 1)  # of the row itself, where it is there
     if who.kind == tiles.BY_RELATION.value:
         relation = torch.as_strided(who.relation, (who.rows, who.columns), (who.row_stride, who.column_stride))
-        counts = (relation < 0).sum(1)
-        if who.itself:
-            column = (row + who.offset).clamp(max=who.columns - 1)
-            counts = counts - ((relation.gather(1, column[:, None])[:, 0] < 0) & itself).long()
-        return counts
+        own = torch.where(itself, relation.gather(1, column[:, None])[:, 0], 0)
+        return Counts((relation > 0).sum(1) - (own > 0).long(), (relation < 0).sum(1) - (own < 0).long())
+    same = torch.zeros_like(row)
+    alike = torch.zeros_like(itself)  # itself has its label
     if who.kind == tiles.BY_IDS.value:
         ids_x, ids_y = who.ids_x[:who.rows].long(), who.ids_y[:who.columns].long()
         numbers = torch.zeros(who.rows + who.columns, dtype=torch.int64, device=device)
-        numbers.scatter_add_(0, ids_y, torch.ones_like(ids_y))
-        same = numbers[ids_x]
-        if who.itself:  # a row that is its own column counts itself among those with its id, where it has that id
-            column = (row + who.offset).clamp(max=who.columns - 1)
-            itself = itself & (ids_y[column] != ids_x)
-        else:
-            itself = torch.zeros_like(itself)
-        return who.columns - same - itself.long()
-    counts = torch.full((who.rows,), who.columns, dtype=torch.int64, device=device)
-    if who.kind == tiles.BY_PERIOD.value:
-        phase = row % who.period
-        same = (who.columns - phase + who.period - 1) // who.period
-        counts = counts - same
-        itself = itself & (who.offset % who.period != 0)
-    return counts - itself.long()
+        same = numbers.scatter_add_(0, ids_y, torch.ones_like(ids_y))[ids_x]
+        alike = ids_y[column] == ids_x
+    elif who.kind == tiles.BY_PERIOD.value:
+        same = (who.columns - row % who.period + who.period - 1) // who.period
+        alike = alike | (who.offset % who.period == 0)
+    return Counts(same - (itself & alike).long(), who.columns - same - (itself & ~alike).long())

@@ -6,6 +6,7 @@ import triton.language as tl
 from hexssl.backends.triton.kernels.tiles import (
     BY_IDS,
     BY_RELATION,
+    RUNTIME,
     add_weighted,
     cosines,
     is_special,
@@ -42,7 +43,8 @@ def _positive(c, e, pb, S, at, padded, scale, AS_COLUMN: tl.constexpr, MEAN: tl.
             pa, po, own, top = pa[:, None], po[:, None], own[:, None], top[:, None]
         else:
             pa, po, own, top = pa[None, :], po[None, :], own[None, :], top[None, :]
-        w += pa + tl.where(po == 0, 0.0, po / (1 + tl.exp2((c - top) * scale - own)))
+        more = pa + tl.where(po == 0, 0.0, po / (1 + tl.exp2((c - top) * scale - own)))
+        w += tl.where(c > float("-inf"), more, 0.0)
     return w
 
 
@@ -128,7 +130,7 @@ def _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, forget, beta
     return w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALONG, rows, columns, x_padded, y_padded,
                   start, tiles, per_split, period, lift, offset, row_stride, column_stride, beta, X_ANCHORS: tl.constexpr,
                   Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr,
@@ -168,7 +170,7 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALON
                 w = w * fy[None, :]
             acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
         else:
-            if WHO == BY_IDS or WHO == BY_RELATION:
+            if WHO == BY_IDS or WHO == BY_RELATION:  # noqa: SIM109  (as in kernels.forward)
                 special = True
             if special:
                 y0, y1, y2 = load_rows(Y, j, PARTS, BD)

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from hexssl.backends.triton.kernels.tiles import BY_IDS, BY_RELATION, cosines, is_special, load_rows, members
+from hexssl.backends.triton.kernels.tiles import BY_IDS, BY_RELATION, RUNTIME, cosines, is_special, load_rows, members
 
 # The sums of an anchor. TOP_...: the largest cosine of a class, to which its exponentials are relative; with a fixed
 # shift they are relative to a cosine of 1, and there are no tops.
-POS, N_POS, POS_C, GLOBAL, HARD_A, HARD_B, N_HARD, N_ALL, TOP_P, TOP_G, TOP_H = (tl.constexpr(q) for q in range(11))
+POS, POS_C, GLOBAL, HARD_A, HARD_B, N_HARD, TOP_P, TOP_G, TOP_H, SUMS = (tl.constexpr(q) for q in range(10))
 
 
 @triton.jit
@@ -20,30 +20,84 @@ def _raise(top, largest, scale):
 
 
 @triton.jit
-def _negatives(e, d, hard, s_g, s_a, s_b, n_h, beta, HARD: tl.constexpr, BETA_ONE: tl.constexpr):
-    """e: exponentials of negatives, 0 elsewhere. d: their exponents."""
+def _hierarchical(h, hard, d, s_a, s_b, n_h, beta, BETA_ONE: tl.constexpr):
+    """h: exponentials of hierarchical negatives, 0 elsewhere. d: their exponents."""
+    if BETA_ONE:
+        b = h
+    else:
+        b = tl.where(hard, tl.exp2(beta * d), 0.0)
+    s_a += tl.sum(h * b, 1)
+    s_b += tl.sum(b, 1)
+    n_h += tl.sum(tl.where(hard, 1.0, 0.0), 1)
+    return s_a, s_b, n_h
+
+
+@triton.jit
+def _negatives(c, eps, forget, s_g, s_a, s_b, n_h, scale, beta, HARD: tl.constexpr, BETA_ONE: tl.constexpr):
+    """With a fixed shift. c: -inf where there is no negative. forget: inf, and eps too, for a tile to add nothing of."""
+    d = c * scale - (scale + forget)
+    e = tl.exp2(d)
     if HARD:
+        hard = c > eps
         h = tl.where(hard, e, 0.0)
-        if BETA_ONE:
-            b = h
-        else:
-            b = tl.where(hard, tl.exp2(beta * d), 0.0)
         s_g += tl.sum(tl.where(hard, 0.0, e), 1)
-        s_a += tl.sum(h * b, 1)
-        s_b += tl.sum(b, 1)
-        n_h += tl.sum(tl.where(hard, 1.0, 0.0), 1)
+        s_a, s_b, n_h = _hierarchical(h, hard, d, s_a, s_b, n_h, beta, BETA_ONE)
     else:
         s_g += tl.sum(e, 1)
     return s_g, s_a, s_b, n_h
 
 
 @triton.jit
+def _all_classes(c, same, eps, s_p, c_p, s_g, s_a, s_b, n_h, scale, beta, HARD: tl.constexpr, BETA_ONE: tl.constexpr,
+                 MEAN: tl.constexpr):
+    """With a fixed shift, which leaves no exponential 0 but those of pairs that are neither."""
+    d = c * scale - scale
+    e = tl.exp2(d)
+    negative = tl.where(same, 0.0, e)
+    if HARD:
+        h = tl.where(c > eps, negative, 0.0)
+        s_g += tl.sum(negative - h, 1)
+        s_a, s_b, n_h = _hierarchical(h, h > 0, d, s_a, s_b, n_h, beta, BETA_ONE)
+    else:
+        s_g += tl.sum(negative, 1)
+    s_p += tl.sum(e - negative, 1)
+    if MEAN:
+        c_p += tl.sum(tl.where(e > negative, c, 0.0), 1)
+    return s_p, c_p, s_g, s_a, s_b, n_h
+
+
+@triton.jit
+def _negatives_online(c, eps, forget, s_g, s_a, s_b, n_h, t_g, t_h, scale, beta, HARD: tl.constexpr,
+                      BETA_ONE: tl.constexpr):
+    """As `_negatives`, relative to the largest cosine of each class so far."""
+    if HARD:
+        hard = c > eps
+        largest = tl.max(tl.where(hard, float("-inf"), c), 1) - forget
+        t_h, low_h, down = _raise(t_h, tl.max(tl.where(hard, c, float("-inf")), 1), scale)
+        s_b = s_b * tl.exp2(beta * down)
+        s_a = s_a * tl.exp2((1 + beta) * down)
+    else:
+        largest = tl.max(c, 1) - forget
+    t_g, low, down = _raise(t_g, largest, scale)
+    s_g = s_g * tl.exp2(down)
+    shift = (low + forget)[:, None]
+    if HARD:
+        d = (c - tl.where(hard, low_h[:, None], shift)) * scale
+        e = tl.exp2(d)
+        s_g += tl.sum(tl.where(hard, 0.0, e), 1)
+        s_a, s_b, n_h = _hierarchical(tl.where(hard, e, 0.0), hard, d, s_a, s_b, n_h, beta, BETA_ONE)
+    else:
+        s_g += tl.sum(tl.exp2((c - shift) * scale), 1)
+    return s_g, s_a, s_b, n_h, t_g, t_h
+
+
+@triton.jit(do_not_specialize=RUNTIME)
 def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split, period,
                  lift, offset, row_stride, column_stride, beta, MASKED: tl.constexpr, WHO: tl.constexpr,
                  SELF: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr,
-                 BETA_ONE: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
+                 BETA_ONE: tl.constexpr, MEAN: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
                  INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
-    """OUT (splits, 11, padded), of the tiles [start, tiles) of each block of rows.
+    """OUT (splits, 9, padded), of the tiles [start, tiles) of each block of rows.
 
     A branch in the loop would double the registers. So there are two launches: one without MASKED takes every tile as
     negatives alone, and adds nothing of those that are special; the other takes these, with masks. Where ids or a
@@ -64,7 +118,7 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
         else:
             eps = tl.load(EPS)
     s_p = tl.zeros((BM,), tl.float32)
-    n_p, c_p, s_g, s_a, s_b, n_h, n_all = s_p, s_p, s_p, s_p, s_p, s_p, s_p
+    c_p, s_g, s_a, s_b, n_h = s_p, s_p, s_p, s_p, s_p
     t_p = tl.full((BM,), float("-inf"), tl.float32)
     t_g, t_h = t_p, t_p
     first = start + tl.program_id(1) * per_split
@@ -76,24 +130,15 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
             if SCALED:
                 fy = tl.load(FY + j)
             c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
-            hard = c > tl.where(special, float("inf"), eps)
+            forget = tl.where(special, float("inf"), 0.0)
             if ONLINE:
-                largest = tl.max(tl.where(hard, float("-inf"), c), 1)
-                t_g, low, down = _raise(t_g, tl.where(special, float("-inf"), largest), scale)
-                s_g = s_g * tl.exp2(down)
-                shift = tl.where(special, float("inf"), low)[:, None]
-                if HARD:
-                    t_h, low_h, down = _raise(t_h, tl.max(tl.where(hard, c, float("-inf")), 1), scale)
-                    s_b = s_b * tl.exp2(beta * down)
-                    s_a = s_a * tl.exp2((1 + beta) * down)
-                    shift = tl.where(hard, low_h[:, None], shift)
-                d = (c - shift) * scale
+                s_g, s_a, s_b, n_h, t_g, t_h = _negatives_online(c, eps + forget, forget, s_g, s_a, s_b, n_h, t_g, t_h,
+                                                                 scale, beta, HARD, BETA_ONE)
             else:
-                d = c * scale - tl.where(special, float("inf"), scale)
-            s_g, s_a, s_b, n_h = _negatives(tl.exp2(d), d, hard, s_g, s_a, s_b, n_h, beta, HARD, BETA_ONE)
-            n_all += tl.where(special, 0.0, BN + 0.0)
+                s_g, s_a, s_b, n_h = _negatives(c, eps + forget, forget, s_g, s_a, s_b, n_h, scale, beta, HARD,
+                                                BETA_ONE)
         else:
-            if WHO == BY_IDS or WHO == BY_RELATION:
+            if WHO == BY_IDS or WHO == BY_RELATION:  # noqa: SIM109  (triton knows no tuples of constants here)
                 special = True
             if special:
                 y0, y1, y2 = load_rows(Y, j, PARTS, BD)
@@ -102,38 +147,25 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
                 c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
                 c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride,
                                   WHO, SELF)
-                negative = tl.where(same, float("-inf"), c)
-                hard = negative > eps
                 if ONLINE:
-                    t_p, low_p, down = _raise(t_p, tl.max(tl.where(same, c, float("-inf")), 1), scale)
-                    s_p = s_p * tl.exp2(down)
-                    t_g, low, down = _raise(t_g, tl.max(tl.where(hard, float("-inf"), negative), 1), scale)
-                    s_g = s_g * tl.exp2(down)
-                    shift = low[:, None]
-                    if HARD:
-                        t_h, low_h, down = _raise(t_h, tl.max(tl.where(hard, c, float("-inf")), 1), scale)
-                        s_b = s_b * tl.exp2(beta * down)
-                        s_a = s_a * tl.exp2((1 + beta) * down)
-                        shift = tl.where(hard, low_h[:, None], shift)
-                    d = (c - tl.where(same, low_p[:, None], shift)) * scale
+                    positive = tl.where(same, c, float("-inf"))
+                    negative = tl.where(same, float("-inf"), c)
+                    t_p, low, down = _raise(t_p, tl.max(positive, 1), scale)
+                    s_p = s_p * tl.exp2(down) + tl.sum(tl.exp2((positive - low[:, None]) * scale), 1)
+                    if MEAN:
+                        c_p += tl.sum(tl.where(positive > float("-inf"), c, 0.0), 1)
+                    s_g, s_a, s_b, n_h, t_g, t_h = _negatives_online(negative, eps, 0.0, s_g, s_a, s_b, n_h, t_g, t_h,
+                                                                     scale, beta, HARD, BETA_ONE)
                 else:
-                    d = c * scale - scale
-                e = tl.exp2(d)
-                s_g, s_a, s_b, n_h = _negatives(tl.where(same, 0.0, e), d, hard, s_g, s_a, s_b, n_h, beta, HARD,
-                                                BETA_ONE)
-                s_p += tl.sum(tl.where(same, e, 0.0), 1)
-                n_p += tl.sum(tl.where(same, 1.0, 0.0), 1)
-                c_p += tl.sum(tl.where(same, c, 0.0), 1)
-                n_all += tl.sum(tl.where(c > float("-inf"), 1.0, 0.0), 1)
-    o = OUT + tl.program_id(1).to(tl.int64) * 11 * padded + i
-    tl.store(o, s_p)
-    tl.store(o + padded, n_p)
-    tl.store(o + 2 * padded, c_p)
-    tl.store(o + 3 * padded, s_g)
-    tl.store(o + 4 * padded, s_a)
-    tl.store(o + 5 * padded, s_b)
-    tl.store(o + 6 * padded, n_h)
-    tl.store(o + 7 * padded, n_all)
-    tl.store(o + 8 * padded, t_p)
-    tl.store(o + 9 * padded, t_g)
-    tl.store(o + 10 * padded, t_h)
+                    s_p, c_p, s_g, s_a, s_b, n_h = _all_classes(c, same, eps, s_p, c_p, s_g, s_a, s_b, n_h, scale, beta,
+                                                                HARD, BETA_ONE, MEAN)
+    o = OUT + tl.program_id(1).to(tl.int64) * SUMS * padded + i
+    tl.store(o + POS * padded, s_p)
+    tl.store(o + POS_C * padded, c_p)
+    tl.store(o + GLOBAL * padded, s_g)
+    tl.store(o + HARD_A * padded, s_a)
+    tl.store(o + HARD_B * padded, s_b)
+    tl.store(o + N_HARD * padded, n_h)
+    tl.store(o + TOP_P * padded, t_p)
+    tl.store(o + TOP_G * padded, t_g)
+    tl.store(o + TOP_H * padded, t_h)

@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from hexssl.backends.triton.kernels.tiles import BY_IDS, BY_RELATION, cosines, is_special, load_rows, members
+from hexssl.backends.triton.kernels.tiles import BY_IDS, BY_RELATION, RUNTIME, cosines, is_special, load_rows, members
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split, period,
              lift, offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr, SCALED: tl.constexpr,
              PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -27,7 +27,7 @@ def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, p
     first = start + tl.program_id(1) * per_split
     for t in range(first, tl.minimum(first + per_split, tiles)):
         special = is_special(t, i0, columns, period, lift, offset, WHO, SELF, BM, BN)
-        if WHO == BY_IDS or WHO == BY_RELATION:
+        if WHO == BY_IDS or WHO == BY_RELATION:  # noqa: SIM109  (as in kernels.forward)
             special = True
         if special:
             j = t * BN + tl.arange(0, BN)
@@ -37,13 +37,14 @@ def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, p
             c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
             c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride, WHO,
                               SELF)
-            gap = log - (tl.where(same, c, top) - top) * scale  # log2(Neg / e^s); -inf: no Neg
+            c = tl.where(same, c, float("-inf"))
+            gap = log - (tl.where(c > float("-inf"), c, top) - top) * scale  # log2(Neg / e^s); -inf: no Neg
             small = tl.exp2(-tl.abs(gap))
             share = tl.where(gap > 0, 1.0, small) / (1 + small)
             # log(1 + x) of an x so small that 1 + x is 1 is x
             more = tl.where(small > 1e-3, tl.log(1 + small), small * (1 - small * (0.5 - small * 0.33333334)))
-            logs += tl.sum(tl.where(same, tl.maximum(gap, 0.0) * 0.6931471805599453 + more, 0.0), 1)
-            shares += tl.sum(tl.where(same, share, 0.0), 1)
+            logs += tl.sum(tl.where(c > float("-inf"), tl.maximum(gap, 0.0) * 0.6931471805599453 + more, 0.0), 1)
+            shares += tl.sum(tl.where(c > float("-inf"), share, 0.0), 1)
     o = OUT + tl.program_id(1).to(tl.int64) * 2 * padded + i
     tl.store(o, logs)
     tl.store(o + padded, shares)

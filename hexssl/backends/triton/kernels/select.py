@@ -7,7 +7,7 @@ largest is the k-th smallest.
 import triton
 import triton.language as tl
 
-from hexssl.backends.triton.kernels.tiles import cosines, load_rows, members
+from hexssl.backends.triton.kernels.tiles import RUNTIME, cosines, load_rows, members
 
 
 @triton.jit
@@ -28,16 +28,16 @@ def _tile(X, Y, FY, x0, x1, x2, fx, i, j, IX, IY, RELATION, rows, columns, perio
         fy = tl.load(FY + j)
     c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
     if ALL:
-        here = (j < columns)[None, :]
+        c = tl.where((j < columns)[None, :], c, float("-inf"))
     else:
         c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride, WHO, SELF)
-        here = (same == 0) & (c > float("-inf"))
+        c = tl.where(same, float("-inf"), c)
     if NEGATE:
-        c = 0.0 - c
-    return tl.where(here, c, float("-inf"))
+        c = tl.where(c > float("-inf"), 0.0 - c, float("-inf"))
+    return c
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def write_cosines(X, Y, FX, FY, IX, IY, RELATION, OUT, rows, columns, first_row, last_row, width, step, period, lift,
                   offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr, ALL: tl.constexpr,
                   NEGATE: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
@@ -57,7 +57,7 @@ def write_cosines(X, Y, FX, FY, IX, IY, RELATION, OUT, rows, columns, first_row,
     tl.store(p, c, mask=(i < last_row)[:, None] & (at < width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def collect_above(X, Y, FX, FY, BOUND, IX, IY, RELATION, OUT, COUNT, rows, columns, first_row, last_row, room, tiles,
                   per_split, period, lift, offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr,
                   ALL: tl.constexpr, NEGATE: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,
@@ -108,7 +108,7 @@ def collect_above(X, Y, FX, FY, BOUND, IX, IY, RELATION, OUT, COUNT, rows, colum
             tl.store(list_of + slot, c, mask=hit & (slot < room))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def kth_largest(VALUES, COUNT, K, OUT, rows, width, BR: tl.constexpr, B: tl.constexpr):
     """OUT (rows): the K-th largest of the first min(COUNT, width) of each row of VALUES (rows, width), bit after bit:
     the largest number that K of them are not below. Meaningless where there are fewer."""
@@ -131,7 +131,7 @@ def kth_largest(VALUES, COUNT, K, OUT, rows, width, BR: tl.constexpr, B: tl.cons
     tl.store(OUT + row, ordered(answer).to(tl.float32, bitcast=True), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def kth_largest_by_counting(X, Y, FX, FY, WANTED, K, IX, IY, RELATION, OUT, rows, columns, first_row, last_row, tiles,
                             period, lift, offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr,
                             ALL: tl.constexpr, NEGATE: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,

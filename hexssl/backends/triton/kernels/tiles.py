@@ -18,6 +18,10 @@ NO_POSITIVES = tl.constexpr(1)
 BY_IDS = tl.constexpr(2)
 BY_RELATION = tl.constexpr(3)
 
+# Numbers of rows and the like: kernels are not compiled anew for multiples of 16, or for 1, among them.
+RUNTIME = ["rows", "columns", "first_row", "last_row", "width", "step", "room", "start", "tiles", "per_split", "period",
+           "lift", "offset", "row_stride", "column_stride"]
+
 
 @triton.jit
 def nearest_bf16(x):
@@ -126,20 +130,21 @@ def is_special(t, i0, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl
 @triton.jit
 def members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride, WHO: tl.constexpr,
             SELF: tl.constexpr):
-    """The cosines, -inf where a pair is neither, and which pairs are positives. -inf comes before the exponential: it
-    becomes 0 there, whatever the cosine was."""
-    other = (i < rows)[:, None] & (j < columns)[None, :]
+    """The cosines, -inf where a pair is neither, and which of the others are positives. -inf comes before the
+    exponential: it becomes 0 there, whatever the cosine was. Conditions are not combined: as values selected one after
+    the other they take a quarter of the instructions."""
+    c = tl.where((j < columns)[None, :], c, float("-inf"))
     if SELF:
-        other = other & ((i + offset)[:, None] != j[None, :])
+        c = tl.where((i + offset)[:, None] == j[None, :], float("-inf"), c)
     if WHO == BY_RELATION:
         p = RELATION + i[:, None].to(tl.int64) * row_stride + j[None, :].to(tl.int64) * column_stride
-        sign = tl.load(p, mask=other, other=0)
-        other = sign != 0
+        sign = tl.load(p, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0).to(tl.int32)
+        c = tl.where(sign == 0, float("-inf"), c)
         same = sign > 0
     elif WHO == BY_IDS:
-        same = other & (tl.load(IX + i)[:, None] == tl.load(IY + j)[None, :])
+        same = tl.load(IX + i)[:, None] == tl.load(IY + j)[None, :]
     elif WHO == BY_PERIOD:
-        same = other & ((i % period)[:, None] == (j % period)[None, :])
+        same = (i % period)[:, None] == (j % period)[None, :]
     else:
-        same = other & (i < 0)[:, None]
-    return tl.where(other, c, float("-inf")), same
+        same = i[:, None] + j[None, :] < 0  # none
+    return c, same
