@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ POINTERS = {
     "SX": "*fp32", "SY": "*fp32", "PART": "*fp32", "ALONG": "*fp32", "OUT": "*fp32", "LEVEL": "*fp32", "CENTRE": "*fp32",
     "BOUND": "*fp32", "COUNT": "*i32", "K": "*i32", "WANTED": "*i32", "VALUES": "*fp32", "FACTOR": "*fp32",
     "INVERSE": "*fp32", "BAD": "*i8", "beta": "fp32",
+
 }
 ALIGNED = ("padded", "x_padded", "y_padded")  # multiples of 16, as kernels see them
 
@@ -58,7 +61,7 @@ LIMITS = {
 
 
 class Kernel(NamedTuple):
-    """A kernel with its constants. block: which of the table's"""
+    """A kernel with its constants. block: which of the table's; empty for those that take a row at a time"""
 
     name: str
     function: Any
@@ -69,39 +72,40 @@ class Kernel(NamedTuple):
 _IDS = {"WHO": tiles.BY_IDS.value, "SELF": True}
 _PERIOD = {"WHO": tiles.BY_PERIOD.value, "SELF": True}
 _QUEUE = {"WHO": tiles.NO_POSITIVES.value, "SELF": False}
-_LEAN = {"HARD": True, "ROW_EPS": False, "ONLINE": False, "BETA_ONE": True}
-_FULL = {"HARD": True, "ROW_EPS": True, "ONLINE": True, "BETA_ONE": False}
-_BOTH = {"X_ANCHORS": True, "Y_ANCHORS": True}
-_ANCHORS = {"X_ANCHORS": True, "Y_ANCHORS": False}
-_KEYS = {"X_ANCHORS": False, "Y_ANCHORS": True}
-_PLAIN = {"MEAN": False, "TAU": False}
+_LEAN = {"HARD": True, "ROW_EPS": False, "ONLINE": False, "BETA_ONE": True, "MEAN": False}
+_FULL = {"HARD": True, "ROW_EPS": True, "ONLINE": True, "BETA_ONE": False, "MEAN": True}
+_BOTH = {"X_ANCHORS": True, "Y_ANCHORS": True, "TAU": False}
+_ANCHORS = {"X_ANCHORS": True, "Y_ANCHORS": False, "TAU": False}
+_KEYS = {"X_ANCHORS": False, "Y_ANCHORS": True, "TAU": False}
+_ALL = {"X_ANCHORS": True, "Y_ANCHORS": True, "TAU": True}
+_MEMBERS = {"ALL": False, "NEGATE": False}
 
 # Of all combinations those that are common, and of the others those that take most.
 KERNELS = (
     Kernel("sums", forward.forward_sums, "forward", {"MASKED": False, **_PERIOD, **_LEAN}),
-    Kernel("sums, any form", forward.forward_sums, "forward", {"MASKED": False, **_PERIOD, **_FULL}),
-    Kernel("sums, masked", forward.forward_sums, "masked", {"MASKED": True, **_PERIOD, **_LEAN}),
-    Kernel("sums, labels", forward.forward_sums, "masked", {"MASKED": True, **_IDS, **_LEAN}),
-    Kernel("sums, labels, any form", forward.forward_sums, "masked", {"MASKED": True, **_IDS, **_FULL}),
-    Kernel("gradient", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_BOTH, **_PLAIN}),
-    Kernel("gradient of anchors", backward.backward_rows, "backward",
-           {"MASKED": False, **_QUEUE, **_LEAN, **_ANCHORS, **_PLAIN}),
-    Kernel("gradient of keys", backward.backward_rows, "backward",
-           {"MASKED": False, **_PERIOD, **_LEAN, **_KEYS, **_PLAIN}),
-    Kernel("gradient, any form", backward.backward_rows, "general",
-           {"MASKED": False, **_PERIOD, **_FULL, **_BOTH, "MEAN": True, "TAU": True}),
-    Kernel("gradient, masked", backward.backward_rows, "general",
-           {"MASKED": True, **_PERIOD, **_LEAN, **_BOTH, **_PLAIN}),
-    Kernel("gradient, labels", backward.backward_rows, "general", {"MASKED": True, **_IDS, **_LEAN, **_BOTH, **_PLAIN}),
-    Kernel("gradient, labels, any form", backward.backward_rows, "general",
-           {"MASKED": True, **_IDS, **_FULL, **_BOTH, "MEAN": True, "TAU": True}),
-    Kernel("positives' own", own.own_sums, "masked", _IDS),
-    Kernel("description", describe.describe_rows, "masked", {**_IDS, "ALL": False, "ROW_EPS": True}),
-    Kernel("sample", select.write_cosines, "masked", {**_IDS, "ALL": False, "NEGATE": False}),
-    Kernel("collection", select.collect_above, "collect", {**_PERIOD, "ALL": True, "NEGATE": False}),
-    Kernel("collection, labels", select.collect_above, "collect", {**_IDS, "ALL": False, "NEGATE": False}),
-    Kernel("counting", select.kth_largest_by_counting, "masked", {**_IDS, "ALL": False, "NEGATE": False}),
+    Kernel("sums, special tiles", forward.forward_sums, "forward", {"MASKED": True, **_PERIOD, **_LEAN}),
+    Kernel("collection", select.collect_above, "forward", {**_PERIOD, "ALL": True, "NEGATE": False}),
+    Kernel("sums, labels", forward.forward_sums, "forward_general", {"MASKED": True, **_IDS, **_LEAN}),
+    Kernel("sums, any form", forward.forward_sums, "forward_general", {"MASKED": False, **_PERIOD, **_FULL}),
+    Kernel("sums, any form, labels", forward.forward_sums, "forward_general", {"MASKED": True, **_IDS, **_FULL}),
+    Kernel("collection, labels", select.collect_above, "forward_general", {**_IDS, **_MEMBERS}),
+    Kernel("sample, labels", select.write_cosines, "forward_general", {**_IDS, **_MEMBERS}),
+    Kernel("counting, labels", select.kth_largest_by_counting, "forward_general", {**_IDS, **_MEMBERS}),
+    Kernel("own denominators, labels", own.own_sums, "forward_general", _IDS),
+    Kernel("description, labels", describe.describe_rows, "forward_general", {**_IDS, "ALL": False, "ROW_EPS": True}),
+    Kernel("gradient", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_BOTH}),
+    Kernel("gradient of anchors", backward.backward_rows, "backward", {"MASKED": False, **_QUEUE, **_LEAN, **_ANCHORS}),
+    Kernel("gradient of keys", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_KEYS}),
+    Kernel("gradient, special tiles", backward.backward_rows, "backward", {"MASKED": True, **_PERIOD, **_LEAN, **_BOTH}),
+    Kernel("gradient, labels", backward.backward_rows, "backward_general", {"MASKED": True, **_IDS, **_LEAN, **_BOTH}),
+    Kernel("gradient, any form", backward.backward_rows, "backward_general", {"MASKED": False, **_PERIOD, **_FULL, **_ALL}),
+    Kernel("gradient, any form, labels", backward.backward_rows, "backward_general",
+           {"MASKED": True, **_IDS, **_FULL, **_ALL}),
+    Kernel("preparation", rows.prepare_rows, "", {"NORMALIZE": True}),
+    Kernel("finish", rows.finish_gradient, "", {"NORMALIZE": True}),
+    Kernel("selection", select.kth_largest, "", {"BR": 4, "B": 1024}),
 )
+ROW_BLOCK = blocks.Block(16, 1, 4, 1)
 
 
 class Compiled(NamedTuple):
@@ -116,23 +120,36 @@ class Compiled(NamedTuple):
     instructions: float  # of the loop over tiles, an element
 
 
+def _constants(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block) -> dict[str, Any]:
+    known = {"SCALED": arithmetic == blocks.HALF, "PARTS": 3 if arithmetic == blocks.BF16X6 else 1, "INTERPRET": False,
+             "PREC": "tf32" if arithmetic == blocks.TF32 else "ieee", "TF32": arithmetic == blocks.TF32,
+             "PTX": target.startswith("cuda"), "BM": block.rows, "BN": block.keys, "BR": block.rows, "BD": columns,
+             **kernel.constants}
+    return {name: value for name, value in known.items() if name in kernel.function.arg_names}
+
+
+def _type(kernel: Kernel, name: str, arithmetic: str) -> str:
+    """Of an argument that is no constant."""
+    given = "*bf16" if arithmetic == blocks.HALF else "*fp32"
+    if kernel.function in (rows.prepare_rows, rows.finish_gradient):
+        if name == "X" or (name == "OUT" and kernel.function is rows.finish_gradient):
+            return given
+        if name == "OUT":
+            return "*fp32" if arithmetic == blocks.TF32 else "*bf16"
+    if kernel.function is describe.describe_rows and name == "OUT":
+        return "*fp64"
+    if name in ("X", "Y"):
+        return "*fp32" if arithmetic == blocks.TF32 else "*bf16"
+    return POINTERS.get(name, "i32")
+
+
 def _source(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block) -> ASTSource:
-    parts, operand = {blocks.HALF: (1, "*bf16"), blocks.TF32: (1, "*fp32"), blocks.BF16X6: (3, "*bf16")}[arithmetic]
-    constants = {
-        **kernel.constants, "SCALED": arithmetic == blocks.HALF, "PARTS": parts, "INTERPRET": False,
-        "PREC": "tf32" if arithmetic == blocks.TF32 else "ieee", "BM": block.rows, "BN": block.keys, "BD": columns}
-    if kernel.function is select.collect_above:
-        constants["PTX"] = target.startswith("cuda")
+    constants = _constants(kernel, target, arithmetic, columns, block)
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        else:
-            signature[name] = operand if name in ("X", "Y") else POINTERS.get(name, "i32")
-            if kernel.function is describe.describe_rows and name == "OUT":
-                signature[name] = "*fp64"
-            if signature[name].startswith("*") or name in ALIGNED:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+        signature[name] = "constexpr" if name in constants else _type(kernel, name, arithmetic)
+        if signature[name].startswith("*") or name in ALIGNED:
+            attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=kernel.function, signature=signature, constexprs=constants, attrs=attributes)
 
 
@@ -197,15 +214,99 @@ def compiled(kernel: Kernel, target: str, arithmetic: str, columns: int, block: 
     return (_read_cuda if gpu.backend == "cuda" else _read_hip)(made, LIMITS[target], elements)
 
 
-def faults(found: Compiled, limits: Limits) -> str:
+def faults(kernel: Kernel, found: Compiled, limits: Limits) -> str:
     """What is not within the limits; empty if all is."""
     told = []
     if found.shared > limits.shared:
         told.append(f"shared memory of {found.shared} bytes, not {limits.shared}")
     if found.tensor > limits.tensor:
         told.append(f"tensor memory of {found.tensor} columns, not {limits.tensor}")
-    if found.matrix == 0:
+    if kernel.block and found.matrix == 0:
         told.append("no matrix instructions")
     if found.spills:
         told.append(f"{found.spills} spills in its loop")
     return "; ".join(told)
+
+
+Entry = tuple[str, str, int]
+COLUMNS = ("target", "arithmetic", "columns", "kernel", "rows", "keys", "warps", "stages", *Compiled._fields, "fault")
+
+
+def _line(entry: Entry, number: int) -> list[Any]:
+    """Of the kernel of this number, as a process is told it: kernels cannot be pickled."""
+    kernel, (target, arithmetic, columns) = KERNELS[number], entry
+    block = getattr(blocks.TABLE[entry], kernel.block) if kernel.block else ROW_BLOCK
+    found = compiled(kernel, target, arithmetic, columns, block)
+    return [*entry, kernel.name, *block, *found, faults(kernel, found, LIMITS[target])]
+
+
+def table(wanted: list[Entry], jobs: int) -> list[list[str]]:
+    """A line for every kernel of every entry, as text, in the order of the table."""
+    work = [(entry, number) for entry in wanted for number in range(len(KERNELS))]
+    lines = []
+    with ProcessPoolExecutor(jobs) as pool:
+        for line in pool.map(_line, *zip(*work, strict=True)):
+            lines.append([str(value) for value in line])
+            print(*lines[-1], flush=True)
+    return lines
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    """A line for each entry of the table of block sizes: its blocks, and the most that their kernels take."""
+    told = ["| target | arithmetic | columns | kernels | block: rows × keys, warps, stages | registers | shared memory, KiB "
+            "| instructions per element |", "|---|---|---:|---|---|---:|---:|---:|"]
+    of = {kernel.name: kernel.block for kernel in KERNELS if kernel.block}
+    first = {block: name for name, block in reversed(of.items())}
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for line in lines:
+        named = dict(zip(COLUMNS, line, strict=True))
+        if named["kernel"] in of:
+            groups.setdefault((*line[:3], of[named["kernel"]]), []).append(named)
+    for (target, arithmetic, columns, block), group in groups.items():
+        one = group[0]
+        shared = max(int(each["shared"]) for each in group) / 1024
+        registers = max(int(each["registers"]) for each in group)
+        main = next(each for each in group if each["kernel"] == first[block])
+        told.append(f"| {target} | {arithmetic} | {columns} | {block.replace('_', ', ')} | {one['rows']} × {one['keys']}, "
+                    f"{one['warps']}, {one['stages']} | {registers} | {shared:.0f} | {main['instructions']} |")
+    return "\n".join(told) + "\n"
+
+
+def _text(lines: list[list[str]]) -> str:
+    with io.StringIO(newline="") as out:
+        csv.writer(out, lineterminator="\n").writerows([COLUMNS, *lines])
+        return out.getvalue()
+
+
+def _differences(lines: list[list[str]]) -> list[str]:
+    """Lines that are not in the file; of the file, those of the same entries that are not among them."""
+    with (DOCS / "triton_aot.csv").open(newline="") as file:
+        kept = list(csv.reader(file))[1:]
+    entries = {tuple(line[:3]) for line in lines}
+    return [f"only compiled: {line}" for line in lines if line not in kept] + [
+        f"only in the file: {line}" for line in kept if tuple(line[:3]) in entries and line not in lines]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--target", choices=LIMITS)
+    parser.add_argument("--arithmetic", choices=(blocks.HALF, blocks.TF32, blocks.BF16X6))
+    parser.add_argument("--columns", type=int, choices=blocks.COLUMNS)
+    parser.add_argument("--jobs", type=int, default=1)
+    given = parser.parse_args()
+    asked = (given.target, given.arithmetic, given.columns)
+    wanted = [entry for entry in blocks.TABLE if all(a in (None, b) for a, b in zip(asked, entry, strict=True))]
+    lines = table(wanted, given.jobs)
+    wrong = [f"{' '.join(line[:4])}: {line[-1]}" for line in lines if line[-1]]
+    if given.check:
+        wrong += _differences(lines)
+    elif len(wanted) == len(blocks.TABLE):
+        (DOCS / "triton_aot.csv").write_text(_text(lines))
+        (DOCS / "triton_aot.md").write_text(_markdown(lines))
+    print(f"{len(lines)} kernels of {len(wanted)} entries; {len(wrong)} faults", *wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

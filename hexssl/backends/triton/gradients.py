@@ -15,9 +15,8 @@ from hexssl.backends.triton.rows import Arithmetic, Side, finish
 from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, common, launches_of, slots_of
 from hexssl.backends.triton.who import Who
 
-COLUMNS = 14  # of the state of an anchor: those of `kernels.backward`, then two that no kernel over tiles reads
-DTAU, VALID = 12, 13
-_WEIGHTS = (0, 1, 2, 3, 8, 9)  # those that go with the derivative of the objective by the loss
+THRESHOLD = kernels.THRESHOLD.value
+DTAU, VALID, COLUMNS = 12, 13, 14  # of the state of an anchor, after those that `kernels.backward` reads
 # Weights of an anchor add up to about 1, so that each is about 1 / N: float16 has more numbers for such above 2^-12.
 _HALF_SCALE = 4096.0
 
@@ -32,12 +31,10 @@ def state_of(weights: Weights, sums_tops: tuple[Tensor, Tensor, Tensor], thresho
         return none if weight is None else weight
 
     own_top, own_log = (none, none) if weights.own is None else weights.own
-    weighed = [present(weight) for weight in (weights.gg, weights.h1, weights.h2, weights.pb, weights.pa, weights.po,
-                                              weights.dtau)]
-    gg, h1, h2, pb, pa, po, dtau = (torch.where(broken, torch.nan, weight) for weight in weighed)
-    state = torch.stack([gg, h1, h2, pb, threshold.double().expand_as(none), top_g, top_h, top_p, pa, po,
-                         own_log * LOG2_E, own_top, dtau, (valid | broken).double()], 1)
-    return state
+    *weighed, dtau = [torch.where(broken, torch.nan, present(weight)) for weight in (
+        weights.gg, weights.h1, weights.h2, weights.pb, weights.pa, weights.po, weights.dtau)]
+    return torch.stack([*weighed, threshold.double().expand_as(none), top_g, top_h, top_p, own_log * LOG2_E, own_top,
+                        dtau, (valid | broken).double()], 1)
 
 
 class Direction(NamedTuple):
@@ -62,10 +59,10 @@ class Form(NamedTuple):
 
 def _columns(state: Tensor, grad: Tensor, padded: int) -> Tensor:
     """The state as the kernels read it, its weights times `grad`: (12, padded) float32."""
-    out = torch.zeros(12, padded, dtype=torch.float32, device=state.device)
-    columns = state[:, :12].clone()
-    columns[:, _WEIGHTS] *= grad[:, None]
-    out[:, :state.shape[0]] = columns.T
+    k = kernels
+    out = torch.zeros(k.COLUMNS.value, padded, dtype=torch.float32, device=state.device)
+    out[:k.WEIGHTS, :state.shape[0]] = (state[:, :k.WEIGHTS] * grad[:, None]).T
+    out[k.WEIGHTS:, :state.shape[0]] = state[:, k.WEIGHTS:k.COLUMNS.value].T
     return out
 
 
@@ -110,11 +107,12 @@ class Paired(NamedTuple):
 
 def _paired_weight(direction: Direction, paired: Paired, exponent: Exponent) -> Tensor:
     """dObjective/ds of the paired positives, (rows,) float64: what `_positive` of the kernels does."""
-    s = direction.state
-    inverse = exponent.inverse()
-    weight = s[:, 8] + s[:, 3] * torch.exp((paired.cosine - s[:, 7]) * inverse)
-    share = s[:, 9] / (1 + torch.exp((paired.cosine - s[:, 11]) * inverse - s[:, 10] / LOG2_E))
-    return (weight + torch.where(s[:, 9] == 0, 0, share)) * direction.grad
+    k, inverse = kernels, exponent.inverse()
+    columns = direction.state.unbind(1)
+    pa, pb, po = columns[k.PA.value], columns[k.PB.value], columns[k.PO.value]
+    weight = pa + pb * torch.exp((paired.cosine - columns[k.TOP_P.value]) * inverse)
+    own = (paired.cosine - columns[k.OWN_TOP.value]) * inverse - columns[k.OWN.value] / LOG2_E
+    return (weight + torch.where(po == 0, 0, po / (1 + torch.exp(own)))) * direction.grad
 
 
 class Gradients(NamedTuple):

@@ -101,6 +101,7 @@ def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: 
                       need_temperature: bool) -> tuple[Tensor, ...]:
     """hexssl::contrast_backward. Thresholds are those of the row state, one per anchor, whatever was given."""
     from hexssl.backends.triton import contrast as triton_contrast
+    from hexssl.backends.triton import gradients
     from hexssl.backends.triton.sums import Threshold
 
     problem = _problem(anchors, keys, paired, labels, key_labels, relation, period, self_offset, both_ways)
@@ -108,8 +109,8 @@ def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: 
                          denominator, reduction)
     what = triton_contrast.ready(problem, settings)
     exponent = triton_contrast.exponent_of(problem, settings, True)
-    values = row_state[:, 4].float()
-    threshold = Threshold(row_state[:, 4], values, True, True)
+    given = row_state[:, gradients.THRESHOLD]
+    threshold = Threshold(given, given.float(), True, True)
     found = triton_contrast.differentiate(what, settings, row_state, threshold, exponent, grad_loss,
                                           (need_anchors, need_keys, need_paired, need_temperature))
     return _filled(found, anchors, keys, paired, temperature)

@@ -15,7 +15,10 @@ from hexssl.backends.triton.kernels.tiles import (
 )
 
 # The state of an anchor, a column each: what the derivatives of its loss are made of, as csrc/core/row_loss.h has it.
-GG, H1, H2, PB, EPS_ROW, TOP_G, TOP_H, TOP_P, PA, PO, OWN, OWN_TOP, COLUMNS = (tl.constexpr(q) for q in range(13))
+# The first WEIGHTS go with the derivative of the objective by the loss. THRESHOLD: the anchor's own. OWN: a logarithm to
+# base 2.
+(GG, H1, H2, PB, PA, PO, THRESHOLD, TOP_G, TOP_H, TOP_P, OWN, OWN_TOP, COLUMNS) = (tl.constexpr(q) for q in range(13))
+WEIGHTS = 6
 
 
 @triton.jit
@@ -35,10 +38,10 @@ def _positive(c, e, pb, S, at, padded, scale, AS_COLUMN: tl.constexpr, MEAN: tl.
     """dL/ds of positives. MEAN: also what does not go with their exponential."""
     w = pb * e
     if MEAN:
-        pa = tl.load(S + 8 * padded + at)
-        po = tl.load(S + 9 * padded + at)
-        own = tl.load(S + 10 * padded + at)
-        top = tl.load(S + 11 * padded + at)
+        pa = tl.load(S + PA * padded + at)
+        po = tl.load(S + PO * padded + at)
+        own = tl.load(S + OWN * padded + at)
+        top = tl.load(S + OWN_TOP * padded + at)
         if AS_COLUMN:
             pa, po, own, top = pa[:, None], po[:, None], own[:, None], top[:, None]
         else:
@@ -54,19 +57,19 @@ def _one_side(c, same, eps, S, at, padded, scale, forget, beta, AS_COLUMN: tl.co
               MEAN: tl.constexpr):
     """dL/ds of a tile, of the losses of one side's rows, whose state is read here. forget: 0, or inf for a tile to
     which there is another launch."""
-    gg = tl.load(S + at)
-    h1 = tl.load(S + padded + at)
-    h2 = tl.load(S + 2 * padded + at)
+    gg = tl.load(S + GG * padded + at)
+    h1 = tl.load(S + H1 * padded + at)
+    h2 = tl.load(S + H2 * padded + at)
     pb = gg
     if MASKED:
-        pb = tl.load(S + 3 * padded + at)
+        pb = tl.load(S + PB * padded + at)
     if ROW_EPS:
-        eps = tl.load(S + 4 * padded + at) + forget
+        eps = tl.load(S + THRESHOLD * padded + at) + forget
     shift, top_h, top_p = gg, gg, gg
     if ONLINE:
-        shift = tl.load(S + 5 * padded + at) + forget
-        top_h = tl.load(S + 6 * padded + at)
-        top_p = tl.load(S + 7 * padded + at)
+        shift = tl.load(S + TOP_G * padded + at) + forget
+        top_h = tl.load(S + TOP_H * padded + at)
+        top_p = tl.load(S + TOP_P * padded + at)
     if AS_COLUMN:
         gg, h1, h2, pb, shift, top_h, top_p = (
             gg[:, None], h1[:, None], h2[:, None], pb[:, None], shift[:, None], top_h[:, None], top_p[:, None])
@@ -97,16 +100,16 @@ def _one_side(c, same, eps, S, at, padded, scale, forget, beta, AS_COLUMN: tl.co
 def _both_sides(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, forget, beta, MASKED: tl.constexpr,
                 HARD: tl.constexpr, BETA_ONE: tl.constexpr):
     """The same of both sides' losses, where one shift and one threshold serve all: their state is added first."""
-    gg = tl.load(SX + i)[:, None] + tl.load(SY + j)[None, :]
+    gg = tl.load(SX + GG * x_padded + i)[:, None] + tl.load(SY + GG * y_padded + j)[None, :]
     h1, h2 = gg, gg
     if HARD:
-        h1 = tl.load(SX + x_padded + i)[:, None] + tl.load(SY + y_padded + j)[None, :]
-        h2 = tl.load(SX + 2 * x_padded + i)[:, None] + tl.load(SY + 2 * y_padded + j)[None, :]
+        h1 = tl.load(SX + H1 * x_padded + i)[:, None] + tl.load(SY + H1 * y_padded + j)[None, :]
+        h2 = tl.load(SX + H2 * x_padded + i)[:, None] + tl.load(SY + H2 * y_padded + j)[None, :]
     d = c * scale - (scale + forget)
     e = tl.exp2(d)
     w = _global_and_hard(c, d, e, c > eps, gg, h1, h2, beta, HARD, BETA_ONE)
     if MASKED:
-        pb = tl.load(SX + 3 * x_padded + i)[:, None] + tl.load(SY + 3 * y_padded + j)[None, :]
+        pb = tl.load(SX + PB * x_padded + i)[:, None] + tl.load(SY + PB * y_padded + j)[None, :]
         w = tl.where(same, pb * e, w)
     return w
 
