@@ -77,13 +77,12 @@ _FULL = {"HARD": True, "ROW_EPS": True, "ONLINE": True, "BETA_ONE": False, "MEAN
 _BOTH = {"X_ANCHORS": True, "Y_ANCHORS": True, "TAU": False}
 _ANCHORS = {"X_ANCHORS": True, "Y_ANCHORS": False, "TAU": False}
 _KEYS = {"X_ANCHORS": False, "Y_ANCHORS": True, "TAU": False}
-_ALL = {"X_ANCHORS": True, "Y_ANCHORS": True, "TAU": True}
 _MEMBERS = {"ALL": False, "NEGATE": False}
 
 # Of all combinations those that are common, and of the others those that take most.
 KERNELS = (
     Kernel("sums", forward.forward_sums, "forward", {"MASKED": False, **_PERIOD, **_LEAN}),
-    Kernel("sums, special tiles", forward.forward_sums, "forward", {"MASKED": True, **_PERIOD, **_LEAN}),
+    Kernel("sums, special tiles", forward.forward_sums, "forward_general", {"MASKED": True, **_PERIOD, **_LEAN}),
     Kernel("collection", select.collect_above, "forward", {**_PERIOD, "ALL": True, "NEGATE": False}),
     Kernel("sums, labels", forward.forward_sums, "forward_general", {"MASKED": True, **_IDS, **_LEAN}),
     Kernel("sums, any form", forward.forward_sums, "forward_general", {"MASKED": False, **_PERIOD, **_FULL}),
@@ -96,15 +95,22 @@ KERNELS = (
     Kernel("gradient", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_BOTH}),
     Kernel("gradient of anchors", backward.backward_rows, "backward", {"MASKED": False, **_QUEUE, **_LEAN, **_ANCHORS}),
     Kernel("gradient of keys", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_KEYS}),
-    Kernel("gradient, special tiles", backward.backward_rows, "backward", {"MASKED": True, **_PERIOD, **_LEAN, **_BOTH}),
+    Kernel("gradient, special tiles", backward.backward_rows, "backward_general",
+           {"MASKED": True, **_PERIOD, **_LEAN, **_BOTH}),
     Kernel("gradient, labels", backward.backward_rows, "backward_general", {"MASKED": True, **_IDS, **_LEAN, **_BOTH}),
-    Kernel("gradient, any form", backward.backward_rows, "backward_general", {"MASKED": False, **_PERIOD, **_FULL, **_ALL}),
+    Kernel("gradient, any form", backward.backward_rows, "backward_general",
+           {"MASKED": False, **_PERIOD, **_FULL, **_BOTH, "TAU": True}),
     Kernel("gradient, any form, labels", backward.backward_rows, "backward_general",
-           {"MASKED": True, **_IDS, **_FULL, **_ALL}),
+           {"MASKED": True, **_IDS, **_FULL, **_BOTH, "TAU": True}),
+    Kernel("gradient of anchors, any form, labels", backward.backward_rows, "backward_general",
+           {"MASKED": True, **_IDS, **_FULL, **_ANCHORS, "TAU": True}),
+    Kernel("gradient of keys, any form, labels", backward.backward_rows, "backward_general",
+           {"MASKED": True, **_IDS, **_FULL, **_KEYS, "TAU": True}),
     Kernel("preparation", rows.prepare_rows, "", {"NORMALIZE": True}),
     Kernel("finish", rows.finish_gradient, "", {"NORMALIZE": True}),
     Kernel("selection", select.kth_largest, "", {"BR": 4, "B": 1024}),
 )
+ONE_SIDE_SPARES = ("gradient, any form", "gradient, any form, labels")  # where the table has `one_side`
 ROW_BLOCK = blocks.Block(16, 1, 4, 1)
 
 
@@ -123,7 +129,8 @@ class Compiled(NamedTuple):
 def _constants(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block) -> dict[str, Any]:
     known = {"SCALED": arithmetic == blocks.HALF, "PARTS": 3 if arithmetic == blocks.BF16X6 else 1, "INTERPRET": False,
              "PREC": "tf32" if arithmetic == blocks.TF32 else "ieee", "TF32": arithmetic == blocks.TF32,
-             "PTX": target.startswith("cuda"), "BM": block.rows, "BN": block.keys, "BR": block.rows, "BD": columns,
+             "PTX": target.startswith("cuda"), "BM": block.rows, "BN": block.keys, "TM": 128, "TN": 128,
+             "BR": block.rows, "BD": columns,
              **kernel.constants}
     return {name: value for name, value in known.items() if name in kernel.function.arg_names}
 
@@ -242,7 +249,8 @@ def _line(entry: Entry, number: int) -> list[Any]:
 
 def table(wanted: list[Entry], jobs: int) -> list[list[str]]:
     """A line for every kernel of every entry, as text, in the order of the table."""
-    work = [(entry, number) for entry in wanted for number in range(len(KERNELS))]
+    work = [(entry, number) for entry in wanted for number in range(len(KERNELS))
+            if not (blocks.TABLE[entry].one_side and KERNELS[number].name in ONE_SIDE_SPARES)]
     lines = []
     with ProcessPoolExecutor(jobs) as pool:
         for line in pool.map(_line, *zip(*work, strict=True)):

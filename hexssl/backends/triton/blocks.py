@@ -22,14 +22,19 @@ class Block(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Of kernels that read cosines alone, and of gradients. general: where every tile has masks (labels, a relation), and
-    for forms that take more registers: relative to maxima, a threshold of each anchor, other weights than beta 1, means
-    of positives, the gradient of the temperature."""
+    """Of kernels that read cosines alone, and of gradients. general: for tiles with masks, and for forms that take more
+    registers: relative to maxima, a threshold of each anchor, other weights than beta 1, means of positives, the gradient
+    of the temperature. Its tiles are parts of the others.
+
+    one_side : whether gradients of these forms, of rows that are anchors and keys, are of the losses of one side at a
+        time: of both at once they spill, whatever the block
+    """
 
     forward: Block
     forward_general: Block
     backward: Block
     backward_general: Block
+    one_side: bool = False
 
 
 HALF, TF32, BF16X6 = "half", "tf32", "bf16x6"
@@ -67,5 +72,5 @@ def blocks_of(device: torch.device, arithmetic: str, columns: int) -> Blocks | N
     """Those for rows of so many columns; None where the table has none."""
     where = architecture(device)
     if where == INTERPRETER:
-        return Blocks(*[Block(64, 64, 4, 1)] * 4) if padded_columns(columns) else None
+        return Blocks(Block(64, 64, 4, 1), Block(64, 32, 4, 1), Block(64, 64, 4, 1), Block(32, 64, 4, 1)) if padded_columns(columns) else None
     return TABLE.get((where, arithmetic, padded_columns(columns)))

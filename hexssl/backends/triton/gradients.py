@@ -12,7 +12,7 @@ from hexssl.backends.row_loss import Weights
 from hexssl.backends.triton.blocks import Blocks
 from hexssl.backends.triton.kernels import backward as kernels
 from hexssl.backends.triton.rows import Arithmetic, Side, finish
-from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, common, launches_of, slots_of
+from hexssl.backends.triton.sums import LOG2_E, Exponent, Launch, Threshold, common, launches_of, slots_of
 from hexssl.backends.triton.who import Who
 
 THRESHOLD = kernels.THRESHOLD.value
@@ -76,26 +76,37 @@ def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_
     more : (rows, D), to be added
     """
     threshold, exponent = form.threshold, form.exponent
-    general = (who.masked_everywhere() or exponent.online or threshold.by_row or exponent.beta != 1 or form.mean
-               or along)
-    launches = launches_of(who, form.table.backward_general if general else form.table.backward)
+    general = exponent.online or threshold.by_row or exponent.beta != 1 or form.mean or along
+    launches = launches_of(who, form.table.backward_general if general else form.table.backward,
+                           form.table.backward_general)
+    sides = [(as_anchors, of_anchors)]
+    if general and form.table.one_side and as_anchors is not None and of_anchors is not None:
+        sides = [(as_anchors, None), (None, of_anchors)]
     slots = slots_of(launches)
-    parts = rows.factor.new_empty(slots + (more is not None), rows.padded, rows.columns)
+    last = slots * len(sides)
+    parts = rows.factor.new_empty(last + (more is not None), rows.padded, rows.columns)
     if more is not None:
-        parts[slots].zero_()
-        parts[slots, :rows.rows, :more.shape[1]] = more
-    products = rows.factor.new_zeros(slots if along else 1, rows.padded, dtype=torch.float32)
-    some = as_anchors if as_anchors is not None else of_anchors
-    for launch in launches:
-        kernels.backward_rows[launch.grid(rows.rows)](
-            rows.data, others.data, rows.factor, others.factor, threshold.values, exponent.scale,
-            some if as_anchors is None else as_anchors, some if of_anchors is None else of_anchors,
-            PART=parts[launch.first_slot:], ALONG=products[launch.first_slot if along else 0:], x_padded=rows.padded,
-            y_padded=others.padded, beta=exponent.beta, X_ANCHORS=as_anchors is not None,
-            Y_ANCHORS=of_anchors is not None, MASKED=launch.masked, HARD=threshold.any, ROW_EPS=threshold.by_row,
-            ONLINE=exponent.online, BETA_ONE=exponent.beta == 1, MEAN=form.mean, TAU=along, **launch.arguments(),
-            **who.arguments(), **common(form.how, launch.block, rows))
+        parts[last].zero_()
+        parts[last, :rows.rows, :more.shape[1]] = more
+    products = rows.factor.new_zeros(last if along else 1, rows.padded)
+    for number, (of_rows, of_others) in enumerate(sides):
+        for launch in launches:
+            _launch(rows, others, who, of_rows, of_others, form, along, launch, parts, products,
+                    number * slots + launch.first_slot)
     return parts, products[:, :rows.rows].double().sum()
+
+
+def _launch(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_anchors: Tensor | None, form: Form,
+            along: bool, launch: Launch, parts: Tensor, products: Tensor, slot: int) -> None:
+    threshold, exponent = form.threshold, form.exponent
+    some = as_anchors if as_anchors is not None else of_anchors
+    kernels.backward_rows[launch.grid(rows.rows)](
+        rows.data, others.data, rows.factor, others.factor, threshold.values, exponent.scale,
+        some if as_anchors is None else as_anchors, some if of_anchors is None else of_anchors, PART=parts[slot:],
+        ALONG=products[slot if along else 0:], x_padded=rows.padded, y_padded=others.padded, beta=exponent.beta,
+        X_ANCHORS=as_anchors is not None, Y_ANCHORS=of_anchors is not None, MASKED=launch.masked, HARD=threshold.any,
+        ROW_EPS=threshold.by_row, ONLINE=exponent.online, BETA_ONE=exponent.beta == 1, MEAN=form.mean, TAU=along,
+        **launch.arguments(), **who.arguments(), **common(form.how, launch.block, rows))
 
 
 class Paired(NamedTuple):

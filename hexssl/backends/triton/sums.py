@@ -58,9 +58,11 @@ def splits_of(rows: int, block_rows: int, tiles: int) -> tuple[int, int]:
 
 
 class Launch(NamedTuple):
-    """One of the launches that together see every tile: those of [start, tiles), `each` of them per program."""
+    """One of the launches that together see every tile: those of [start, tiles), `each` of them per program. tile: by
+    whose rows and keys it is decided which are special."""
 
     block: Block
+    tile: Block
     masked: bool
     start: int
     tiles: int
@@ -72,18 +74,20 @@ class Launch(NamedTuple):
         return triton.cdiv(rows, self.block.rows), self.splits
 
     def arguments(self) -> dict[str, int]:
-        return {"start": self.start, "tiles": self.tiles, "per_split": self.each}
+        return {"start": self.start, "tiles": self.tiles, "per_split": self.each, "TM": self.tile.rows,
+                "TN": self.tile.keys}
 
 
-def launches_of(who: Who, block: Block) -> list[Launch]:
+def launches_of(who: Who, main: Block, masked: Block) -> list[Launch]:
     """A launch of all tiles without masks, but for those that are special, and one of these; or one of all with masks."""
     everywhere = who.masked_everywhere()
+    block = masked if everywhere else main
     tiles = triton.cdiv(who.columns, block.keys)
     splits, each = splits_of(who.rows, block.rows, tiles)
-    launches = [Launch(block, everywhere, 0, tiles, each, splits, 0)]
-    start = who.first_special(block)
+    launches = [Launch(block, block, everywhere, 0, tiles, each, splits, 0)]
+    start, tiles = who.first_special(main) // masked.keys, triton.cdiv(who.columns, masked.keys)
     if not everywhere and start < tiles:
-        launches.append(Launch(block, True, start, tiles, tiles, 1, splits))
+        launches.append(Launch(masked, main, True, start, tiles, tiles, 1, splits))
     return launches
 
 
@@ -126,8 +130,8 @@ def class_sums(anchors: Side, keys: Side, who: Who, counts: Counts, threshold: T
                mean: bool, how: Arithmetic, table: Blocks, paired: Tensor | None) -> Sums:
     """mean: whether the sums of the positives' logits are wanted. paired: (rows,) float64, the cosine of each anchor with
     its paired positive."""
-    general = who.masked_everywhere() or exponent.online or threshold.by_row or exponent.beta != 1
-    launches = launches_of(who, table.forward_general if general else table.forward)
+    general = exponent.online or threshold.by_row or exponent.beta != 1
+    launches = launches_of(who, table.forward_general if general else table.forward, table.forward_general)
     parts = anchors.factor.new_empty(slots_of(launches), kernels.SUMS.value, anchors.padded)
     for launch in launches:
         kernels.forward_sums[launch.grid(anchors.rows)](
@@ -153,7 +157,7 @@ def own_sums(anchors: Side, keys: Side, who: Who, found: Negatives, exponent: Ex
     gap = torch.zeros(2, anchors.padded, dtype=torch.float32, device=level.log.device)
     gap[0, :anchors.rows] = level.top
     gap[1, :anchors.rows] = torch.where(present, level.log, -torch.inf) * LOG2_E
-    launch = launches_of(who, table.forward_general)[-1]
+    launch = launches_of(who, table.forward_general, table.forward_general)[-1]
     sums = torch.zeros(2, anchors.rows, dtype=torch.float64, device=level.log.device)
     if launch.masked:
         parts = anchors.factor.new_empty(launch.splits, 2, anchors.padded)

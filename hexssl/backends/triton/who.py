@@ -43,10 +43,10 @@ class Who(NamedTuple):
         return self.kind in (tiles.BY_IDS.value, tiles.BY_RELATION.value)
 
     def first_special(self, block: Block) -> int:
-        """The number of the first tile that may be special, or that of all tiles where there is none."""
+        """The first column of a tile that may be special."""
         if self.kind != tiles.NO_POSITIVES.value or self.itself:
             return 0
-        return self.columns // block.keys
+        return self.columns // block.keys * block.keys
 
     def arguments(self) -> dict[str, object]:
         """Of a kernel, by name."""

@@ -136,7 +136,7 @@ def _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, forget, beta
 @triton.jit(do_not_specialize=RUNTIME)
 def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALONG, rows, columns, x_padded, y_padded,
                   start, tiles, per_split, period, lift, offset, row_stride, column_stride, beta, X_ANCHORS: tl.constexpr,
-                  Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr,
+                  Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr,
                   HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr, BETA_ONE: tl.constexpr,
                   MEAN: tl.constexpr, TAU: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
                   INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
@@ -157,7 +157,7 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALON
     along = tl.zeros((BM,), tl.float32)
     first = start + tl.program_id(1) * per_split
     for t in range(first, tl.minimum(first + per_split, tiles)):
-        special = is_special(t, i0, columns, period, lift, offset, WHO, SELF, BM, BN)
+        special = is_special(i0, t * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
         j = t * BN + tl.arange(0, BN)
         if not MASKED:
             y0, y1, y2 = load_rows(Y, j, PARTS, BD)

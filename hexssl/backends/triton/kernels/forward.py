@@ -94,7 +94,7 @@ def _negatives_online(c, eps, forget, s_g, s_a, s_b, n_h, t_g, t_h, scale, beta,
 @triton.jit(do_not_specialize=RUNTIME)
 def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split, period,
                  lift, offset, row_stride, column_stride, beta, MASKED: tl.constexpr, WHO: tl.constexpr,
-                 SELF: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr,
+                 SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr,
                  BETA_ONE: tl.constexpr, MEAN: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
                  INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
     """OUT (splits, 9, padded), of the tiles [start, tiles) of each block of rows.
@@ -123,7 +123,7 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
     t_g, t_h = t_p, t_p
     first = start + tl.program_id(1) * per_split
     for t in range(first, tl.minimum(first + per_split, tiles)):
-        special = is_special(t, i0, columns, period, lift, offset, WHO, SELF, BM, BN)
+        special = is_special(i0, t * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
         j = t * BN + tl.arange(0, BN)
         if not MASKED:
             y0, y1, y2 = load_rows(Y, j, PARTS, BD)

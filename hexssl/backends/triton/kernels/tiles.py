@@ -112,18 +112,20 @@ def add_weighted(acc, w, y0, y1, y2, PARTS: tl.constexpr, PREC: tl.constexpr, IN
 
 
 @triton.jit
-def is_special(t, i0, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, BM: tl.constexpr,
-               BN: tl.constexpr):
-    """Whether tile t of the block of rows from i0 may hold a pair that is no pair of negatives: positives, a row and
-    itself, or what lies beyond the last column. lift: a multiple of the period, and more than there are rows."""
-    j0 = t * BN
-    special = j0 + BN > columns
+def is_special(i, j, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr,
+               TN: tl.constexpr):
+    """Whether the tile of TM rows and TN columns that (i, j) is in may hold a pair that is no pair of negatives:
+    positives, a row and itself, or what lies beyond the last column. lift: a multiple of the period, and more than there
+    are rows. The tile is that of the launch without masks; tiles of the other may be parts of it."""
+    i0 = i // TM * TM
+    j0 = j // TN * TN
+    special = j0 + TN > columns
     if WHO == BY_PERIOD:  # whether a multiple of the period is among the differences j - i
-        lowest = j0 - i0 - BM + 1 + lift
-        highest = j0 + BN - 1 - i0 + lift
+        lowest = j0 - i0 - TM + 1 + lift
+        highest = j0 + TN - 1 - i0 + lift
         special = special | (highest // period > (lowest - 1) // period)
     if SELF:
-        special = special | ((j0 < i0 + offset + BM) & (j0 + BN > i0 + offset))
+        special = special | ((j0 < i0 + offset + TM) & (j0 + TN > i0 + offset))
     return special
 
 
