@@ -1,13 +1,13 @@
 """Compiles the Triton kernels ahead of time, without a GPU, for every entry of the table of block sizes, and reads back
 what the compiler made of them.
 
-    python tools/triton_aot.py                       # all of the table: writes docs/triton_aot.csv and docs/triton_aot.md
-    python tools/triton_aot.py --check               # compares with these files instead
-    python tools/triton_aot.py --target cuda:90 --arithmetic half --columns 128
+    python tools/triton_aot.py                       # all of the table: writes docs/triton_aot.csv and
+    docs/triton_aot.md python tools/triton_aot.py --check               # compares with these files instead python
+    tools/triton_aot.py --target cuda:90 --arithmetic half --columns 128
 
-The compiler checks no limit: it makes kernels that want more shared memory than there is, and empty ones. So every entry
-is held against the limits of its target here, and may not spill in its loop over tiles. The exit status is 1 if one is
-not within them. TRITON_INTERPRET must not be set.
+The compiler checks no limit: it makes kernels that want more shared memory than there is, and empty ones. So every
+entry is held against the limits of its target here, and may not spill in its loop over tiles. The exit status is 1 if
+one is not within them. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 POINTERS = {
     "FX": "*fp32", "FY": "*fp32", "EPS": "*fp32", "SCALE": "*fp32", "IX": "*i32", "IY": "*i32", "RELATION": "*i8",
-    "SX": "*fp32", "SY": "*fp32", "PART": "*fp32", "ALONG": "*fp32", "OUT": "*fp32", "LEVEL": "*fp32", "CENTRE": "*fp32",
-    "BOUND": "*fp32", "COUNT": "*i32", "K": "*i32", "WANTED": "*i32", "VALUES": "*fp32", "FACTOR": "*fp32",
-    "INVERSE": "*fp32", "BAD": "*i8", "beta": "fp32",
+    "SX": "*fp32", "SY": "*fp32", "PART": "*fp32", "ALONG": "*fp32", "OUT": "*fp32", "LEVEL": "*fp32",
+    "CENTRE": "*fp32", "BOUND": "*fp32", "COUNT": "*i32", "K": "*i32", "WANTED": "*i32", "VALUES": "*fp32",
+    "FACTOR": "*fp32", "INVERSE": "*fp32", "BAD": "*i8", "beta": "fp32",
 
 }
 ALIGNED = ("padded", "x_padded", "y_padded")  # multiples of 16, as kernels see them
@@ -171,7 +171,11 @@ def _output(*command: str) -> str:
 
 def _loop(lines: list[str], matrix: str, label: str, jump: str) -> list[str]:
     """The instructions of the loop with most matrix instructions: from a label to the last jump back to it."""
-    at, best = {}, []
+    def products(body: list[str]) -> int:
+        return sum(bool(re.search(matrix, line)) for line in body)
+
+    at: dict[str, int] = {}
+    best: list[str] = []
     for number, line in enumerate(lines):
         found = re.match(label, line)
         if found:
@@ -179,7 +183,7 @@ def _loop(lines: list[str], matrix: str, label: str, jump: str) -> list[str]:
         back = re.search(jump, line)
         if back and back.group(1) in at:
             body = lines[at[back.group(1)]:number + 1]
-            if sum(bool(re.search(matrix, each)) for each in body) > sum(bool(re.search(matrix, each)) for each in best):
+            if products(body) > products(best):
                 best = body
     return best
 
@@ -197,8 +201,8 @@ def _read_cuda(kernel: Any, limits: Limits, elements: float) -> Compiled:
                     if (found := re.search(r"\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9]*)", line)))
     tensor = getattr(kernel.metadata, "tmem_size", 0) or 0
     matrix = sum(bool(re.search(limits.matrix, line)) for line in text)
-    return Compiled(numbers["REG"], numbers["STACK"], kernel.metadata.shared, tensor, matrix, names["LDL"] + names["STL"],
-                    round(sum(names.values()) / elements, 1))
+    return Compiled(numbers["REG"], numbers["STACK"], kernel.metadata.shared, tensor, matrix,
+                    names["LDL"] + names["STL"], round(sum(names.values()) / elements, 1))
 
 
 def _read_hip(kernel: Any, limits: Limits, elements: float) -> Compiled:
@@ -261,7 +265,7 @@ def table(wanted: list[Entry], jobs: int) -> list[list[str]]:
 
 def _markdown(lines: list[list[str]]) -> str:
     """A line for each entry of the table of block sizes: its blocks, and the most that their kernels take."""
-    told = ["| target | arithmetic | columns | kernels | block: rows × keys, warps, stages | registers | shared memory, KiB "
+    told = ["| target | arithmetic | columns | kernels | block: rows × keys, warps, stages | registers | shared KiB "
             "| instructions per element |", "|---|---|---:|---|---|---:|---:|---:|"]
     of = {kernel.name: kernel.block for kernel in KERNELS if kernel.block}
     first = {block: name for name, block in reversed(of.items())}
@@ -275,8 +279,9 @@ def _markdown(lines: list[list[str]]) -> str:
         shared = max(int(each["shared"]) for each in group) / 1024
         registers = max(int(each["registers"]) for each in group)
         main = next(each for each in group if each["kernel"] == first[block])
-        told.append(f"| {target} | {arithmetic} | {columns} | {block.replace('_', ', ')} | {one['rows']} × {one['keys']}, "
-                    f"{one['warps']}, {one['stages']} | {registers} | {shared:.0f} | {main['instructions']} |")
+        size = f"{one['rows']} × {one['keys']}, {one['warps']}, {one['stages']}"
+        told.append(f"| {target} | {arithmetic} | {columns} | {block.replace('_', ', ')} | {size} | {registers} | "
+                    f"{shared:.0f} | {main['instructions']} |")
     return "\n".join(told) + "\n"
 
 

@@ -57,7 +57,8 @@ def _leaves(given: Problem, dtype: torch.dtype) -> tuple[Problem, list[Tensor]]:
     return given._replace(**leaves), list(leaves.values())
 
 
-def evaluate(run: Any, given: Problem, form: Settings, decided: Any, dtype: torch.dtype, weights: Tensor | None) -> Found:
+def evaluate(run: Any, given: Problem, form: Settings, decided: Any, dtype: torch.dtype,
+             weights: Tensor | None) -> Found:
     """Loss, gradients of all embeddings and of a temperature that is a tensor, and statistics. weights: of the losses,
     where they are not reduced."""
     leaves, of = _leaves(given, dtype)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from against import by_core, by_triton, check, drawn, evaluate, problem, settings, views
 
+from hexssl.backends.triton import blocks
 from hexssl.thresholds import Measurement
 
 HIERARCHICAL = 0.3
@@ -88,8 +89,8 @@ def test_relation(itself):
 def test_both_ways(reduction, tau):
     anchors, others = drawn(40, 70, 24)
     weights = torch.rand(110, generator=torch.Generator().manual_seed(4)) if reduction == "none" else None
-    check(problem(anchors, others, period=70, both_ways=True), settings(reduction=reduction, temperature=torch.tensor(tau)),
-          HIERARCHICAL, weights=weights, floor=5e-6 if tau < 0.1 else 1e-6)  # what cancels in the temperature's gradient
+    given, form = problem(anchors, others, period=70, both_ways=True), settings(temperature=torch.tensor(tau))
+    check(given, form._replace(reduction=reduction), HIERARCHICAL, weights=weights, floor=5e-6 if tau < 0.1 else 1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -118,6 +119,24 @@ def test_half_precision(dtype, changes):
     check(given, settings(**changes), HIERARCHICAL if changes.get("normalize", True) else 20.0, dtype=dtype)
     check(given._replace(labels=torch.arange(90) % 7, period=0), settings(**changes),
           HIERARCHICAL if changes.get("normalize", True) else 20.0, dtype=dtype)
+
+
+def test_products_in_tensor_float():
+    """Where torch's own may be. The interpreter multiplies in float32: what is seen is the rounding of the rows."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        check(views(30, 40), decided=HIERARCHICAL, floor=2e-3, statistics=1e-3)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_gradients_of_one_side_at_a_time(monkeypatch):
+    monkeypatch.setattr(blocks, "_INTERPRETED", blocks._INTERPRETED._replace(one_side=True))
+    anchors, keys = drawn(40, 70, 24)
+    form = settings(temperature=torch.tensor(0.1), positives="mean")
+    check(problem(anchors, keys, period=70, both_ways=True), form, HIERARCHICAL, floor=1e-6)
+    check(views(33, 32), form, HIERARCHICAL, floor=1e-6)
 
 
 def test_half_precision_of_rows_that_are_large_or_small():
@@ -155,7 +174,8 @@ def test_what_is_not_finite_makes_all_that_depend_on_it_nan(bad):
 
 @pytest.mark.parametrize("tau", [0.0, float("nan"), float("inf"), -1.0])
 def test_temperatures_that_are_none_make_the_loss_nan(tau):
-    found = evaluate(by_triton, views(20, 32), settings(temperature=torch.tensor(tau)), HIERARCHICAL, torch.float32, None)
+    found = evaluate(by_triton, views(20, 32), settings(temperature=torch.tensor(tau)), HIERARCHICAL, torch.float32,
+                     None)
     assert found.loss.isnan() and found.gradients[0].isnan().all()
 
 

@@ -35,7 +35,8 @@ def test_rows_that_are_not_normalized():
 @pytest.mark.parametrize("rows", ["all", "negatives"])
 def test_labels_and_relations(rows):
     anchors, keys = drawn(40, 90, 24)
-    compare(problem(anchors, keys, labels=torch.arange(40) % 3, key_labels=torch.arange(90) % 4, self_offset=7), 0.9, rows)
+    compare(problem(anchors, keys, labels=torch.arange(40) % 3, key_labels=torch.arange(90) % 4, self_offset=7), 0.9,
+            rows)
     relation = torch.randint(-1, 2, (40, 90), generator=torch.Generator().manual_seed(0)).to(torch.int8)
     relation[3] = 1  # without a negative
     compare(problem(anchors, keys, relation=relation, self_offset=5), 0.9, rows)

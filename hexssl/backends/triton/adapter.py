@@ -98,7 +98,7 @@ class _Loss(Function):
         return (*autograd._gradients_from(_gradients, ctx, grad_loss), None)
 
 
-def _gradients(ctx: Any, grad_loss: Tensor, saved: Any) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_loss: Tensor, saved: Any) -> Any:
     from hexssl.backends.triton import contrast
 
     state, kept = (ctx.saved_tensors if saved is None else saved)[-1], ctx.kept

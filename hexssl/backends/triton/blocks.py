@@ -1,5 +1,5 @@
-"""Block sizes, by architecture, arithmetic and columns. Every entry is compiled by tools/triton_aot.py for its target and
-found without spills in its main loop and within the target's limits; none was ever timed on silicon. There is no
+"""Block sizes, by architecture, arithmetic and columns. Every entry is compiled by tools/triton_aot.py for its target
+and found without spills in its main loop and within the target's limits; none was ever timed on silicon. There is no
 autotuner: it would pick by timing, and other blocks round differently."""
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Block(NamedTuple):
 
 class Blocks(NamedTuple):
     """Of kernels that read cosines alone, and of gradients. general: for tiles with masks, and for forms that take more
-    registers: relative to maxima, a threshold of each anchor, other weights than beta 1, means of positives, the gradient
-    of the temperature. Its tiles are parts of the others.
+    registers: relative to maxima, a threshold of each anchor, other weights than beta 1, means of positives, the
+    gradient of the temperature. Its tiles are parts of the others.
 
     one_side : whether gradients of these forms, of rows that are anchors and keys, are of the losses of one side at a
         time: of both at once they spill, whatever the block
@@ -43,6 +43,9 @@ INTERPRETER = "interpreter"
 TABLE: dict[tuple[str, str, int], Blocks] = {
     ("cuda:80", HALF, 64): Blocks(*[Block(64, 64, 4, 2)] * 4),
 }
+
+
+_INTERPRETED = Blocks(Block(64, 64, 4, 1), Block(64, 32, 4, 1), Block(64, 64, 4, 1), Block(32, 64, 4, 1))
 
 
 def arithmetic_name(dtype: torch.dtype) -> str:
@@ -72,5 +75,5 @@ def blocks_of(device: torch.device, arithmetic: str, columns: int) -> Blocks | N
     """Those for rows of so many columns; None where the table has none."""
     where = architecture(device)
     if where == INTERPRETER:
-        return Blocks(Block(64, 64, 4, 1), Block(64, 32, 4, 1), Block(64, 64, 4, 1), Block(32, 64, 4, 1)) if padded_columns(columns) else None
+        return _INTERPRETED if padded_columns(columns) else None
     return TABLE.get((where, arithmetic, padded_columns(columns)))

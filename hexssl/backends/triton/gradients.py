@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from hexssl.backends.row_loss import Weights
@@ -123,7 +122,9 @@ def _paired_weight(direction: Direction, paired: Paired, exponent: Exponent) -> 
     pa, pb, po = columns[k.PA.value], columns[k.PB.value], columns[k.PO.value]
     weight = pa + pb * torch.exp((paired.cosine - columns[k.TOP_P.value]) * inverse)
     own = (paired.cosine - columns[k.OWN_TOP.value]) * inverse - columns[k.OWN.value] / LOG2_E
-    return (weight + torch.where(po == 0, 0, po / (1 + torch.exp(own)))) * direction.grad
+    share = torch.where(po == 0, 0, po / (1 + torch.exp(own)))
+    weighed: Tensor = (weight + share) * direction.grad
+    return weighed
 
 
 class Gradients(NamedTuple):

@@ -1,8 +1,10 @@
-"""The CUDA implementation of the operators hexssl::measure, contrast and contrast_backward: what a graph of torch.compile,
-a program of torch.export or a caller of torch.ops reaches. Triton is imported when one is first called."""
+"""The CUDA implementation of the operators hexssl::measure, contrast and contrast_backward: what a graph of
+torch.compile, a program of torch.export or a caller of torch.ops reaches. Triton is imported when one is first
+called."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from hexssl.thresholds import Measurement
 _libraries: list[torch.library.Library] = []  # what a library registered ends with it
 
 
-def _words(numbers: dict[str, int], number: int) -> str:
+def _words(numbers: Mapping[str, int], number: int) -> str:
     return next(word for word, known in numbers.items() if known == number)
 
 

@@ -1,9 +1,9 @@
 """The exact quantile of each row of cosines, and their mean, without the matrix of all.
 
-A sample of a row gives a bound that the answer is above, all but surely; what exceeds the bound is collected; the answer
-is selected there. Where a list overflows, the k-th largest of what it holds is a better bound, and the row is collected
-again; where that does not help, or the bound was too high, the row is counted through, bit after bit. Every one of these
-launches is made always, and returns at once where nothing is left to do: the host reads nothing.
+A sample of a row gives a bound that the answer is above, all but surely; what exceeds the bound is collected; the
+answer is selected there. Where a list overflows, the k-th largest of what it holds is a better bound, and the row is
+collected again; where that does not help, or the bound was too high, the row is counted through, bit after bit. Every
+one of these launches is made always, and returns at once where nothing is left to do: the host reads nothing.
 """
 
 from __future__ import annotations

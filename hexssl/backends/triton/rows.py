@@ -12,7 +12,7 @@ from hexssl.backends.triton import blocks
 from hexssl.backends.triton.kernels import rows as kernels
 
 INTERPRET: bool = triton.knobs.runtime.interpret
-ROW_BLOCK = blocks.ROWS if INTERPRET else 16  # of the kernels that take a row at a time; there a block costs what a row does
+ROW_BLOCK = blocks.ROWS if INTERPRET else 16  # of kernels that take a row at a time; interpreted, a block costs as much
 
 
 class Arithmetic(NamedTuple):

@@ -18,7 +18,8 @@ from hexssl.backends.triton.who import Who, counts_of
 
 def _describe(anchors: Side, keys: Side, who: Who, everything: bool, threshold: Tensor, centre: Tensor, how: Arithmetic,
               block: Block) -> tuple[Tensor, ...]:
-    """Least, most, sum, squares, sum above the threshold, the most and the sum of the positives: (rows,) float64 each."""
+    """Least, most, sum, squares, sum above the threshold, the most and the sum of the positives: (rows,) float64
+    each."""
     tiles = triton.cdiv(keys.rows, block.keys)
     splits, each = splits_of(anchors.rows, block.rows, tiles)
     parts = anchors.factor.new_empty((splits, 7, anchors.padded), dtype=torch.float64)

@@ -79,7 +79,8 @@ class Launch(NamedTuple):
 
 
 def launches_of(who: Who, main: Block, masked: Block) -> list[Launch]:
-    """A launch of all tiles without masks, but for those that are special, and one of these; or one of all with masks."""
+    """A launch of all tiles without masks, but for those that are special, and one of these; or one of all with
+    masks."""
     everywhere = who.masked_everywhere()
     block = masked if everywhere else main
     tiles = triton.cdiv(who.columns, block.keys)
@@ -128,8 +129,8 @@ def _together(parts: Tensor, exponent: Exponent) -> tuple[Tensor, ...]:
 
 def class_sums(anchors: Side, keys: Side, who: Who, counts: Counts, threshold: Threshold, exponent: Exponent,
                mean: bool, how: Arithmetic, table: Blocks, paired: Tensor | None) -> Sums:
-    """mean: whether the sums of the positives' logits are wanted. paired: (rows,) float64, the cosine of each anchor with
-    its paired positive."""
+    """mean: whether the sums of the positives' logits are wanted. paired: (rows,) float64, the cosine of each anchor
+    with its paired positive."""
     general = exponent.online or threshold.by_row or exponent.beta != 1
     launches = launches_of(who, table.forward_general if general else table.forward, table.forward_general)
     parts = anchors.factor.new_empty(slots_of(launches), kernels.SUMS.value, anchors.padded)

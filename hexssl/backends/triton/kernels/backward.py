@@ -15,8 +15,8 @@ from hexssl.backends.triton.kernels.tiles import (
 )
 
 # The state of an anchor, a column each: what the derivatives of its loss are made of, as csrc/core/row_loss.h has it.
-# The first WEIGHTS go with the derivative of the objective by the loss. THRESHOLD: the anchor's own. OWN: a logarithm to
-# base 2.
+# The first WEIGHTS go with the derivative of the objective by the loss. THRESHOLD: the anchor's own. OWN: a logarithm
+# to base 2.
 (GG, H1, H2, PB, PA, PO, THRESHOLD, TOP_G, TOP_H, TOP_P, OWN, OWN_TOP, COLUMNS) = (tl.constexpr(q) for q in range(13))
 WEIGHTS = 6
 
@@ -135,13 +135,14 @@ def _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, forget, beta
 
 @triton.jit(do_not_specialize=RUNTIME)
 def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALONG, rows, columns, x_padded, y_padded,
-                  start, tiles, per_split, period, lift, offset, row_stride, column_stride, beta, X_ANCHORS: tl.constexpr,
-                  Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr,
-                  HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr, BETA_ONE: tl.constexpr,
-                  MEAN: tl.constexpr, TAU: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
-                  INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
-    """PART (splits, x_padded, BD): sums of weights times unit rows of Y, of the tiles [start, tiles); with TAU also ALONG
-    (splits, x_padded), sums of weights times cosines. Two launches, as `kernels.forward` has them."""
+                  start, tiles, per_split, period, lift, offset, row_stride, column_stride, beta,
+                  X_ANCHORS: tl.constexpr, Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr,
+                  SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr,
+                  ONLINE: tl.constexpr, BETA_ONE: tl.constexpr, MEAN: tl.constexpr, TAU: tl.constexpr,
+                  SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr,
+                  BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
+    """PART (splits, x_padded, BD): sums of weights times unit rows of Y, of the tiles [start, tiles); with TAU also
+    ALONG (splits, x_padded), sums of weights times cosines. Two launches, as `kernels.forward` has them."""
     i0 = tl.program_id(0) * BM
     i = i0 + tl.arange(0, BM)
     x0, x1, x2 = load_rows(X, i, PARTS, BD)
@@ -165,15 +166,15 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALON
                 fy = tl.load(FY + j)
             c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
             forget = tl.where(special, float("inf"), 0.0)
-            w = _weights(c, c, eps + forget, SX, i, x_padded, SY, j, y_padded, scale, forget, beta, X_ANCHORS, Y_ANCHORS,
-                         False, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
+            w = _weights(c, c, eps + forget, SX, i, x_padded, SY, j, y_padded, scale, forget, beta, X_ANCHORS,
+                         Y_ANCHORS, False, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
             if TAU:
                 along += tl.sum(w * c, 1)
             if SCALED:
                 w = w * fy[None, :]
             acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
         else:
-            if WHO == BY_IDS or WHO == BY_RELATION:  # noqa: SIM109  (as in kernels.forward)
+            if WHO == BY_IDS or WHO == BY_RELATION:
                 special = True
             if special:
                 y0, y1, y2 = load_rows(Y, j, PARTS, BD)

@@ -9,8 +9,8 @@ LEAST, MOST, SUM, SQUARES, SUM_HARD, MOST_POSITIVE, SUM_POSITIVE = range(7)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def describe_rows(X, Y, FX, FY, EPS, CENTRE, IX, IY, RELATION, OUT, rows, columns, padded, tiles, per_split, period, lift,
-                  offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr, ALL: tl.constexpr,
+def describe_rows(X, Y, FX, FY, EPS, CENTRE, IX, IY, RELATION, OUT, rows, columns, padded, tiles, per_split, period,
+                  lift, offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr, ALL: tl.constexpr,
                   ROW_EPS: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
                   INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
     """OUT (splits, 7, padded) float64, over all columns with ALL, else over each row's negatives: least, most, sum, sum

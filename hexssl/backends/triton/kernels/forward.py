@@ -34,7 +34,8 @@ def _hierarchical(h, hard, d, s_a, s_b, n_h, beta, BETA_ONE: tl.constexpr):
 
 @triton.jit
 def _negatives(c, eps, forget, s_g, s_a, s_b, n_h, scale, beta, HARD: tl.constexpr, BETA_ONE: tl.constexpr):
-    """With a fixed shift. c: -inf where there is no negative. forget: inf, and eps too, for a tile to add nothing of."""
+    """With a fixed shift. c: -inf where there is no negative. forget: inf, and eps too, for a tile to add nothing
+    of."""
     d = c * scale - (scale + forget)
     e = tl.exp2(d)
     if HARD:
@@ -92,11 +93,12 @@ def _negatives_online(c, eps, forget, s_g, s_a, s_b, n_h, t_g, t_h, scale, beta,
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split, period,
-                 lift, offset, row_stride, column_stride, beta, MASKED: tl.constexpr, WHO: tl.constexpr,
-                 SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr, ONLINE: tl.constexpr,
-                 BETA_ONE: tl.constexpr, MEAN: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
-                 INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
+def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split,
+                 period, lift, offset, row_stride, column_stride, beta, MASKED: tl.constexpr, WHO: tl.constexpr,
+                 SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr,
+                 ONLINE: tl.constexpr, BETA_ONE: tl.constexpr, MEAN: tl.constexpr, SCALED: tl.constexpr,
+                 PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                 BD: tl.constexpr):
     """OUT (splits, 9, padded), of the tiles [start, tiles) of each block of rows.
 
     A branch in the loop would double the registers. So there are two launches: one without MASKED takes every tile as
@@ -138,7 +140,7 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
                 s_g, s_a, s_b, n_h = _negatives(c, eps + forget, forget, s_g, s_a, s_b, n_h, scale, beta, HARD,
                                                 BETA_ONE)
         else:
-            if WHO == BY_IDS or WHO == BY_RELATION:  # noqa: SIM109  (triton knows no tuples of constants here)
+            if WHO == BY_IDS or WHO == BY_RELATION:
                 special = True
             if special:
                 y0, y1, y2 = load_rows(Y, j, PARTS, BD)

@@ -8,9 +8,9 @@ from hexssl.backends.triton.kernels.tiles import BY_IDS, BY_RELATION, RUNTIME, c
 
 @triton.jit(do_not_specialize=RUNTIME)
 def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split, period,
-             lift, offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, SCALED: tl.constexpr,
-             PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-             BD: tl.constexpr):
+             lift, offset, row_stride, column_stride, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr,
+             TN: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr,
+             BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
     """OUT (splits, 2, padded). LEVEL (2, padded): Neg of each row, a cosine and a logarithm to base 2."""
     i0 = tl.program_id(0) * BM
     i = i0 + tl.arange(0, BM)
@@ -27,7 +27,7 @@ def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, p
     first = start + tl.program_id(1) * per_split
     for t in range(first, tl.minimum(first + per_split, tiles)):
         special = is_special(i0, t * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
-        if WHO == BY_IDS or WHO == BY_RELATION:  # noqa: SIM109  (as in kernels.forward)
+        if WHO == BY_IDS or WHO == BY_RELATION:
             special = True
         if special:
             j = t * BN + tl.arange(0, BN)

@@ -1,7 +1,7 @@
 """The k-th largest cosine of every row, exactly: a bound from a sample, what lies above it, and the answer among that.
 
-All rows here are those from `first_row` on, and buffers have a row for each. NEGATE: of the cosines times -1, whose k-th
-largest is the k-th smallest.
+All rows here are those from `first_row` on, and buffers have a row for each. NEGATE: of the cosines times -1, whose
+k-th largest is the k-th smallest.
 """
 
 import triton
@@ -30,7 +30,8 @@ def _tile(X, Y, FY, x0, x1, x2, fx, i, j, IX, IY, RELATION, rows, columns, perio
     if ALL:
         c = tl.where((j < columns)[None, :], c, float("-inf"))
     else:
-        c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride, WHO, SELF)
+        c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride, WHO,
+                          SELF)
         c = tl.where(same, float("-inf"), c)
     if NEGATE:
         c = tl.where(c > float("-inf"), 0.0 - c, float("-inf"))
@@ -51,8 +52,8 @@ def write_cosines(X, Y, FX, FY, IX, IY, RELATION, OUT, rows, columns, first_row,
     fx = i.to(tl.float32)
     if SCALED:
         fx = tl.load(FX + i)
-    c = _tile(X, Y, FY, x0, x1, x2, fx, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride,
-              WHO, SELF, ALL, NEGATE, SCALED, PARTS, PREC, INTERPRET, BD)
+    c = _tile(X, Y, FY, x0, x1, x2, fx, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride,
+              column_stride, WHO, SELF, ALL, NEGATE, SCALED, PARTS, PREC, INTERPRET, BD)
     p = OUT + (i - first_row)[:, None].to(tl.int64) * width + at[None, :]
     tl.store(p, c, mask=(i < last_row)[:, None] & (at < width)[None, :])
 
@@ -63,8 +64,8 @@ def collect_above(X, Y, FX, FY, BOUND, IX, IY, RELATION, OUT, COUNT, rows, colum
                   ALL: tl.constexpr, NEGATE: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,
                   PREC: tl.constexpr, INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
     """Adds to the lists OUT (rows, room) what exceeds BOUND, and to COUNT how much. What finds no room is counted, too.
-    The order of a list is that of chance; its k-th largest does not depend on it. Rows with a bound of inf want nothing,
-    and a block of them returns at once.
+    The order of a list is that of chance; its k-th largest does not depend on it. Rows with a bound of inf want
+    nothing, and a block of them returns at once.
 
     PTX: element by element with a branch, which triton's own language does not have: with tiles of atomics the compiler
     moves every element through shared memory and keeps addresses of 64 bits for all.
@@ -137,8 +138,8 @@ def kth_largest_by_counting(X, Y, FX, FY, WANTED, K, IX, IY, RELATION, OUT, rows
                             ALL: tl.constexpr, NEGATE: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,
                             PREC: tl.constexpr, INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                             BD: tl.constexpr):
-    """For rows where WANTED is not 0, in 32 passes over all columns: whatever the data, and no list. A block without one
-    returns at once."""
+    """For rows where WANTED is not 0, in 32 passes over all columns: whatever the data, and no list. A block without
+    one returns at once."""
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     i = first_row + local
     wanted = tl.load(WANTED + local, mask=i < last_row, other=0)

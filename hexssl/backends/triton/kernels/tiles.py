@@ -1,7 +1,7 @@
 """What every kernel does with a tile: load rows, multiply them, tell who is positive, negative or neither.
 
-Rows come from `kernels.rows`: padded with zeros to whole blocks and columns, so that no load of them needs a mask. A row
-holds PARTS parts of BD columns: itself, or three bfloat16 numbers that add up to a float32 one. With three parts a
+Rows come from `kernels.rows`: padded with zeros to whole blocks and columns, so that no load of them needs a mask. A
+row holds PARTS parts of BD columns: itself, or three bfloat16 numbers that add up to a float32 one. With three parts a
 product is six, of all pairs of parts that matter to float32, the small ones first.
 
 INTERPRET: Triton's interpreter multiplies bfloat16 as the integers of its bits and rounds towards zero. There operands
@@ -115,8 +115,8 @@ def add_weighted(acc, w, y0, y1, y2, PARTS: tl.constexpr, PREC: tl.constexpr, IN
 def is_special(i, j, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr,
                TN: tl.constexpr):
     """Whether the tile of TM rows and TN columns that (i, j) is in may hold a pair that is no pair of negatives:
-    positives, a row and itself, or what lies beyond the last column. lift: a multiple of the period, and more than there
-    are rows. The tile is that of the launch without masks; tiles of the other may be parts of it."""
+    positives, a row and itself, or what lies beyond the last column. lift: a multiple of the period, and more than
+    there are rows. The tile is that of the launch without masks; tiles of the other may be parts of it."""
     i0 = i // TM * TM
     j0 = j // TN * TN
     special = j0 + TN > columns
