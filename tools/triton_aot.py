@@ -95,16 +95,16 @@ KERNELS = (
     Kernel("gradient", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_BOTH}),
     Kernel("gradient of anchors", backward.backward_rows, "backward", {"MASKED": False, **_QUEUE, **_LEAN, **_ANCHORS}),
     Kernel("gradient of keys", backward.backward_rows, "backward", {"MASKED": False, **_PERIOD, **_LEAN, **_KEYS}),
-    Kernel("gradient, special tiles", backward.backward_rows, "backward_general",
+    Kernel("gradient, special tiles", backward.backward_rows, "backward_masked",
            {"MASKED": True, **_PERIOD, **_LEAN, **_BOTH}),
-    Kernel("gradient, labels", backward.backward_rows, "backward_general", {"MASKED": True, **_IDS, **_LEAN, **_BOTH}),
-    Kernel("gradient, any form", backward.backward_rows, "backward_general",
+    Kernel("gradient, labels", backward.backward_rows, "backward_masked", {"MASKED": True, **_IDS, **_LEAN, **_BOTH}),
+    Kernel("gradient, any form", backward.backward_rows, "backward_any",
            {"MASKED": False, **_PERIOD, **_FULL, **_BOTH, "TAU": True}),
-    Kernel("gradient, any form, labels", backward.backward_rows, "backward_general",
+    Kernel("gradient, any form, labels", backward.backward_rows, "backward_any",
            {"MASKED": True, **_IDS, **_FULL, **_BOTH, "TAU": True}),
-    Kernel("gradient of anchors, any form, labels", backward.backward_rows, "backward_general",
+    Kernel("gradient of anchors, any form, labels", backward.backward_rows, "backward_any",
            {"MASKED": True, **_IDS, **_FULL, **_ANCHORS, "TAU": True}),
-    Kernel("gradient of keys, any form, labels", backward.backward_rows, "backward_general",
+    Kernel("gradient of keys, any form, labels", backward.backward_rows, "backward_any",
            {"MASKED": True, **_IDS, **_FULL, **_KEYS, "TAU": True}),
     Kernel("preparation", rows.prepare_rows, "", {"NORMALIZE": True}),
     Kernel("finish", rows.finish_gradient, "", {"NORMALIZE": True}),
@@ -263,10 +263,26 @@ def table(wanted: list[Entry], jobs: int) -> list[list[str]]:
     return lines
 
 
+HEAD = """# Triton kernels as compiled
+
+Made by `python tools/triton_aot.py`, which compiles the [kernels for GPUs](gpu.md) ahead of time, without a GPU, and
+reads back what came out: nothing here was run or timed on silicon. `make aot` compares. Of every block of the table of
+block sizes, the most that any of its kernels takes; of all kernels, `docs/triton_aot.csv`.
+
+- *arithmetic*: half is bfloat16 and float16; bf16x6 and tf32 are float32, see [the kernels](gpu.md#what-they-compute)
+- *columns*: to which those of the rows are padded
+- *kernels*: as `hexssl/backends/triton/blocks.py` has them
+- *block*: rows × keys of a tile, warps, stages
+- *stack*: bytes; none of them is touched in a loop over tiles
+- *instructions*: per element of a tile, in the loop of the group's first kernel; per lane, so that 128 of them take a
+  multiprocessor one clock (of gfx942: per lane of a wavefront of 64)
+"""
+
+
 def _markdown(lines: list[list[str]]) -> str:
-    """A line for each entry of the table of block sizes: its blocks, and the most that their kernels take."""
-    told = ["| target | arithmetic | columns | kernels | block: rows × keys, warps, stages | registers | shared KiB "
-            "| instructions per element |", "|---|---|---:|---|---|---:|---:|---:|"]
+    """The page: a line for each block of each entry of the table, and the most that its kernels take."""
+    told = [HEAD, "| target | arithmetic | columns | kernels | block | registers | stack | shared KiB | instructions |",
+            "|---|---|---:|---|---|---:|---:|---:|---:|"]
     of = {kernel.name: kernel.block for kernel in KERNELS if kernel.block}
     first = {block: name for name, block in reversed(of.items())}
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
@@ -277,11 +293,11 @@ def _markdown(lines: list[list[str]]) -> str:
     for (target, arithmetic, columns, block), group in groups.items():
         one = group[0]
         shared = max(int(each["shared"]) for each in group) / 1024
-        registers = max(int(each["registers"]) for each in group)
+        registers, stack = (max(int(each[name]) for each in group) for name in ("registers", "stack"))
         main = next(each for each in group if each["kernel"] == first[block])
         size = f"{one['rows']} × {one['keys']}, {one['warps']}, {one['stages']}"
         told.append(f"| {target} | {arithmetic} | {columns} | {block.replace('_', ', ')} | {size} | {registers} | "
-                    f"{shared:.0f} | {main['instructions']} |")
+                    f"{stack} | {shared:.0f} | {main['instructions']} |")
     return "\n".join(told) + "\n"
 
 
@@ -300,6 +316,15 @@ def _differences(lines: list[list[str]]) -> list[str]:
         f"only in the file: {line}" for line in kept if tuple(line[:3]) in entries and line not in lines]
 
 
+def _mismatched(entry: Entry) -> str:
+    """Tiles with masks must be parts of those without, which say where masks are needed."""
+    table = blocks.TABLE[entry]
+    for whole, part in ((table.forward, table.forward_general), (table.backward, table.backward_masked)):
+        if whole.rows % part.rows or whole.keys % part.keys:
+            return f"{entry}: {part} is no part of {whole}"
+    return ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -311,7 +336,8 @@ def main() -> int:
     asked = (given.target, given.arithmetic, given.columns)
     wanted = [entry for entry in blocks.TABLE if all(a in (None, b) for a, b in zip(asked, entry, strict=True))]
     lines = table(wanted, given.jobs)
-    wrong = [f"{' '.join(line[:4])}: {line[-1]}" for line in lines if line[-1]]
+    wrong = [fault for fault in map(_mismatched, wanted) if fault]
+    wrong += [f"{' '.join(line[:4])}: {line[-1]}" for line in lines if line[-1]]
     if given.check:
         wrong += _differences(lines)
     elif len(wanted) == len(blocks.TABLE):

@@ -22,18 +22,24 @@ class Block(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Of kernels that read cosines alone, and of gradients. general: for tiles with masks, and for forms that take more
-    registers: relative to maxima, a threshold of each anchor, other weights than beta 1, means of positives, the
-    gradient of the temperature. Its tiles are parts of the others.
+    """Of kernels that read cosines alone, and of gradients.
 
+    forward, backward : of tiles without masks, for the common forms
+    forward_general : of tiles with masks, and for forms that take more registers: relative to maxima, a threshold of
+        each anchor, other weights than beta 1
+    backward_masked : of tiles with masks, for the common forms
+    backward_any : of all tiles, for the forms above, means of positives, and the gradient of the temperature
     one_side : whether gradients of these forms, of rows that are anchors and keys, are of the losses of one side at a
         time: of both at once they spill, whatever the block
+
+    Tiles with masks are parts of those without.
     """
 
     forward: Block
     forward_general: Block
     backward: Block
-    backward_general: Block
+    backward_masked: Block
+    backward_any: Block
     one_side: bool = False
 
 
@@ -41,11 +47,12 @@ HALF, TF32, BF16X6 = "half", "tf32", "bf16x6"
 INTERPRETER = "interpreter"
 
 TABLE: dict[tuple[str, str, int], Blocks] = {
-    ("cuda:80", HALF, 64): Blocks(*[Block(64, 64, 4, 2)] * 4),
+    ("cuda:80", HALF, 64): Blocks(Block(64, 64, 4, 2), Block(64, 64, 4, 2), Block(64, 64, 4, 2), Block(64, 64, 4, 2), Block(64, 64, 4, 2)),
 }
 
 
-_INTERPRETED = Blocks(Block(64, 64, 4, 1), Block(64, 32, 4, 1), Block(64, 64, 4, 1), Block(32, 64, 4, 1))
+_INTERPRETED = Blocks(Block(64, 64, 4, 1), Block(64, 32, 4, 1), Block(64, 64, 4, 1), Block(32, 64, 4, 1),
+                      Block(64, 64, 4, 1))
 
 
 def arithmetic_name(dtype: torch.dtype) -> str:

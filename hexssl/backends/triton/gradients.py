@@ -76,10 +76,11 @@ def sums_over(rows: Side, others: Side, who: Who, as_anchors: Tensor | None, of_
     """
     threshold, exponent = form.threshold, form.exponent
     general = exponent.online or threshold.by_row or exponent.beta != 1 or form.mean or along
-    launches = launches_of(who, form.table.backward_general if general else form.table.backward,
-                           form.table.backward_general)
+    table = form.table
+    launches = launches_of(who, table.backward_any if general else table.backward,
+                           table.backward_any if general else table.backward_masked)
     sides = [(as_anchors, of_anchors)]
-    if general and form.table.one_side and as_anchors is not None and of_anchors is not None:
+    if general and table.one_side and as_anchors is not None and of_anchors is not None:
         sides = [(as_anchors, None), (None, of_anchors)]
     slots = slots_of(launches)
     last = slots * len(sides)
