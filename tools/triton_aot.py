@@ -69,9 +69,9 @@ class Kernel(NamedTuple):
     constants: dict[str, Any]
 
 
-_IDS = {"WHO": tiles.BY_IDS.value, "SELF": True}
-_PERIOD = {"WHO": tiles.BY_PERIOD.value, "SELF": True}
-_QUEUE = {"WHO": tiles.NO_POSITIVES.value, "SELF": False}
+_IDS = {"WHO": tiles.BY_IDS.value, "SELF": True, "LISTED": False}
+_PERIOD = {"WHO": tiles.BY_PERIOD.value, "SELF": True, "LISTED": True}
+_QUEUE = {"WHO": tiles.NO_POSITIVES.value, "SELF": False, "LISTED": False}
 _LEAN = {"HARD": True, "ROW_EPS": False, "ONLINE": False, "BETA_ONE": True, "MEAN": False}
 _FULL = {"HARD": True, "ROW_EPS": True, "ONLINE": True, "BETA_ONE": False, "MEAN": True}
 _BOTH = {"X_ANCHORS": True, "Y_ANCHORS": True, "TAU": False}
@@ -126,10 +126,11 @@ class Compiled(NamedTuple):
     instructions: float  # of the loop over tiles, an element
 
 
-def _constants(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block) -> dict[str, Any]:
+def _constants(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block,
+               tile: blocks.Block) -> dict[str, Any]:
     known = {"SCALED": arithmetic == blocks.HALF, "PARTS": 3 if arithmetic == blocks.BF16X6 else 1, "INTERPRET": False,
              "PREC": "tf32" if arithmetic == blocks.TF32 else "ieee", "TF32": arithmetic == blocks.TF32,
-             "PTX": target.startswith("cuda"), "BM": block.rows, "BN": block.keys, "TM": 128, "TN": 128,
+             "PTX": target.startswith("cuda"), "BM": block.rows, "BN": block.keys, "TM": tile.rows, "TN": tile.keys,
              "BR": block.rows, "BD": columns,
              **kernel.constants}
     return {name: value for name, value in known.items() if name in kernel.function.arg_names}
@@ -150,8 +151,9 @@ def _type(kernel: Kernel, name: str, arithmetic: str) -> str:
     return POINTERS.get(name, "i32")
 
 
-def _source(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block) -> ASTSource:
-    constants = _constants(kernel, target, arithmetic, columns, block)
+def _source(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block,
+            tile: blocks.Block) -> ASTSource:
+    constants = _constants(kernel, target, arithmetic, columns, block, tile)
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.function.arg_names):
         signature[name] = "constexpr" if name in constants else _type(kernel, name, arithmetic)
@@ -217,9 +219,11 @@ def _read_hip(kernel: Any, limits: Limits, elements: float) -> Compiled:
                     sum(bool(re.search(limits.matrix, line)) for line in lines), spills, round(len(loop) / elements, 1))
 
 
-def compiled(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block) -> Compiled:
+def compiled(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block,
+             tile: blocks.Block) -> Compiled:
+    """tile: by which it is decided what is special."""
     gpu = _gpu(target)
-    made = triton.compile(_source(kernel, target, arithmetic, columns, block), target=gpu,
+    made = triton.compile(_source(kernel, target, arithmetic, columns, block, tile), target=gpu,
                           options={"num_warps": block.warps, "num_stages": block.stages})
     elements = block.rows * block.keys / (block.warps * gpu.warp_size)
     return (_read_cuda if gpu.backend == "cuda" else _read_hip)(made, LIMITS[target], elements)
@@ -246,8 +250,10 @@ COLUMNS = ("target", "arithmetic", "columns", "kernel", "rows", "keys", "warps",
 def _line(entry: Entry, number: int) -> list[Any]:
     """Of the kernel of this number, as a process is told it: kernels cannot be pickled."""
     kernel, (target, arithmetic, columns) = KERNELS[number], entry
-    block = getattr(blocks.TABLE[entry], kernel.block) if kernel.block else ROW_BLOCK
-    found = compiled(kernel, target, arithmetic, columns, block)
+    table = blocks.TABLE[entry]
+    block = getattr(table, kernel.block) if kernel.block else ROW_BLOCK
+    tile = {"sums, special tiles": table.forward, "gradient, special tiles": table.backward}.get(kernel.name, block)
+    found = compiled(kernel, target, arithmetic, columns, block, tile)
     return [*entry, kernel.name, *block, *found, faults(kernel, found, LIMITS[target])]
 
 

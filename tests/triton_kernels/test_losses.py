@@ -16,6 +16,29 @@ def test_views(rows, columns, threshold):
     check(views(rows, columns), decided=threshold)
 
 
+@pytest.mark.parametrize("rows", [128, 150])
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.02, "positives": "mean", "denominator": "own"}], ids=str)
+def test_views_apart_by_more_than_a_tile(rows, changes):
+    """Special tiles are then few, and listed."""
+    check(views(rows, 16), settings(**changes), HIERARCHICAL, floor=5e-7)
+
+
+@pytest.mark.parametrize("rows, keys", [(150, 330), (330, 150), (192, 192)])
+def test_separate_keys_apart_by_more_than_a_tile(rows, keys):
+    anchors, others = drawn(rows, keys, 16)
+    given = problem(anchors, others, period=max(rows, keys))
+    check(given, settings(temperature=torch.tensor(0.1)), HIERARCHICAL, floor=5e-7)
+    check(given._replace(both_ways=True), decided=HIERARCHICAL, floor=5e-7)
+
+
+@pytest.mark.parametrize("offset", [0, 70, 190])
+def test_keys_that_are_the_anchors_themselves_with_paired_positives(offset):
+    anchors, keys = drawn(140, 330, 16)
+    keys[offset:offset + 140] = anchors
+    paired = anchors + torch.randn(140, 16, generator=torch.Generator().manual_seed(1))
+    check(problem(anchors, keys, paired=paired, self_offset=offset), decided=HIERARCHICAL)
+
+
 def test_four_views_that_share_tiles():
     check(views(20, 16, count=4), decided=HIERARCHICAL)
 

@@ -58,14 +58,17 @@ def splits_of(rows: int, block_rows: int, tiles: int) -> tuple[int, int]:
 
 
 class Launch(NamedTuple):
-    """One of the launches that together see every tile: those of [start, tiles), `each` of them per program. tile: by
-    whose rows and keys it is decided which are special."""
+    """One of the launches that together see every tile: `steps` of them, `each` per program.
+
+    tile : by whose rows and keys it is decided which are special
+    listed : whether steps are those tiles that are special
+    """
 
     block: Block
     tile: Block
     masked: bool
-    start: int
-    tiles: int
+    listed: bool
+    steps: int
     each: int
     splits: int
     first_slot: int
@@ -74,21 +77,21 @@ class Launch(NamedTuple):
         return triton.cdiv(rows, self.block.rows), self.splits
 
     def arguments(self) -> dict[str, int]:
-        return {"start": self.start, "tiles": self.tiles, "per_split": self.each, "TM": self.tile.rows,
-                "TN": self.tile.keys}
+        return {"tiles": self.steps, "per_split": self.each, "TM": self.tile.rows, "TN": self.tile.keys,
+                "LISTED": self.listed}
 
 
 def launches_of(who: Who, main: Block, masked: Block) -> list[Launch]:
     """A launch of all tiles without masks, but for those that are special, and one of these; or one of all with
     masks."""
-    everywhere = who.masked_everywhere()
+    everywhere = who.masked_everywhere(main)
     block = masked if everywhere else main
     tiles = triton.cdiv(who.columns, block.keys)
     splits, each = splits_of(who.rows, block.rows, tiles)
-    launches = [Launch(block, block, everywhere, 0, tiles, each, splits, 0)]
-    start, tiles = who.first_special(main) // masked.keys, triton.cdiv(who.columns, masked.keys)
-    if not everywhere and start < tiles:
-        launches.append(Launch(masked, main, True, start, tiles, tiles, 1, splits))
+    launches = [Launch(block, block, everywhere, False, tiles, each, splits, 0)]
+    steps = who.special_steps(main) * (main.keys // masked.keys)
+    if not everywhere and steps > 0:
+        launches.append(Launch(masked, main, True, True, steps, steps, 1, splits))
     return launches
 
 

@@ -38,15 +38,20 @@ class Who(NamedTuple):
         return self._replace(rows=self.columns, columns=self.rows, ids_x=self.ids_y, ids_y=self.ids_x,
                              row_stride=self.column_stride, column_stride=self.row_stride, offset=-self.offset)
 
-    def masked_everywhere(self) -> bool:
-        """Every tile may hold positives anywhere."""
-        return self.kind in (tiles.BY_IDS.value, tiles.BY_RELATION.value)
+    def masked_everywhere(self, block: Block) -> bool:
+        """Every tile may hold positives anywhere; or they are so near to each other that blocks meet them twice."""
+        if self.kind == tiles.BY_PERIOD.value:
+            return self.period < block.rows + block.keys or (self.itself and self.offset % self.period != 0)
+        return self.kind != tiles.NO_POSITIVES.value
 
-    def first_special(self, block: Block) -> int:
-        """The first column of a tile that may be special."""
-        if self.kind != tiles.NO_POSITIVES.value or self.itself:
+    def special_steps(self, block: Block) -> int:
+        """How many tiles a block of rows has at most that are special; `kernels.tiles.special_tile` lists them."""
+        diagonals = int(self.itself)
+        if self.kind == tiles.BY_PERIOD.value:
+            diagonals = self.columns // self.period + 2
+        if diagonals == 0 and self.columns % block.keys == 0:
             return 0
-        return self.columns // block.keys * block.keys
+        return diagonals * ((block.rows - 1) // block.keys + 2) + 1
 
     def arguments(self) -> dict[str, object]:
         """Of a kernel, by name."""

@@ -4,14 +4,13 @@ import triton
 import triton.language as tl
 
 from hexssl.backends.triton.kernels.tiles import (
-    BY_IDS,
-    BY_RELATION,
     RUNTIME,
     add_weighted,
     cosines,
     is_special,
     load_rows,
     members,
+    special_tile,
 )
 
 # The state of an anchor, a column each: what the derivatives of its loss are made of, as csrc/core/row_loss.h has it.
@@ -135,13 +134,13 @@ def _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, forget, beta
 
 @triton.jit(do_not_specialize=RUNTIME)
 def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALONG, rows, columns, x_padded, y_padded,
-                  start, tiles, per_split, period, lift, offset, row_stride, column_stride, beta,
-                  X_ANCHORS: tl.constexpr, Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr,
-                  SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr,
+                  tiles, per_split, period, lift, offset, row_stride, column_stride, beta, X_ANCHORS: tl.constexpr,
+                  Y_ANCHORS: tl.constexpr, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr,
+                  TM: tl.constexpr, TN: tl.constexpr, LISTED: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr,
                   ONLINE: tl.constexpr, BETA_ONE: tl.constexpr, MEAN: tl.constexpr, TAU: tl.constexpr,
                   SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr,
                   BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
-    """PART (splits, x_padded, BD): sums of weights times unit rows of Y, of the tiles [start, tiles); with TAU also
+    """PART (splits, x_padded, BD): sums of weights times unit rows of Y, of the tiles [0, tiles); with TAU also
     ALONG (splits, x_padded), sums of weights times cosines. Two launches, as `kernels.forward` has them."""
     i0 = tl.program_id(0) * BM
     i = i0 + tl.arange(0, BM)
@@ -156,15 +155,15 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALON
         eps = tl.load(EPS)
     acc = tl.zeros((BM, BD), tl.float32)
     along = tl.zeros((BM,), tl.float32)
-    first = start + tl.program_id(1) * per_split
-    for t in range(first, tl.minimum(first + per_split, tiles)):
-        special = is_special(i0, t * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
-        j = t * BN + tl.arange(0, BN)
+    first = tl.program_id(1) * per_split
+    for step in range(first, tl.minimum(first + per_split, tiles)):
         if not MASKED:
+            j = step * BN + tl.arange(0, BN)
             y0, y1, y2 = load_rows(Y, j, PARTS, BD)
             if SCALED:
                 fy = tl.load(FY + j)
             c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
+            special = is_special(i0, step * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
             forget = tl.where(special, float("inf"), 0.0)
             w = _weights(c, c, eps + forget, SX, i, x_padded, SY, j, y_padded, scale, forget, beta, X_ANCHORS,
                          Y_ANCHORS, False, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
@@ -174,22 +173,25 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALON
                 w = w * fy[None, :]
             acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
         else:
-            if WHO == BY_IDS or WHO == BY_RELATION:
-                special = True
-            if special:
-                y0, y1, y2 = load_rows(Y, j, PARTS, BD)
-                if SCALED:
-                    fy = tl.load(FY + j)
-                c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
-                c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride,
-                                  WHO, SELF)
-                w = _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, 0.0, beta, X_ANCHORS, Y_ANCHORS,
-                             True, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
-                if TAU:
-                    along += tl.sum(w * tl.where(c > float("-inf"), c, 0.0), 1)
-                if SCALED:
-                    w = w * fy[None, :]
-                acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
+            t = step
+            reach = columns
+            if LISTED:
+                t, wanted = special_tile(step, i0, columns, period, lift, offset, WHO, SELF, TM, TN, BN)
+                reach = tl.where(wanted, columns, 0)
+            j = t * BN + tl.arange(0, BN)
+            y0, y1, y2 = load_rows(Y, j, PARTS, BD)
+            if SCALED:
+                fy = tl.load(FY + j)
+            c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
+            c, same = members(c, i, j, IX, IY, RELATION, rows, reach, period, offset, row_stride, column_stride,
+                              WHO, SELF)
+            w = _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, 0.0, beta, X_ANCHORS, Y_ANCHORS,
+                         True, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
+            if TAU:
+                along += tl.sum(w * tl.where(c > float("-inf"), c, 0.0), 1)
+            if SCALED:
+                w = w * fy[None, :]
+            acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
     at = i[:, None].to(tl.int64) * BD + tl.arange(0, BD)[None, :]
     tl.store(PART + tl.program_id(1).to(tl.int64) * x_padded * BD + at, acc)
     if TAU:

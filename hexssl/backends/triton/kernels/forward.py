@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hexssl.backends.triton.kernels.tiles import BY_IDS, BY_RELATION, RUNTIME, cosines, is_special, load_rows, members
+from hexssl.backends.triton.kernels.tiles import RUNTIME, cosines, is_special, load_rows, members, special_tile
 
 # The sums of an anchor. TOP_...: the largest cosine of a class, to which its exponentials are relative; with a fixed
 # shift they are relative to a cosine of 1, and there are no tops.
@@ -93,17 +93,17 @@ def _negatives_online(c, eps, forget, s_g, s_a, s_b, n_h, t_g, t_h, scale, beta,
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, start, tiles, per_split,
-                 period, lift, offset, row_stride, column_stride, beta, MASKED: tl.constexpr, WHO: tl.constexpr,
-                 SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr,
+def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns, padded, tiles, per_split, period, lift,
+                 offset, row_stride, column_stride, beta, MASKED: tl.constexpr, WHO: tl.constexpr, SELF: tl.constexpr,
+                 TM: tl.constexpr, TN: tl.constexpr, LISTED: tl.constexpr, HARD: tl.constexpr, ROW_EPS: tl.constexpr,
                  ONLINE: tl.constexpr, BETA_ONE: tl.constexpr, MEAN: tl.constexpr, SCALED: tl.constexpr,
                  PARTS: tl.constexpr, PREC: tl.constexpr, INTERPRET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                  BD: tl.constexpr):
-    """OUT (splits, 9, padded), of the tiles [start, tiles) of each block of rows.
+    """OUT (splits, 9, padded), of the tiles, or steps, [0, tiles) of each block of rows.
 
     A branch in the loop would double the registers. So there are two launches: one without MASKED takes every tile as
-    negatives alone, and adds nothing of those that are special; the other takes these, with masks. Where ids or a
-    relation say who is who, every tile is special.
+    negatives alone, and adds nothing of those that are special; the other takes these with masks, from a list
+    (LISTED). Where ids or a relation say who is who, every tile is special, and there is the other launch alone.
     """
     i0 = tl.program_id(0) * BM
     i = i0 + tl.arange(0, BM)
@@ -123,15 +123,15 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
     c_p, s_g, s_a, s_b, n_h = s_p, s_p, s_p, s_p, s_p
     t_p = tl.full((BM,), float("-inf"), tl.float32)
     t_g, t_h = t_p, t_p
-    first = start + tl.program_id(1) * per_split
-    for t in range(first, tl.minimum(first + per_split, tiles)):
-        special = is_special(i0, t * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
-        j = t * BN + tl.arange(0, BN)
+    first = tl.program_id(1) * per_split
+    for step in range(first, tl.minimum(first + per_split, tiles)):
         if not MASKED:
+            j = step * BN + tl.arange(0, BN)
             y0, y1, y2 = load_rows(Y, j, PARTS, BD)
             if SCALED:
                 fy = tl.load(FY + j)
             c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
+            special = is_special(i0, step * BN, columns, period, lift, offset, WHO, SELF, TM, TN)
             forget = tl.where(special, float("inf"), 0.0)
             if ONLINE:
                 s_g, s_a, s_b, n_h, t_g, t_h = _negatives_online(c, eps + forget, forget, s_g, s_a, s_b, n_h, t_g, t_h,
@@ -140,27 +140,30 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
                 s_g, s_a, s_b, n_h = _negatives(c, eps + forget, forget, s_g, s_a, s_b, n_h, scale, beta, HARD,
                                                 BETA_ONE)
         else:
-            if WHO == BY_IDS or WHO == BY_RELATION:
-                special = True
-            if special:
-                y0, y1, y2 = load_rows(Y, j, PARTS, BD)
-                if SCALED:
-                    fy = tl.load(FY + j)
-                c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
-                c, same = members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride, column_stride,
-                                  WHO, SELF)
-                if ONLINE:
-                    positive = tl.where(same, c, float("-inf"))
-                    negative = tl.where(same, float("-inf"), c)
-                    t_p, low, down = _raise(t_p, tl.max(positive, 1), scale)
-                    s_p = s_p * tl.exp2(down) + tl.sum(tl.exp2((positive - low[:, None]) * scale), 1)
-                    if MEAN:
-                        c_p += tl.sum(tl.where(positive > float("-inf"), c, 0.0), 1)
-                    s_g, s_a, s_b, n_h, t_g, t_h = _negatives_online(negative, eps, 0.0, s_g, s_a, s_b, n_h, t_g, t_h,
-                                                                     scale, beta, HARD, BETA_ONE)
-                else:
-                    s_p, c_p, s_g, s_a, s_b, n_h = _all_classes(c, same, eps, s_p, c_p, s_g, s_a, s_b, n_h, scale, beta,
-                                                                HARD, BETA_ONE, MEAN)
+            t = step
+            reach = columns
+            if LISTED:
+                t, wanted = special_tile(step, i0, columns, period, lift, offset, WHO, SELF, TM, TN, BN)
+                reach = tl.where(wanted, columns, 0)
+            j = t * BN + tl.arange(0, BN)
+            y0, y1, y2 = load_rows(Y, j, PARTS, BD)
+            if SCALED:
+                fy = tl.load(FY + j)
+            c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
+            c, same = members(c, i, j, IX, IY, RELATION, rows, reach, period, offset, row_stride, column_stride,
+                              WHO, SELF)
+            if ONLINE:
+                positive = tl.where(same, c, float("-inf"))
+                negative = tl.where(same, float("-inf"), c)
+                t_p, low, down = _raise(t_p, tl.max(positive, 1), scale)
+                s_p = s_p * tl.exp2(down) + tl.sum(tl.exp2((positive - low[:, None]) * scale), 1)
+                if MEAN:
+                    c_p += tl.sum(tl.where(positive > float("-inf"), c, 0.0), 1)
+                s_g, s_a, s_b, n_h, t_g, t_h = _negatives_online(negative, eps, 0.0, s_g, s_a, s_b, n_h, t_g, t_h,
+                                                                 scale, beta, HARD, BETA_ONE)
+            else:
+                s_p, c_p, s_g, s_a, s_b, n_h = _all_classes(c, same, eps, s_p, c_p, s_g, s_a, s_b, n_h, scale, beta,
+                                                            HARD, BETA_ONE, MEAN)
     o = OUT + tl.program_id(1).to(tl.int64) * SUMS * padded + i
     tl.store(o + POS * padded, s_p)
     tl.store(o + POS_C * padded, c_p)

@@ -19,7 +19,7 @@ BY_IDS = tl.constexpr(2)
 BY_RELATION = tl.constexpr(3)
 
 # Numbers of rows and the like: kernels are not compiled anew for multiples of 16, or for 1, among them.
-RUNTIME = ["rows", "columns", "first_row", "last_row", "width", "step", "room", "start", "tiles", "per_split", "period",
+RUNTIME = ["rows", "columns", "first_row", "last_row", "width", "step", "room", "tiles", "per_split", "period",
            "lift", "offset", "row_stride", "column_stride"]
 
 
@@ -112,21 +112,61 @@ def add_weighted(acc, w, y0, y1, y2, PARTS: tl.constexpr, PREC: tl.constexpr, IN
 
 
 @triton.jit
+def _in_band(i0, j0, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr):
+    """Whether the tile from row i0 and column j0 may hold positives, or a row and itself."""
+    found = i0 < 0  # no
+    if WHO == BY_PERIOD:  # whether a multiple of the period is among the differences j - i
+        lowest = j0 - i0 - TM + 1 + lift
+        highest = j0 + TN - 1 - i0 + lift
+        found = highest // period > (lowest - 1) // period
+    elif SELF:
+        found = (j0 < i0 + offset + TM) & (j0 + TN > i0 + offset)
+    return found
+
+
+@triton.jit
 def is_special(i, j, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr,
                TN: tl.constexpr):
     """Whether the tile of TM rows and TN columns that (i, j) is in may hold a pair that is no pair of negatives:
     positives, a row and itself, or what lies beyond the last column. lift: a multiple of the period, and more than
-    there are rows. The tile is that of the launch without masks; tiles of the other may be parts of it."""
+    there are rows. Where a period says who is positive, a row is a positive of itself, until it is masked."""
     i0 = i // TM * TM
     j0 = j // TN * TN
-    special = j0 + TN > columns
-    if WHO == BY_PERIOD:  # whether a multiple of the period is among the differences j - i
-        lowest = j0 - i0 - TM + 1 + lift
-        highest = j0 + TN - 1 - i0 + lift
-        special = special | (highest // period > (lowest - 1) // period)
-    if SELF:
-        special = special | ((j0 < i0 + offset + TM) & (j0 + TN > i0 + offset))
-    return special
+    return (j0 + TN > columns) | _in_band(i0, j0, period, lift, offset, WHO, SELF, TM, TN)
+
+
+@triton.jit
+def special_tile(step, i, columns, period, lift, offset, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr,
+                 TN: tl.constexpr, BN: tl.constexpr):
+    """The tile of BN columns that is the step-th of those that may be special for the block of rows that i is in, and
+    whether it is one. A list, since a branch in the loop keeps a compiler from loading ahead, and registers full.
+
+    Special are, in this order: for each multiple of the period, or for the row itself, the BANDS tiles that a diagonal
+    through the block of rows may meet; and the last one. Periods are no shorter than TM + TN, so that no tile is met
+    twice but the last.
+    """
+    BANDS: tl.constexpr = (TM - 1) // TN + 2
+    SUB: tl.constexpr = TN // BN
+    i0 = i // TM * TM
+    number = step // SUB
+    last = (columns - 1) // TN
+    if WHO == BY_PERIOD:
+        begin = i0 % period - period + number // BANDS * period
+        diagonals = columns // period + 2
+    elif SELF:
+        begin = i0 + offset
+        diagonals = 1
+    else:
+        begin = 0 * i0
+        diagonals = 0
+    tile = (begin + TM * TN) // TN - TM + number % BANDS  # begin may be negative, by less than TM where it matters
+    wanted = (begin + TM > 0) & (tile * TN < begin + TM) & (tile >= 0) & (tile <= last)
+    edge = number >= diagonals * BANDS
+    wanted = tl.where(edge,
+                      (columns % TN > 0) & (_in_band(i0, last * TN, period, lift, offset, WHO, SELF, TM, TN) == 0),
+                      wanted)
+    tile = tl.where(edge, last, tl.minimum(tl.maximum(tile, 0), last))
+    return tile * SUB + step % SUB, wanted
 
 
 @triton.jit
