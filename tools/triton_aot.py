@@ -29,17 +29,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hexssl.backends.triton import blocks
-from hexssl.backends.triton.kernels import backward, describe, forward, own, rows, select, tiles
+from hexssl.backends.triton.kernels import backward, describe, forward, own, row_losses, rows, select, tiles
 
 DOCS = Path(__file__).parent.parent / "docs"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-POINTERS = {
+TYPES = {
     "FX": "*fp32", "FY": "*fp32", "EPS": "*fp32", "SCALE": "*fp32", "IX": "*i32", "IY": "*i32", "RELATION": "*i8",
     "SX": "*fp32", "SY": "*fp32", "PART": "*fp32", "ALONG": "*fp32", "OUT": "*fp32", "LEVEL": "*fp32",
     "CENTRE": "*fp32", "BOUND": "*fp32", "COUNT": "*i32", "K": "*i32", "WANTED": "*i32", "VALUES": "*fp32",
-    "FACTOR": "*fp32", "INVERSE": "*fp32", "BAD": "*i8", "beta": "fp32",
-
+    "CLASSES": "*fp32", "N_POS": "*i64", "N_NEG": "*i64", "PAIRED": "*fp64", "KEYS_BAD": "*i8", "UNIT": "*i1",
+    "LOSS": "*fp64", "HARD": "*fp64", "STATE": "*fp64", "tau_plus": "fp32", "local_weight": "fp32", "FACTOR": "*fp32",
+    "INVERSE": "*fp32", "BAD": "*i8", "beta": "fp32",
 }
 ALIGNED = ("padded", "x_padded", "y_padded")  # multiples of 16, as kernels see them
 
@@ -109,6 +110,12 @@ KERNELS = (
     Kernel("preparation", rows.prepare_rows, "", {"NORMALIZE": True}),
     Kernel("finish", rows.finish_gradient, "", {"NORMALIZE": True}),
     Kernel("selection", select.kth_largest, "", {"BR": 4, "B": 1024}),
+    Kernel("row losses", row_losses.row_losses, "", {
+        "ONLINE": True, "HAS_PAIRED": True, "ROW_EPS": True, "LOCAL": True, "DEBIT": True, "NEGATIVES": False,
+        "BR": 128}),
+    Kernel("row losses, no prior", row_losses.row_losses, "", {
+        "ONLINE": False, "HAS_PAIRED": False, "ROW_EPS": False, "LOCAL": True, "DEBIT": False, "NEGATIVES": True,
+        "BR": 128}),
 )
 ONE_SIDE_SPARES = ("gradient, any form", "gradient, any form, labels")  # where the table has `one_side`
 ROW_BLOCK = blocks.Block(16, 1, 4, 1)
@@ -148,7 +155,7 @@ def _type(kernel: Kernel, name: str, arithmetic: str) -> str:
         return "*fp64"
     if name in ("X", "Y"):
         return "*fp32" if arithmetic == blocks.TF32 else "*bf16"
-    return POINTERS.get(name, "i32")
+    return TYPES.get(name, "i32")
 
 
 def _source(kernel: Kernel, target: str, arithmetic: str, columns: int, block: blocks.Block,

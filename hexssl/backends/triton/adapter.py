@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,13 +30,18 @@ def row_statistics(problem: Problem, quantile: float | None, rows: str, moments:
         return *measure(problem, quantile, rows == "negatives", moments, normalize, normalize_keys), NO_TOKEN
 
 
+def current(anchors: Tensor) -> AbstractContextManager[Any]:
+    """The tensor's GPU as the current one, on whose current stream Triton launches."""
+    return torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext()
+
+
 def measure(problem: Problem, quantile: float | None, negatives_only: bool, moments: bool, normalize: bool,
             normalize_keys: bool) -> tuple[Tensor, Tensor]:
     """Row statistics and the mean quantile, of tensors that nobody watches."""
     from hexssl.backends.triton import contrast
 
     settings = Settings(1.0, 1.0, 0.0, 1.0, "weighted", "sum", "all", normalize, normalize_keys, "mean")
-    with torch.device(problem.anchors.device):
+    with current(problem.anchors):
         return contrast.measure(contrast.ready(problem, settings), quantile, negatives_only, moments)
 
 
@@ -83,9 +89,10 @@ class _Loss(Function):
         from hexssl.backends.triton import contrast
 
         problem, settings, decided, scale, wanted = call
-        what = contrast.ready(problem, settings)
-        exponent = contrast.exponent_of(problem, settings, decided is not None)
-        outcome = contrast.contrast(what, settings, decided, exponent, wanted)
+        with current(anchors):
+            what = contrast.ready(problem, settings)
+            exponent = contrast.exponent_of(problem, settings, decided is not None)
+            outcome = contrast.contrast(what, settings, decided, exponent, wanted)
         if any(ctx.needs_input_grad):
             ctx.kept = _Kept(what, settings, outcome.threshold, exponent, scale)
             ctx.save_for_backward(anchors, keys, paired, temperature, outcome.state)
@@ -102,8 +109,9 @@ def _gradients(ctx: Any, grad_loss: Tensor, saved: Any) -> Any:
     from hexssl.backends.triton import contrast
 
     state, kept = (ctx.saved_tensors if saved is None else saved)[-1], ctx.kept
-    found = contrast.differentiate(kept.what, kept.settings, state, kept.threshold, kept.exponent,
-                                   grad_loss * kept.scale, tuple(ctx.needs_input_grad[:4]))
+    with current(grad_loss):
+        found = contrast.differentiate(kept.what, kept.settings, state, kept.threshold, kept.exponent,
+                                       grad_loss * kept.scale, tuple(ctx.needs_input_grad[:4]))
     temperature = kept.settings.temperature
     of_temperature = found.temperature
     if of_temperature is not None:

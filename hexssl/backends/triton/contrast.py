@@ -9,11 +9,11 @@ from torch import Tensor
 
 from hexssl import reference
 from hexssl.backends import row_loss
-from hexssl.backends.triton import blocks, gradients, quantile, statistics
+from hexssl.backends.triton import blocks, fused, gradients, quantile, statistics
 from hexssl.backends.triton.gradients import Direction, Gradients, Paired
 from hexssl.backends.triton.rows import Arithmetic, Side, arithmetic, prepare
-from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, class_sums, own_sums
-from hexssl.backends.triton.who import Who, counts_of, who_of
+from hexssl.backends.triton.sums import LOG2_E, Exponent, Threshold, class_sums, own_sums, sum_classes
+from hexssl.backends.triton.who import Counts, Who, counts_of, who_of
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
@@ -134,26 +134,38 @@ class _OneWay(NamedTuple):
 
 def _one_way(what: Ready, settings: Settings, threshold: Threshold, exponent: Exponent, wanted: bool) -> _OneWay:
     """Losses and state of the anchors."""
-    form, inverse = form_of(settings), exponent.inverse()
+    form, counts = form_of(settings), counts_of(what.who)
+    parts = sum_classes(what.anchors, what.keys, what.who, threshold, exponent, row_loss.needs_mean(form), what.how,
+                        what.blocks)
+    if fused.computes(form):
+        told = fused.row_losses(parts, counts, what.anchors, what.keys, what.paired, threshold, exponent, form,
+                                what.unit)
+        losses, valid, state, hard = told
+    else:
+        losses, valid, state, hard = _by_torch(what, form, parts, counts, threshold, exponent)
+    seen = losses.new_empty(0)
+    if wanted:
+        broken = _broken(what) | exponent.inverse().isnan()
+        seen = statistics.batch_statistics(what.anchors, what.keys, what.who, threshold, counts, hard, what.paired,
+                                           what.unit, broken, valid, what.how, what.blocks.forward_general)
+    return _OneWay(losses, valid, state, seen)
+
+
+def _by_torch(what: Ready, form: row_loss.Form, parts: Tensor, counts: Counts, threshold: Threshold,
+              exponent: Exponent) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `fused.row_losses`, of every form."""
+    inverse = exponent.inverse()
     paired = None if what.paired is None else what.paired.cosine
-    sums = class_sums(what.anchors, what.keys, what.who, counts_of(what.who), threshold, exponent,
-                      row_loss.needs_mean(form), what.how, what.blocks, paired)
+    sums = class_sums(parts, counts, exponent, row_loss.needs_mean(form), paired)
     found = row_loss.negatives(form, sums, inverse, what.unit)
     own = None
     if row_loss.needs_own(form):
-        own = own_sums(what.anchors, what.keys, what.who, found, exponent, what.how, what.blocks,
-                       paired)
+        own = own_sums(what.anchors, what.keys, what.who, found, exponent, what.how, what.blocks, paired)
     rows = row_loss.row_losses(form, sums, inverse, what.keys.rows, found, own)
     epsilon = threshold.values[:what.anchors.rows] if threshold.by_row else threshold.values
-    broken = _broken(what) | inverse.isnan() | (epsilon.isnan() & (sums.easy + sums.hard > 0))
-    losses = torch.where(broken, torch.nan, rows.losses)
+    broken = _broken(what) | inverse.isnan() | (epsilon.isnan() & (counts.negatives > 0))
     state = gradients.state_of(rows.weights, (sums.top_p, sums.top_g, sums.top_h), epsilon, rows.valid, broken)
-    valid = rows.valid | broken
-    seen = losses.new_empty(0)
-    if wanted:
-        seen = statistics.batch_statistics(what.anchors, what.keys, what.who, threshold, sums, what.paired, what.unit,
-                                           broken, valid, what.how, what.blocks.forward_general)
-    return _OneWay(losses, valid, state, seen)
+    return torch.where(broken, torch.nan, rows.losses), rows.valid | broken, state, sums.hard
 
 
 def _broken(what: Ready) -> Tensor:

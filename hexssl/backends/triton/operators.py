@@ -4,7 +4,7 @@ called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -124,6 +124,16 @@ def _filled(found: Any, *of: Tensor) -> tuple[Tensor, ...]:
                  for gradient, like in zip(found, of, strict=True))
 
 
+def _on_its_device(function: Callable[..., tuple[Tensor, ...]], slot: int) -> Callable[..., tuple[Tensor, ...]]:
+    """slot: of the anchors among the arguments."""
+    def call(*arguments: Any) -> tuple[Tensor, ...]:
+        from hexssl.backends.triton.adapter import current
+
+        with current(arguments[slot]):
+            return function(*arguments)
+    return call
+
+
 def register() -> None:
     """For CUDA tensors, ROCm's too, which torch calls the same. Only where there are operators: an installation without
     the core has none."""
@@ -131,6 +141,7 @@ def register() -> None:
         return
     library = torch.library.Library("hexssl", "IMPL")
     _libraries.append(library)
-    for name, function in (("measure", measure), ("contrast", contrast), ("contrast_no_grad", contrast),
-                           ("contrast_backward", contrast_backward), ("contrast_backward_no_grad", contrast_backward)):
+    forward, backward = _on_its_device(contrast, 0), _on_its_device(contrast_backward, 1)
+    for name, function in (("measure", _on_its_device(measure, 0)), ("contrast", forward), ("contrast_no_grad", forward),
+                           ("contrast_backward", backward), ("contrast_backward_no_grad", backward)):
         library.impl(name, function, "CUDA")

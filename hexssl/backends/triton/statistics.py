@@ -6,14 +6,13 @@ import torch
 import triton
 from torch import Tensor
 
-from hexssl.backends.row_loss import Sums
 from hexssl.backends.triton import quantile
 from hexssl.backends.triton.blocks import Block, Blocks
 from hexssl.backends.triton.gradients import Paired
 from hexssl.backends.triton.kernels import describe as kernels
 from hexssl.backends.triton.rows import Arithmetic, Side
 from hexssl.backends.triton.sums import Threshold, common, splits_of
-from hexssl.backends.triton.who import Who, counts_of
+from hexssl.backends.triton.who import Counts, Who, counts_of
 
 
 def _describe(anchors: Side, keys: Side, who: Who, everything: bool, threshold: Tensor, centre: Tensor, how: Arithmetic,
@@ -65,19 +64,21 @@ def row_statistics(anchors: Side, keys: Side, who: Who, wanted_quantile: float |
     return stats, torch.where(present, stats[:, 5], 0).sum() / present.sum()
 
 
-def batch_statistics(anchors: Side, keys: Side, who: Who, threshold: Threshold, sums: Sums,
-                     paired: Paired | None, unit: Tensor, broken: Tensor, valid: Tensor, how: Arithmetic,
+def batch_statistics(anchors: Side, keys: Side, who: Who, threshold: Threshold, counts: Counts,
+                     hard: Tensor, paired: Paired | None, unit: Tensor, broken: Tensor, valid: Tensor, how: Arithmetic,
                      block: Block) -> Tensor:
-    """(7,) in the order of csrc/hex.h, from the tiles multiplied once more."""
+    """(7,) in the order of csrc/hex.h, from the tiles multiplied once more. hard: (rows,), numbers of hierarchical
+    negatives."""
     centre = torch.zeros_like(anchors.factor)
-    _, nearest_negative, total, _, hard, nearest, positives = _describe(
+    _, nearest_negative, total, _, sum_hard, nearest, positives = _describe(
         anchors, keys, who, False, threshold.values, centre, how, block)
     if paired is not None:
         nearest, positives = torch.maximum(nearest, paired.cosine), positives + paired.cosine
     finite = torch.where(broken.any(), torch.nan, 1.0).double()
-    n_hard, negatives = sums.hard.sum(), (sums.hard + sums.easy).sum()
+    n_negatives, n_hard = counts.negatives.sum(), hard.sum()
+    n_positives = counts.positives.sum() + (0 if paired is None else anchors.rows)
     positive = nearest > -torch.inf
-    means = torch.stack([positives.sum() / sums.positives.sum(), total.sum() / negatives, hard.sum() / n_hard])
+    means = torch.stack([positives.sum() / n_positives, total.sum() / n_negatives, sum_hard.sum() / n_hard])
     accuracy = (positive & (nearest > nearest_negative)).sum() / positive.sum()
-    told = torch.stack([n_hard / negatives, *_within(means, unit), accuracy.double()]) * finite
+    told = torch.stack([n_hard / n_negatives, *_within(means, unit), accuracy.double()]) * finite
     return torch.cat([threshold.given.double().mean()[None], told, (~valid).sum().double()[None]])

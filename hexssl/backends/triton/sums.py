@@ -130,10 +130,9 @@ def _together(parts: Tensor, exponent: Exponent) -> tuple[Tensor, ...]:
     return tuple(sums)
 
 
-def class_sums(anchors: Side, keys: Side, who: Who, counts: Counts, threshold: Threshold, exponent: Exponent,
-               mean: bool, how: Arithmetic, table: Blocks, paired: Tensor | None) -> Sums:
-    """mean: whether the sums of the positives' logits are wanted. paired: (rows,) float64, the cosine of each anchor
-    with its paired positive."""
+def sum_classes(anchors: Side, keys: Side, who: Who, threshold: Threshold, exponent: Exponent, mean: bool,
+                how: Arithmetic, table: Blocks) -> Tensor:
+    """Parts of the class sums, (n, 9, padded). mean: whether the sums of the positives' cosines are wanted."""
     general = exponent.online or threshold.by_row or exponent.beta != 1
     launches = launches_of(who, table.forward_general if general else table.forward, table.forward_general)
     parts = anchors.factor.new_empty(slots_of(launches), kernels.SUMS.value, anchors.padded)
@@ -143,7 +142,14 @@ def class_sums(anchors: Side, keys: Side, who: Who, counts: Counts, threshold: T
             OUT=parts[launch.first_slot:], padded=anchors.padded, beta=exponent.beta, HARD=threshold.any,
             ROW_EPS=threshold.by_row, ONLINE=exponent.online, BETA_ONE=exponent.beta == 1, MEAN=mean,
             **launch.arguments(), MASKED=launch.masked, **who.arguments(), **common(how, launch.block, anchors))
-    pos, pos_c, global_, hard_a, hard_b, n_hard, top_p, top_g, top_h = _together(parts[:, :, :anchors.rows], exponent)
+    return parts
+
+
+def class_sums(parts: Tensor, counts: Counts, exponent: Exponent, mean: bool, paired: Tensor | None) -> Sums:
+    """Of the parts that `sum_classes` made. paired: (rows,) float64, the cosine of each anchor with its paired
+    positive."""
+    rows = counts.positives.shape[0]
+    pos, pos_c, global_, hard_a, hard_b, n_hard, top_p, top_g, top_h = _together(parts[:, :, :rows], exponent)
     n_pos, easy, inverse = counts.positives, counts.negatives - n_hard, exponent.inverse()
     if paired is not None:
         top = torch.where(n_pos > 0, torch.maximum(top_p, paired), paired) if exponent.online else top_p
