@@ -117,6 +117,9 @@ KERNELS = (
         "ONLINE": False, "HAS_PAIRED": False, "ROW_EPS": False, "LOCAL": True, "DEBIT": False, "NEGATIVES": True,
         "BR": 128}),
 )
+EVERY_KERNEL = 128
+MOST = ("sums", "collection", "sums, any form, labels", "own denominators, labels", "gradient",
+        "gradient, special tiles", "gradient, any form, labels")
 ONE_SIDE_SPARES = ("gradient, any form", "gradient, any form, labels")  # where the table has `one_side`
 ROW_BLOCK = blocks.Block(16, 1, 4, 1)
 
@@ -264,10 +267,18 @@ def _line(entry: Entry, number: int) -> list[Any]:
     return [*entry, kernel.name, *block, *found, faults(kernel, found, LIMITS[target])]
 
 
+def _is_compiled(entry: Entry, kernel: Kernel) -> bool:
+    """All kernels at EVERY_KERNEL columns; at others those that take most of their blocks."""
+    if blocks.TABLE[entry].one_side and kernel.name in ONE_SIDE_SPARES:
+        return False
+    return entry[2] == EVERY_KERNEL or kernel.name in MOST or (
+        blocks.TABLE[entry].one_side and kernel.name.endswith("s, any form, labels") and kernel.block == "backward_any")
+
+
 def table(wanted: list[Entry], jobs: int) -> list[list[str]]:
     """A line for every kernel of every entry, as text, in the order of the table."""
     work = [(entry, number) for entry in wanted for number in range(len(KERNELS))
-            if not (blocks.TABLE[entry].one_side and KERNELS[number].name in ONE_SIDE_SPARES)]
+            if _is_compiled(entry, KERNELS[number])]
     lines = []
     with ProcessPoolExecutor(jobs) as pool:
         for line in pool.map(_line, *zip(*work, strict=True)):
@@ -284,6 +295,7 @@ block sizes, the most that any of its kernels takes; of all kernels, `docs/trito
 
 - *arithmetic*: half is bfloat16 and float16; bf16x6 and tf32 are float32, see [the kernels](gpu.md#what-they-compute)
 - *columns*: to which those of the rows are padded
+- At 128 columns every kernel is compiled, at others those that take most of their block.
 - *kernels*: as `hexssl/backends/triton/blocks.py` has them
 - *block*: rows × keys of a tile, warps, stages
 - *stack*: bytes; none of them is touched in a loop over tiles

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hexssl import operators, validation
 from hexssl.backends import cpu
+from hexssl.backends.triton import blocks, refuses
 from hexssl.backends.triton import operators as implementations
-from hexssl.backends.triton import refuses
 from hexssl.thresholds import Measurement
 
 NONE = torch.empty(0)
@@ -131,10 +131,13 @@ def test_a_graph_of_a_gpu_holds_the_operator_once():
     assert [str(node.target) for node in graph.graph.nodes].count("hexssl.contrast.default") == 1
 
 
-def test_refusals_name_what_is_refused():
+def test_refusals_name_what_is_refused(monkeypatch):
     given, form = views(8, 16), settings()
     assert refuses(given, form) == ""
     assert "float64" in refuses(given._replace(anchors=given.anchors.double()), form)
     assert "256 columns, not 300" in refuses(views(8, 300), form)
     assert "beta" in refuses(given, form._replace(beta=100.0))
+    monkeypatch.setattr(blocks, "architecture", lambda device: "cuda:75")
+    assert refuses(given, form) == "no block sizes were found without spills for cuda:75, bf16x6 and 64 columns"
+    monkeypatch.undo()
     assert "meta" in refuses(given._replace(anchors=given.anchors.to("meta")), form)

@@ -75,7 +75,7 @@ def test_bounds_that_are_too_high(lists, monkeypatch):
     """As if the sample had held the largest cosines alone."""
     sample = quantiles._cosines
     monkeypatch.setattr(quantiles, "_cosines", lambda *given: torch.full_like(sample(*given), 0.9))
-    compare(views(150, 24), 0.97, "all", moments=False)
+    compare(views(60, 24), 0.97, "all", moments=False)
 
 
 def test_lists_of_negatives_by_relation(lists):

@@ -142,6 +142,7 @@ def register() -> None:
     library = torch.library.Library("hexssl", "IMPL")
     _libraries.append(library)
     forward, backward = _on_its_device(contrast, 0), _on_its_device(contrast_backward, 1)
-    for name, function in (("measure", _on_its_device(measure, 0)), ("contrast", forward), ("contrast_no_grad", forward),
-                           ("contrast_backward", backward), ("contrast_backward_no_grad", backward)):
-        library.impl(name, function, "CUDA")
+    library.impl("measure", _on_its_device(measure, 0), "CUDA")
+    for suffix in ("", "_no_grad"):
+        library.impl("contrast" + suffix, forward, "CUDA")
+        library.impl("contrast_backward" + suffix, backward, "CUDA")
