@@ -1,5 +1,7 @@
 # make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, DATA_DIR=..., EPOCHS=n)
 # make test     the test suite and the examples in the documentation (PYTEST='-x tests/test_losses.py': pytest's arguments)
+# make test-triton  the Triton kernels' tests, in Triton's interpreter on the CPU
+# make aot      compiles the Triton kernels for their targets, without a GPU, and compares with docs/triton_aot.csv
 # make docs     the documentation site, in build/site, with every warning an error; then the tests of its pages
 # make sanitize what a compiler's sanitizers find as the tests run: memory, undefined behaviour, leaks, races
 # make bench    the speed that is promised, line by line, and the pictures: about 40 minutes (PRESETS=quick: fewer)
@@ -26,7 +28,7 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 C_SOURCES := $(shell find csrc -name '*.[ch]')
 
-.PHONY: demo test docs sanitize bench profile wheel environment tools clean distclean
+.PHONY: demo test test-triton aot docs sanitize bench profile wheel environment tools clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -38,6 +40,14 @@ demo: $(BUILT)
 test: tools
 	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile \
 		--no-loadscope-reorder $(PYTEST)
+
+# The interpreter is chosen when triton is imported, and compilers need it unset: processes of their own. The torch that
+# is installed need not have brought triton.
+test-triton: tools $(VENV)/.triton
+	TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/triton_kernels
+
+aot: tools $(VENV)/.triton
+	$(BIN)/python tools/triton_aot.py --check
 
 docs: tools $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site
@@ -88,6 +98,10 @@ $(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)
 $(VENV)/.tools: $(VENV)/.installed
 	$(requirements) test bench dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
 	$(BIN)/python -m pip install -q --no-deps $(LOSS_FILES)
+	@touch $@
+
+$(VENV)/.triton: $(VENV)/.installed
+	$(requirements) test-triton | $(BIN)/python -m pip install -q --no-deps -r /dev/stdin
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

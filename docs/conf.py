@@ -32,7 +32,7 @@ suppress_warnings = ["ref.python"]  # hexssl.HEXStats and hexssl.arrays.HEXStats
 
 html_theme = "furo"
 html_title = f"hexssl {release}"
-html_extra_path = ["exp_error.csv"]
+html_extra_path = ["exp_error.csv", "triton_aot.csv"]
 
 
 class Named(PyXRefRole):

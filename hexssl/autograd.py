@@ -132,8 +132,8 @@ def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None
         settings, adaptive, needed, scale, _ = ctx.made
         gradients = operators.op_contrast(anchors, *map(_present, saved), NO_TOKEN, *settings, *adaptive, needed, True,
                                           scale, False)[4:]
-    if recorded:
-        return [gradient * grad_loss for gradient in gradients]
+    if recorded or not grad_loss.is_cpu:  # reading it would wait for the device, and end a capture of its work
+        return [gradient * grad_loss.to(gradient.device) if gradient.numel() else gradient for gradient in gradients]
     try:
         factor = grad_loss.item()
     except RuntimeError:  # one of several that are mapped over (is_grads_batched): it has no value to read

@@ -1,0 +1,16 @@
+"""GPUs that Triton compiles for: fused kernels, tiles of cosines streamed, nothing of M x N in memory.
+
+Triton comes with every CUDA and ROCm build of torch. It is imported at the first loss, so that this package can be
+imported where there is none. The kernels pass their tests in Triton's interpreter and are compiled ahead for the
+targets of `blocks.TABLE`; they were never run or timed on silicon.
+"""
+
+from __future__ import annotations
+
+from hexssl.backends.triton.adapter import loss, row_statistics
+from hexssl.backends.triton.operators import register
+from hexssl.backends.triton.refusals import refuses
+
+__all__ = ["loss", "refuses", "row_statistics"]
+
+register()
