@@ -23,7 +23,7 @@ def own_threshold(value: Any) -> Any:
 def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
             normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row statistics (M, 6), the mean quantile, and a token for what is kept for the contrast that follows."""
-    found: tuple[Tensor, Tensor, Tensor] = backends.of(problem.anchors).row_statistics(
+    found: tuple[Tensor, Tensor, Tensor] = backends.of(problem).row_statistics(
         problem, quantile, rows, moments, normalize, normalize_keys, keep)
     return found
 
@@ -39,7 +39,7 @@ def decide(problem: Problem, settings: Settings, threshold: Any,
     if threshold._buffers or threshold._parameters or threshold._modules:  # most hold nothing that has a device
         threshold.check_device(problem.anchors.device)
     wanted, token = threshold.measures(), NO_TOKEN
-    if (wanted is not None and backends.of(problem.anchors).TAKES_MEASUREMENTS and threshold.is_mean_quantile()
+    if (wanted is not None and backends.of(problem, settings).TAKES_MEASUREMENTS and threshold.is_mean_quantile()
             and not threshold.pools(sync)):
         return settings, wanted, token
     stats, mean = None, None
@@ -69,7 +69,7 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float 
     sync : whether ranks agree in training on a threshold that does not say it by itself; see `Threshold.pools`
     """
     settings, decided, token = decide(problem, settings, _ready(problem, settings, threshold), sync)
-    loss, seen = backends.of(problem.anchors).loss(problem, settings, decided, token, scale, statistics)
+    loss, seen = backends.of(problem, settings).loss(problem, settings, decided, token, scale, statistics)
     return loss, (seen,)
 
 
@@ -82,7 +82,7 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
     assert settings.normalize == settings.normalize_keys
-    threshold, backend = _ready(problem, settings, threshold), backends.of(problem.anchors)
+    threshold, backend = _ready(problem, settings, threshold), backends.of(problem, settings)
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = decide(problem, settings, threshold, sync)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)

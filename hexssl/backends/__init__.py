@@ -2,6 +2,7 @@
 
     cpu         the compiled core, for tensors on the CPU
     torch_ops   torch's own operations, on any device
+    triton      fused kernels, on GPUs that Triton compiles for
 
 Every one of them has the same two functions, on valid problems:
 
@@ -17,7 +18,7 @@ TAKES_MEASUREMENTS
 BOTH_WAYS
     Whether it computes both directions of a symmetric loss at once; its statistics are then (2, ...).
 
-``HEXSSL_BACKEND`` forces one of them for all tensors that it can compute with, and is an error for others.
+``HEXSSL_BACKEND`` forces one of them for all losses, and is an error for what it cannot compute.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from torch import Tensor
-
 from hexssl import core
 from hexssl.backends import torch_ops
+from hexssl.problem import Problem, Settings
 
-NAMES = ("cpu", "torch_ops")
+if core.available():
+    from hexssl.backends import cpu, registered, triton
+
+    registered.register()
+
+NAMES = ("cpu", "torch_ops", "triton")
 _forced = ""
 
 
 def force(name: str) -> None:
-    """Let this backend compute all losses; "": each tensor's own again.
+    """Let this backend compute all losses; "": each problem's own again.
 
     Raises
     ------
@@ -47,9 +52,9 @@ def force(name: str) -> None:
     global _forced
     if name not in ("", *NAMES):
         raise ValueError(f"HEXSSL_BACKEND: got {name!r}; accepted: {', '.join(NAMES)}, or nothing for the best for "
-                         "each tensor")
-    if name == "cpu" and not core.available():
-        raise ValueError(f"HEXSSL_BACKEND: got 'cpu'; accepted: with the compiled core only. {core.missing_because}")
+                         "each problem")
+    if name in ("cpu", "triton") and not core.available():
+        raise ValueError(f"HEXSSL_BACKEND: got {name!r}; accepted: with the compiled core only. {core.missing_because}")
     _forced = name
 
 
@@ -64,15 +69,30 @@ def forced(name: str) -> Iterator[None]:
         force(before)
 
 
-def of(rows: Tensor) -> ModuleType:
-    """The backend for these embeddings: the compiled core for tensors on the CPU, where there is one; torch's
-    operations for all others."""
+def of(problem: Problem, settings: Settings | None = None) -> ModuleType:
+    """The backend for a loss, or for row statistics (settings None): the compiled core for tensors on the CPU, where
+    there is one; else Triton's kernels, where they are for the problem; else torch's operations."""
     if _forced == "torch_ops":
         return torch_ops
-    if core.computes(rows):
-        return _cpu()
+    if _forced == "triton":
+        reason = triton.refuses(problem, settings)
+        if reason:
+            raise ValueError(f"HEXSSL_BACKEND: got 'triton', but {reason}")
+        return triton
+    if core.computes(problem.anchors):
+        return cpu
     if _forced == "cpu":
-        raise ValueError(f"HEXSSL_BACKEND: got 'cpu', and embeddings on {rows.device}; accepted: embeddings on the CPU")
+        raise ValueError(f"HEXSSL_BACKEND: got 'cpu', and embeddings on {problem.anchors.device}; accepted: embeddings "
+                         "on the CPU")
+    return elsewhere(problem, settings)
+
+
+def elsewhere(problem: Problem, settings: Settings | None) -> ModuleType:
+    """The same of tensors that are not on the CPU."""
+    if _forced == "triton":
+        return triton
+    if _forced != "torch_ops" and core.available() and problem.anchors.is_cuda and not triton.refuses(problem, settings):
+        return triton
     return torch_ops
 
 
@@ -82,13 +102,13 @@ def why(device: str) -> str:
         return f"{_forced}: forced by HEXSSL_BACKEND"
     if device == "cpu":
         return "cpu: the compiled core" if core.available() else f"torch_ops: no core, {core.missing_because}"
-    return "torch_ops: torch's own operations, on any device but the CPU"
-
-
-def _cpu() -> ModuleType:
-    from hexssl.backends import cpu  # it needs the core
-
-    return cpu
+    if device != "cuda":
+        return "torch_ops: torch's own operations"
+    if not core.available():
+        return f"torch_ops: no core, {core.missing_because}"
+    if not triton.installed():
+        return "torch_ops: triton is not installed"
+    return "triton: fused kernels; torch_ops for what they refuse: float64, more than 256 columns, some GPUs"
 
 
 force(os.environ.get("HEXSSL_BACKEND", ""))

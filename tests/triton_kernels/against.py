@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from in_reference_words import who
 from torch import Tensor
 
 from hexssl import reference
 from hexssl.backends import cpu
 from hexssl.backends import triton as backend
-from hexssl.backends.torch_ops import who
 from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement

@@ -10,14 +10,20 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hexssl import operators, validation
+from hexssl import backends, operators, validation
 from hexssl.backends import cpu
+from hexssl.backends import registered as implementations
 from hexssl.backends.triton import blocks, refuses
-from hexssl.backends.triton import operators as implementations
 from hexssl.thresholds import Measurement
 
 NONE = torch.empty(0)
 NAMES = ("measure", "contrast", "contrast_no_grad", "contrast_backward", "contrast_backward_no_grad")
+
+
+@pytest.fixture(autouse=True)
+def _forced():
+    with backends.forced("triton"):
+        yield
 
 
 def arguments(given, form, decided):

@@ -17,15 +17,22 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from hexssl import core
 from hexssl.backends.torch_ops.function import Call
 from hexssl.backends.torch_ops.function import loss as _loss
 from hexssl.backends.torch_ops.measure import row_statistics
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
-__all__ = ["TAKES_MEASUREMENTS", "loss", "row_statistics"]
+if core.available():
+    from hexssl.backends import cpu
+    from hexssl.backends.torch_ops import operators
+
+__all__ = ["BOTH_WAYS", "TAKES_MEASUREMENTS", "loss", "operators", "row_statistics"]
 
 TAKES_MEASUREMENTS = True
 BOTH_WAYS = False
@@ -34,6 +41,19 @@ BOTH_WAYS = False
 def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
          scale: float, statistics: bool) -> tuple[Tensor, Tensor]:
     """As `hexssl.backends` says; `decided` is the threshold, None for none, or from what to take it."""
+    if recorded():
+        if not core.available():
+            raise NotImplementedError("hexssl's losses cannot be exported or traced without the compiled core, whose "
+                                      f"operators have a derivative of their own. {core.missing_because}")
+        return cpu.loss(problem, settings, decided, token, scale, statistics)
     if isinstance(decided, Tensor):
         decided = decided.detach().clone()  # who owns it may change it before backward
     return _loss(Call(problem, settings, decided, scale, statistics))
+
+
+def recorded() -> bool:
+    """Whether a program is recorded that others will run: torch.export, torch.jit.trace, make_fx. It must hold the
+    operators, which have a derivative, where what an autograd Function does would be recorded without its gradient.
+    (torch.compile follows the Function.)"""
+    return (torch.compiler.is_exporting() or torch.jit.is_tracing()
+            or (not torch.compiler.is_compiling() and get_proxy_mode() is not None))

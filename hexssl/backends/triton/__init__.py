@@ -7,10 +7,10 @@ targets of `blocks.TABLE`; they were never run or timed on silicon.
 
 from __future__ import annotations
 
+from hexssl.backends.triton import operators
 from hexssl.backends.triton.adapter import loss, row_statistics
-from hexssl.backends.triton.operators import register
-from hexssl.backends.triton.refusals import refuses
+from hexssl.backends.triton.refusals import installed, refuses
 
-__all__ = ["loss", "refuses", "row_statistics"]
+__all__ = ["BOTH_WAYS", "TAKES_MEASUREMENTS", "installed", "loss", "operators", "refuses", "row_statistics"]
 
-register()
+TAKES_MEASUREMENTS = BOTH_WAYS = True

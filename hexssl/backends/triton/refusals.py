@@ -20,11 +20,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
+def installed() -> bool:
+    """Whether triton can be imported. A GPU build of torch brings it."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def refuses(problem: Problem, settings: Settings | None = None) -> str:
     """Why this problem is not for Triton; empty if it is. settings: None for row statistics, of a float32, float16 or
     bfloat16 problem. Reads no tensor's values."""
     anchors = problem.anchors
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         return "triton is not installed"
     if not (anchors.is_cuda or (anchors.is_cpu and interpreted())):
         return f"Triton's kernels do not run on {anchors.device.type} tensors" + (

@@ -1,0 +1,127 @@
+"""The implementation of the operators hexssl::measure, contrast and contrast_backward for tensors that are not on the
+CPU: what a program of torch.export, a record of torch.jit.trace or make_fx, or a caller of torch.ops reaches there. Each
+call is handed to the backend for its problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hexssl import backends, core, validation
+from hexssl.problem import Problem, Settings
+from hexssl.thresholds import Measurement
+
+KEYS = ("CUDA", "MPS", "XPU", "HPU", "XLA")  # of torch's dispatcher; ROCm's is CUDA
+ROW_STATE, WANT_QUANTILE, WANT_MOMENTS = core._C.ROW_STATE, core._C.WANT_QUANTILE, core._C.WANT_MOMENTS
+_libraries: list[torch.library.Library] = []  # what a library registered ends with it
+
+
+class Forward(NamedTuple):
+    """What a backend's `forward` gives: the loss, times its scale; batch statistics; numbers per anchor for `backward`,
+    (rows, columns); and gradients, None for those that are not wanted."""
+
+    loss: Tensor
+    statistics: Tensor
+    state: Tensor | None
+    gradients: tuple[Tensor | None, ...]
+
+
+def _words(numbers: Mapping[str, int], number: int) -> str:
+    return next(word for word, known in numbers.items() if known == number)
+
+
+def _present(tensor: Tensor) -> Tensor | None:
+    return tensor if tensor.numel() > 0 else None
+
+
+def _settings(temperature: Tensor, normalize: bool, normalize_keys: bool, beta: float, tau_plus: float,
+              local_weight: float, formulation: int, positives: int, denominator: int, reduction: int) -> Settings:
+    return Settings(temperature, beta, tau_plus, local_weight, _words(validation.FORMULATIONS, formulation),
+                    _words(validation.POSITIVES, positives), _words(validation.DENOMINATORS, denominator), normalize,
+                    normalize_keys, _words(validation.REDUCTIONS, reduction))
+
+
+def _decided(threshold: Tensor, adaptive: bool, quantile: float, negatives_only: bool) -> Tensor | Measurement | None:
+    if adaptive:
+        return Measurement(quantile, _words(validation.ROWS, negatives_only))
+    return _present(threshold)
+
+
+def _backend(problem: Problem, settings: Settings | None) -> ModuleType:
+    """The functions `measure`, `forward` and `backward` of the problem's backend."""
+    found: ModuleType = backends.elsewhere(problem, settings).operators
+    return found
+
+
+def measure(anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, relation: Tensor, period: int,
+            self_offset: int, normalize: bool, normalize_keys: bool, quantile: float, negatives_only: bool, want: int,
+            keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """hexssl::measure. Nothing is kept."""
+    problem = Problem(anchors, _present(keys), None, _present(labels), _present(key_labels), _present(relation), period,
+                      self_offset)
+    stats, mean = _backend(problem, None).measure(problem, quantile if want & WANT_QUANTILE else None,
+                                                  negatives_only, bool(want & WANT_MOMENTS), normalize, normalize_keys)
+    return stats, mean, torch.zeros((), dtype=torch.int64, device=anchors.device)
+
+
+def contrast(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_labels: Tensor, relation: Tensor,
+             threshold: Tensor, temperature: Tensor, token: Tensor, period: int, self_offset: int, normalize: bool,
+             normalize_keys: bool, both_ways: bool, beta: float, tau_plus: float, local_weight: float,
+             formulation: int, positives: int, denominator: int, reduction: int, adaptive: bool, quantile: float,
+             negatives_only: bool, needed: int, at_once: bool, scale: float, statistics: bool) -> tuple[Tensor, ...]:
+    """hexssl::contrast. The token is never used."""
+    problem = Problem(anchors, _present(keys), _present(paired), _present(labels), _present(key_labels),
+                      _present(relation), period, self_offset, both_ways)
+    settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
+                         denominator, reduction)
+    decided = _decided(threshold, adaptive, quantile, negatives_only)
+    wanted = tuple(bool(needed & 1 << i) for i in range(4)) if at_once else None
+    found: Forward = _backend(problem, settings).forward(problem, settings, decided, wanted, scale, statistics)
+    rows = 0 if found.state is None else found.state.shape[0]
+    state = found.loss.new_zeros((rows, ROW_STATE), dtype=torch.float64)
+    if found.state is not None:
+        state[:, :found.state.shape[1]] = found.state
+    none = torch.zeros((), dtype=torch.int64, device=anchors.device)
+    return (found.loss, found.statistics.double(), state, none,
+            *_filled(found.gradients, anchors, keys, paired, temperature))
+
+
+def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor,
+                      key_labels: Tensor, relation: Tensor, temperature: Tensor, row_state: Tensor, token: Tensor,
+                      period: int, self_offset: int, normalize: bool, normalize_keys: bool, both_ways: bool,
+                      beta: float, tau_plus: float, local_weight: float, formulation: int, positives: int,
+                      denominator: int, reduction: int, need_anchors: bool, need_keys: bool, need_paired: bool,
+                      need_temperature: bool) -> tuple[Tensor, ...]:
+    """hexssl::contrast_backward. Thresholds are those of the row state, one per anchor, whatever was given."""
+    problem = Problem(anchors, _present(keys), _present(paired), _present(labels), _present(key_labels),
+                      _present(relation), period, self_offset, both_ways)
+    settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
+                         denominator, reduction)
+    wanted = need_anchors, need_keys, need_paired, need_temperature
+    found: tuple[Tensor | None, ...] = _backend(problem, settings).backward(problem, settings, row_state, grad_loss,
+                                                                           wanted)
+    return _filled(found, anchors, keys, paired, temperature)
+
+
+def _filled(found: tuple[Tensor | None, ...], *of: Tensor) -> tuple[Tensor, ...]:
+    """The gradients as an operator returns them: empty where there is none, of dtype and device of what they are of."""
+    return tuple(like.new_empty(0) if gradient is None else gradient.to(like.device, like.dtype).reshape(like.shape)
+                 for gradient, like in zip(found, of, strict=True))
+
+
+def register() -> None:
+    """For the devices of `KEYS`. The schemas are the core's: an installation without it has no operators."""
+    if _libraries:
+        return
+    library = torch.library.Library("hexssl", "IMPL")
+    _libraries.append(library)
+    for key in KEYS:
+        for name, function in (("measure", measure), ("contrast", contrast), ("contrast_no_grad", contrast),
+                               ("contrast_backward", contrast_backward),
+                               ("contrast_backward_no_grad", contrast_backward)):
+            library.impl(name, function, key)
