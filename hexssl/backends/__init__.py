@@ -91,9 +91,9 @@ def elsewhere(problem: Problem, settings: Settings | None) -> ModuleType:
     """The same of tensors that are not on the CPU."""
     if _forced == "triton":
         return triton
-    if _forced != "torch_ops" and core.available() and problem.anchors.is_cuda and not triton.refuses(problem, settings):
-        return triton
-    return torch_ops
+    if _forced == "torch_ops" or not core.available() or not problem.anchors.is_cuda:
+        return torch_ops
+    return torch_ops if triton.refuses(problem, settings) else triton
 
 
 def why(device: str) -> str:

@@ -1,6 +1,6 @@
 """The implementation of the operators hexssl::measure, contrast and contrast_backward for tensors that are not on the
-CPU: what a program of torch.export, a record of torch.jit.trace or make_fx, or a caller of torch.ops reaches there. Each
-call is handed to the backend for its problem.
+CPU: what a program of torch.export, a record of torch.jit.trace or make_fx, or a caller of torch.ops reaches there.
+Each call is handed to the backend for its problem.
 """
 
 from __future__ import annotations

@@ -52,8 +52,9 @@ def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measure
 
 
 def recorded() -> bool:
-    """Whether a program is recorded that others will run: torch.export, torch.jit.trace, make_fx. It must hold the
-    operators, which have a derivative, where what an autograd Function does would be recorded without its gradient.
-    (torch.compile follows the Function.)"""
+    """Whether a program is recorded that others will run (torch.export, torch.jit.trace, make_fx), or mapped by
+    torch.func. It must hold the operators, which have a derivative and refuse what they have not, where what an
+    autograd Function does would be recorded without its gradient. (torch.compile follows the Function.)"""
     return (torch.compiler.is_exporting() or torch.jit.is_tracing()
-            or (not torch.compiler.is_compiling() and get_proxy_mode() is not None))
+            or (not torch.compiler.is_compiling()
+                and (get_proxy_mode() is not None or torch._C._are_functorch_transforms_active())))
