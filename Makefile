@@ -1,5 +1,6 @@
 # make demo     train on real images and compare the losses (DATA=digits or fashion-mnist, DATA_DIR=..., EPOCHS=n)
 # make test     the test suite and the examples in the documentation (PYTEST='-x tests/test_losses.py': pytest's arguments)
+# make test-gpu what is tested on an accelerator (CUDA, MPS, XPU), where there is one: TORCH=torch installs that torch
 # make test-triton  the Triton kernels' tests, in Triton's interpreter on the CPU
 # make aot      compiles the Triton kernels for their targets, without a GPU, and compares with docs/triton_aot.csv
 # make docs     the documentation site, in build/site, with every warning an error; then the tests of its pages
@@ -28,7 +29,7 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 C_SOURCES := $(shell find csrc -name '*.[ch]')
 
-.PHONY: demo test test-triton aot docs sanitize bench profile wheel environment tools clean distclean
+.PHONY: demo test test-gpu test-triton aot docs sanitize bench profile wheel environment tools clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -40,6 +41,13 @@ demo: $(BUILT)
 test: tools
 	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile \
 		--no-loadscope-reorder $(PYTEST)
+
+test-gpu: tools
+	$(BIN)/python -c 'import torch; assert torch.accelerator.is_available(), "torch finds no accelerator here"'
+	$(BIN)/python -m pytest -q tests/test_devices.py tests/test_thresholds.py tests/test_temperature.py \
+		-k "cuda or mps or xpu"
+	$(BIN)/python -m hexssl bench --device $$($(BIN)/python -c \
+		'import torch; print(torch.accelerator.current_accelerator().type)') --output build/bench.csv
 
 # The interpreter is chosen when triton is imported, and compilers need it unset: processes of their own. The torch that
 # is installed need not have brought triton.

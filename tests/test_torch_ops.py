@@ -12,9 +12,15 @@ from torch import Tensor
 from hexssl import backends, cross_hex_loss, cross_info_nce, hex_loss, info_nce, workspace
 
 B, D = 24, 16
-LABELS = torch.arange(B) % 5
-RELATION = ((LABELS[:, None] * 3 + LABELS) % 3 - 1).to(torch.int8)
 S = {"return_stats": True}
+
+def classes(like: Tensor) -> Tensor:
+    return torch.arange(B, device=like.device) % 5
+
+
+def relation(like: Tensor) -> Tensor:
+    return ((classes(like)[:, None] * 3 + classes(like)) % 3 - 1).to(torch.int8)
+
 
 # Each takes three views, a queue and a temperature of requires_grad, and uses some of them.
 CASES: dict[str, Callable[..., Any]] = {
@@ -24,8 +30,8 @@ CASES: dict[str, Callable[..., Any]] = {
     "three views": lambda a, b, c, q, t: hex_loss(a, b, c, threshold=0.3, **S),
     "adaptive": lambda a, b, c, q, t: hex_loss(a, b, threshold="adaptive", **S),
     "adaptive-negatives": lambda a, b, c, q, t: hex_loss(a, b, threshold="adaptive-negatives", **S),
-    "adaptive-negatives by labels": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold="adaptive-negatives",
-                                                                  **S),
+    "adaptive-negatives by labels": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a),
+                                                                  threshold="adaptive-negatives", **S),
     "beta 0.5": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, beta=0.5, temperature=0.05, **S),
     "beta 100": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, beta=100.0, **S),
     "beta 0, small temperature": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, beta=0.0, temperature=0.01, **S),
@@ -33,21 +39,21 @@ CASES: dict[str, Callable[..., Any]] = {
     "no debit": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, tau_plus=0.0, **S),
     "no local term": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, local_weight=0.0, **S),
     "all hierarchical, floored": lambda a, b, c, q, t: hex_loss(a, b, threshold=-2.0, tau_plus=0.9, **S),
-    "labels": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, **S),
-    "labels, mean": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, positives="mean", **S),
-    "labels, own": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, positives="mean",
+    "labels": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, **S),
+    "labels, mean": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, positives="mean", **S),
+    "labels, own": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, positives="mean",
                                                   denominator="own", **S),
-    "labels, negatives": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, denominator="negatives",
+    "labels, negatives": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, denominator="negatives",
                                                         **S),
-    "one class": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS * 0, threshold=0.3, **S),
+    "one class": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a) * 0, threshold=0.3, **S),
     "released": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, formulation="released", **S),
     "row by row": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, reduction="none"),
-    "row by row, labels": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, reduction="none",
+    "row by row, labels": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, reduction="none",
                                                          temperature=t),
     "sum": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, reduction="sum", **S),
-    "sum of labelled": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, reduction="sum", **S),
+    "sum of labelled": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, reduction="sum", **S),
     "not normalised": lambda a, b, c, q, t: hex_loss(a * 0.3, b * 0.3, threshold=0.3, normalize=False, **S),
-    "not normalised, own": lambda a, b, c, q, t: hex_loss(a, b, labels=LABELS, threshold=0.3, normalize=False,
+    "not normalised, own": lambda a, b, c, q, t: hex_loss(a, b, labels=classes(a), threshold=0.3, normalize=False,
                                                           positives="mean", denominator="own", **S),
     "more keys": lambda a, b, c, q, t: cross_hex_loss(a, torch.cat((b, q)), threshold=0.3, **S),
     "queue": lambda a, b, c, q, t: cross_hex_loss(a, b, q, threshold="adaptive", **S),
@@ -56,41 +62,44 @@ CASES: dict[str, Callable[..., Any]] = {
     "symmetric, adaptive": lambda a, b, c, q, t: cross_hex_loss(a, b, threshold="adaptive-negatives", symmetric=True,
                                                                 **S),
     "threshold of every anchor": lambda a, b, c, q, t: hex_loss(
-        a, b, threshold=torch.linspace(0.1, 0.5, 2 * B, dtype=torch.float64), **S),
+        a, b, threshold=torch.linspace(0.1, 0.5, 2 * B, device=a.device), **S),
     "temperature": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, temperature=t, **S),
     "temperature, floored": lambda a, b, c, q, t: hex_loss(a, b, threshold=-2.0, tau_plus=0.9, temperature=t, **S),
     "temperature, released": lambda a, b, c, q, t: hex_loss(a, b, threshold=0.3, temperature=t, formulation="released",
                                                             **S),
     "paired and labels": lambda a, b, c, q, t: cross_hex_loss(
-        a, b, paired=c, labels=LABELS, key_labels=LABELS, threshold=0.3, temperature=t, **S),
+        a, b, paired=c, labels=classes(a), key_labels=classes(a), threshold=0.3, temperature=t, **S),
     "anchors among the keys": lambda a, b, c, q, t: cross_hex_loss(
-        a, torch.cat((a, b)), labels=LABELS, key_labels=LABELS.repeat(2), self_offset=0, threshold=0.3, **S),
-    "relation": lambda a, b, c, q, t: cross_hex_loss(a, b, relation=RELATION, threshold=0.3, **S),
+        a, torch.cat((a, b)), labels=classes(a), key_labels=classes(a).repeat(2), self_offset=0, threshold=0.3, **S),
+    "relation": lambda a, b, c, q, t: cross_hex_loss(a, b, relation=relation(a), threshold=0.3, **S),
 }
 
 
-def _inputs(dtype: torch.dtype) -> list[Tensor]:
+def _inputs(dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(B, D, dtype=torch.float64, generator=generator) + 0.5 for _ in range(3)]
     queue = torch.randn(50, D, dtype=torch.float64, generator=generator) + 0.3
-    return [each.to(dtype).requires_grad_() for each in (*views, queue, torch.tensor(0.07, dtype=torch.float64))]
+    temperature = torch.tensor(0.07, dtype=torch.float64)
+    return [each.to(dtype).to(device).requires_grad_() for each in (*views, queue, temperature)]
 
 
 class Result:
     """The loss, its statistics and the gradients of all inputs, 0 where there is none."""
 
-    def __init__(self, case: Callable[..., Any], backend: str, dtype: torch.dtype = torch.float64) -> None:
-        inputs = _inputs(dtype)
+    def __init__(self, case: Callable[..., Any], backend: str, dtype: torch.dtype = torch.float64,
+                 device: torch.device | None = None) -> None:
+        inputs = _inputs(dtype, device)
         with backends.forced(backend):
             given = case(*inputs)
             loss, stats = given if isinstance(given, tuple) and hasattr(given[1], "threshold") else (given, None)
-            (loss * torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).view_as(loss)).sum().backward()
-        self.loss = loss.detach().double()
-        self.stats = None if stats is None else torch.stack(stats)
-        self.gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in inputs]
+            weights = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype, device=loss.device)
+            (loss * weights.view_as(loss)).sum().backward()
+        self.loss = loss.detach().cpu().double()
+        self.stats = None if stats is None else torch.stack(stats).cpu().double()
+        self.gradients = [torch.zeros_like(each).cpu() if each.grad is None else each.grad.cpu() for each in inputs]
 
 
-def _assert_alike(found: Result, expected: Result, tolerance: float) -> None:
+def assert_alike(found: Result, expected: Result, tolerance: float) -> None:
     torch.testing.assert_close(found.loss, expected.loss, rtol=tolerance, atol=tolerance)
     for one, other in zip(found.gradients, expected.gradients, strict=True):
         scale = other.abs().max().item()
@@ -103,7 +112,7 @@ def _assert_alike(found: Result, expected: Result, tolerance: float) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_same_as_the_core(name: str) -> None:
     """Float64: some hundred roundings of sums that nearly cancel."""
-    _assert_alike(Result(CASES[name], "torch_ops"), Result(CASES[name], "cpu"), 1e-12)
+    assert_alike(Result(CASES[name], "torch_ops"), Result(CASES[name], "cpu"), 1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,4 +125,4 @@ def test_chunks_make_no_difference(name: str, size: int) -> None:
         parts = Result(CASES[name], "torch_ops")
     finally:
         workspace.set_budget(None)
-    _assert_alike(parts, whole, 1e-12)
+    assert_alike(parts, whole, 1e-12)
