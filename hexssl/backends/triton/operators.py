@@ -27,14 +27,17 @@ def _present(tensor: Tensor) -> Tensor | None:
 
 def _problem(anchors: Tensor, keys: Tensor, paired: Tensor | None, labels: Tensor, key_labels: Tensor, relation: Tensor,
              period: int, self_offset: int, both_ways: bool = False) -> Problem:
+    return Problem(anchors, _present(keys), None if paired is None else _present(paired), _present(labels),
+                   _present(key_labels), _present(relation), period, self_offset, both_ways)
+
+
+def _refuse(problem: Problem, settings: Settings | None) -> None:
+    """Whoever calls an operator has not asked before."""
     from hexssl.backends.triton.refusals import refuses
 
-    problem = Problem(anchors, _present(keys), None if paired is None else _present(paired), _present(labels),
-                      _present(key_labels), _present(relation), period, self_offset, both_ways)
-    reason = refuses(problem)
+    reason = refuses(problem, settings)
     if reason:
         raise RuntimeError(f"hexssl: {reason}")
-    return problem
 
 
 def _settings(temperature: Tensor, normalize: bool, normalize_keys: bool, beta: float, tau_plus: float,
@@ -58,6 +61,7 @@ def measure(anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, r
     from hexssl.backends.triton import adapter
 
     problem = _problem(anchors, keys, None, labels, key_labels, relation, period, self_offset)
+    _refuse(problem, None)
     wanted = quantile if want & operators.WANT_QUANTILE else None
     stats, mean = adapter.measure(problem, wanted, negatives_only, bool(want & operators.WANT_MOMENTS), normalize,
                                   normalize_keys)
@@ -77,6 +81,7 @@ def contrast(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_
     problem = _problem(anchors, keys, paired, labels, key_labels, relation, period, self_offset, both_ways)
     settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
                          denominator, reduction)
+    _refuse(problem, settings)
     decided = _decided(threshold, adaptive, quantile, negatives_only)
     what = triton_contrast.ready(problem, settings)
     exponent = triton_contrast.exponent_of(problem, settings, True)
@@ -109,6 +114,7 @@ def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: 
     problem = _problem(anchors, keys, paired, labels, key_labels, relation, period, self_offset, both_ways)
     settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
                          denominator, reduction)
+    _refuse(problem, settings)
     what = triton_contrast.ready(problem, settings)
     exponent = triton_contrast.exponent_of(problem, settings, True)
     given = row_state[:, gradients.THRESHOLD]
