@@ -106,23 +106,26 @@ def _seconds(seconds: float) -> str:
 
 HEAD = """# A model of the Triton kernels on GPUs
 
-Made by `python benchmarks/gpu_model.py`. This is a model; the kernels were never timed on silicon. It counts operations
-of products, bytes of main memory, exponentials and compiled instructions, and divides them by what a GPU does at most.
-Forward and backward of a SimCLR problem of N rows; in parentheses multiples of two bare products of the vendor's
-library, each of which writes and reads an N × N array. The threshold is the adaptive one, and comes on top.
+Made by `python benchmarks/gpu_model.py`. This is a model; the [kernels](gpu.md) were never run or timed on silicon. It
+counts operations of products, bytes of main memory, exponentials and [compiled instructions](triton_aot.md), and
+divides them by what a GPU does at most. Forward and backward of a SimCLR problem of N rows, beside two bare products of
+the vendor's library, each of which writes and reads an N × N array. The adaptive threshold comes on top.
 
-- *Limit*: the unit that is busiest. At 128 columns in bfloat16 it is not the tensor cores: about 40 instructions and
-two exponentials an element take longer than three products. From 256 columns on, and in float32 at every width, the
-tensor cores are the limit. The exponentials alone (16 a clock and multiprocessor) are below the instructions
-everywhere, but would be the limit if the rest took less than 16 instructions an element. - *float32* is six products of
-bfloat16 parts against one product of the vendor's float32 units. - At 4,096 rows and fewer the launches decide: some 60
-small kernels, which a CUDA graph would take together. - 512 columns are more than the kernels take; estimated is a path
-in chunks of rows with the weights written once, and instructions as at 256 columns. Such problems go to `torch_ops`. -
-1,048,576 rows: two products would need 2 TiB (bfloat16) for each array; their time is what they would take if memory
-were no matter.
+- *Limit* is the unit that is busiest. At 128 columns in bfloat16 it is not the tensor cores: some 40 instructions and
+  two exponentials an element take longer than three products. With more columns, and in float32 at every width, it is
+  the tensor cores, but for TensorFloat-32 at 256 columns on an H100, whose tiles had to be small.
+- The exponentials alone, 16 a clock and multiprocessor, are below the instructions everywhere. They would be the limit
+  if the rest took less than 16 instructions an element.
+- *float32* is six products of bfloat16 parts, against one product of the vendor's float32 units. Widths for which the
+  table of block sizes has no entry are left out.
+- At 4,096 rows and fewer the launches decide: some 90 small kernels, which a CUDA graph would take together.
+- 512 columns are more than the kernels take, and go to `torch_ops`. Estimated is a path in chunks of rows, with the
+  weights written once and instructions as at 256 columns.
+- At 1,048,576 rows each array of the two products would take 2 TiB in bfloat16; their time is what they would take if
+  memory were no matter.
 
 Of others, as published: FlashAttention in Triton reaches 40 to 48 % of an H100's tensor peak at 128 columns,
-FlashAttention 3 up to 75 %; cut-cross-entropy 72 % forward and 29 % backward on an A100 without its filter; Liger's
+FlashAttention 3 up to 75 %; cut-cross-entropy 72 % forward, and 29 % backward without its filter, on an A100; Liger's
 CuTe kernels 65 to 75 % at 4,096 columns. Inf-CL publishes memory (the loss at a batch of 64k on 8 A800: 0.36 GB against
 OpenCLIP's 8.6), not times of kernels; here too memory is O(N D).
 

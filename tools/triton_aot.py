@@ -118,8 +118,8 @@ KERNELS = (
         "BR": 128}),
 )
 EVERY_KERNEL = 128
-MOST = ("sums", "collection", "sums, any form, labels", "own denominators, labels", "gradient",
-        "gradient, special tiles", "gradient, any form, labels")
+MOST = ("sums", "collection", "sums, any form, labels", "collection, labels", "own denominators, labels",
+        "description, labels", "gradient", "gradient, special tiles", "gradient, any form, labels")
 ONE_SIDE_SPARES = ("gradient, any form", "gradient, any form, labels")  # where the table has `one_side`
 ROW_BLOCK = blocks.Block(16, 1, 4, 1)
 
@@ -299,8 +299,8 @@ block sizes, the most that any of its kernels takes; of all kernels, `docs/trito
 - *kernels*: as `hexssl/backends/triton/blocks.py` has them
 - *block*: rows × keys of a tile, warps, stages
 - *stack*: bytes; none of them is touched in a loop over tiles
-- *instructions*: per element of a tile, in the loop of the group's first kernel; per lane, so that 128 of them take a
-  multiprocessor one clock (of gfx942: per lane of a wavefront of 64)
+- *instructions*: per element of a tile, in the loop of the group's first kernel in the file; an element is a lane's, so
+  that 128 of them take a multiprocessor one clock
 """
 
 
@@ -309,7 +309,6 @@ def _markdown(lines: list[list[str]]) -> str:
     told = [HEAD, "| target | arithmetic | columns | kernels | block | registers | stack | shared KiB | instructions |",
             "|---|---|---:|---|---|---:|---:|---:|---:|"]
     of = {kernel.name: kernel.block for kernel in KERNELS if kernel.block}
-    first = {block: name for name, block in reversed(of.items())}
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for line in lines:
         named = dict(zip(COLUMNS, line, strict=True))
@@ -319,10 +318,9 @@ def _markdown(lines: list[list[str]]) -> str:
         one = group[0]
         shared = max(int(each["shared"]) for each in group) / 1024
         registers, stack = (max(int(each[name]) for each in group) for name in ("registers", "stack"))
-        main = next(each for each in group if each["kernel"] == first[block])
         size = f"{one['rows']} × {one['keys']}, {one['warps']}, {one['stages']}"
         told.append(f"| {target} | {arithmetic} | {columns} | {block.replace('_', ', ')} | {size} | {registers} | "
-                    f"{stack} | {shared:.0f} | {main['instructions']} |")
+                    f"{stack} | {shared:.0f} | {one['instructions']} |")
     return "\n".join(told) + "\n"
 
 
