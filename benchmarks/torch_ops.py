@@ -2,7 +2,7 @@
 
     python benchmarks/torch_ops.py [--threads 1] [--rounds 15]
 
-Writes benchmarks/results/torch_ops.csv and docs/torch_ops.md. Time: forward and backward, float32, losses in turns
+Writes benchmarks/results/torch_ops.csv, and its table into docs/gpu.md. Time: forward and backward, float32, losses in turns
 within one process; a ratio of medians, with the quartiles of the ratios within rounds. Operators that touch data, and
 traffic in float32 N x N arrays, are counted as tests/test_torch_ops_costs.py counts them, at 512 x 128.
 """
@@ -44,6 +44,7 @@ QUEUE: dict[str, Callable[..., Tensor]] = {
 }
 SHAPES = ((512, 128), (2048, 128), (4096, 256))
 KEYS = 65_536
+BEGIN, END = "<!-- torch_ops: written by benchmarks/torch_ops.py -->", "<!-- end of torch_ops -->"
 
 
 def _race(losses: dict[str, Callable[..., Tensor]], inputs: list[Tensor], rounds: int) -> dict[str, Result]:
@@ -85,7 +86,10 @@ def _page(rows: list[dict[str, Any]]) -> str:
     lines = [["case", "loss", "ms", "of eager InfoNCE", "operators", "traffic"]]
     lines += [[row["case"], row["loss"], row["median_ms"], f"{row['ratio']} ({row['ratio_q1']} to {row['ratio_q3']})",
                str(row["operators"]), str(row["traffic"])] for row in rows]
-    return tables.markdown(lines, 2) + "\n"
+    about = {**records.machine(), "commit": headline.commit()}
+    words = (f"`python benchmarks/torch_ops.py --threads {rows[0]['threads']}`, {about['cpu']}, {about['tier']}, torch "
+             f"{about['torch']}, commit {about['commit']}, {about['date']}.")
+    return tables.markdown(lines, 2) + f"\n\n{words}\n"
 
 
 def main() -> None:
@@ -107,7 +111,9 @@ def main() -> None:
     rows += _rows(f"256 x 128, queue of {KEYS:,}", QUEUE, [queries, torch.randn(256, 128), torch.randn(KEYS, 128)],
                   arguments.rounds)
     records.write(ROOT / "benchmarks" / "results" / "torch_ops.csv", [{**row, **about} for row in rows])
-    (ROOT / "docs" / "torch_ops.md").write_text(_page(rows))
+    page = ROOT / "docs" / "gpu.md"
+    before, rest = page.read_text().split(BEGIN)
+    page.write_text(before + BEGIN + "\n" + _page(rows) + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":
