@@ -100,18 +100,19 @@ class RowLosses(NamedTuple):
 
 
 class PlainLosses(NamedTuple):
-    """Losses of `plain_losses` and their weights, (M,) each; dL/ds is `share` times
+    """Losses of `plain_losses` and their weights, (M,) each; dL/ds, times `total`, is
 
     a global negative : ``e^s``
-    a hierarchical one : ``w (h1 e^s - h2)``
-    a positive : ``pb e^s``
+    a hierarchical one : ``w (slope scale e^s + offset)``; scale None: there is none
+    all positives together : ``-pull``, and one of several a share of that, ``e^s / pos``
     """
 
     losses: Tensor
-    share: Tensor
-    h1: Tensor | None
-    h2: Tensor | None
-    pb: Tensor
+    total: Tensor
+    scale: Tensor | None
+    offset: Tensor | None
+    slope: float
+    pull: Tensor
 
 
 class HardSums(NamedTuple):
@@ -136,29 +137,30 @@ def plain_losses(form: Form, count: int, pos: Tensor, global_: Tensor, hard: Har
     pos, global_, hard : sums of ``e^(s - shift)`` over the classes, with one shift for all
     least : ``e^(-1 / tau - shift)``
     """
-    neg, h1, h2, debit = global_, None, None, None
-    rest = 1 - form.tau_plus
+    rest, neg, pull, scale, offset = 1 - form.tau_plus, global_, global_, None, None
+    weight = form.local_weight / rest
     if hard is not None and form.local_weight > 0:
         some = hard.b.clamp_min(torch.finfo(pos.dtype).tiny)
         mean, number = hard.a / some, hard.number
         term = mean
         if form.tau_plus > 0:  # without a debit the mean is above the floor, whatever rounding says
-            term = torch.sub(mean, pos, alpha=form.tau_plus / count)
-            number = number * (term > least * rest)
-            term = term.clamp_min(least * rest)
-        neg = torch.addcmul(neg, hard.number, term, value=form.local_weight / rest)
+            debited = torch.sub(mean, pos, alpha=form.tau_plus / count)
+            number, term = number * (debited > least * rest), debited.clamp_min(least * rest)
+        pull = neg = torch.addcmul(neg, hard.number, term, value=weight)
         scale = number / some
-        h1 = scale * (form.local_weight / rest * (1 + form.beta))
-        h2 = h1 * mean * (form.beta / (1 + form.beta))
-        debit = number if form.tau_plus > 0 else None
+        offset = torch.zeros_like(mean) if form.beta == 0 else scale * mean * (-weight * form.beta)
+        if form.tau_plus > 0:
+            pull = torch.addcmul(neg, number, pos, value=weight * form.tau_plus / count)
     elif hard is not None:
-        h1 = h2 = torch.zeros_like(pos)
-    quotient = neg / pos
-    losses, share = torch.log1p(quotient), (neg + pos).reciprocal()
-    if debit is None:
-        return PlainLosses(losses, share, h1, h2, -quotient)
-    pb = torch.add(quotient, debit, alpha=form.local_weight * form.tau_plus / (rest * count)).neg_()
-    return PlainLosses(losses, share, h1, h2, pb)
+        scale = offset = torch.zeros_like(pos)
+    return PlainLosses(torch.log1p(neg / pos), neg + pos, scale, offset, weight * (1 + form.beta), pull)
+
+
+def narrowed(weights: Weights, dtype: torch.dtype) -> Weights:
+    """In the dtype of the elements that they are applied to; the level stays what it is."""
+    gg, h1, h2, *rest = weights[:6]
+    pa, pb, po = (None if each is None else each.to(dtype) for each in rest)
+    return Weights(gg.to(dtype), h1.to(dtype), h2.to(dtype), pa, pb, po, weights.own, weights.dtau)
 
 
 def needs_mean(form: Form) -> bool:
@@ -317,7 +319,8 @@ def _weighted(form: Form, sums: Sums, inverse: Tensor, found: Negatives,
         single = sums.positives == 1  # then as with "sum", where nothing cancels
         pa = torch.where(single, 0, -1 / sums.positives)
         pb = torch.where(single, -torch.sigmoid(more), torch.sigmoid(-more)) / sums.pos
-    gg = torch.where(present, torch.exp(log_share - ratio(neg, Level(sums.top_g, torch.zeros_like(more)), inverse)), 0)
+    easiest = Level(sums.top_g, torch.zeros_like(more))
+    gg = torch.where(sums.easy > 0, torch.exp(log_share - ratio(neg, easiest, inverse)), 0)
     none = torch.zeros_like(gg)
     weights = Weights(gg, none, none, pa, pb, po, level, None)
     if form.local_weight > 0:
