@@ -64,6 +64,16 @@ def test_temperatures_whose_exponentials_would_overflow(tau):
     check(views(33, 32), settings(temperature=tau), HIERARCHICAL, floor=2e-6)
 
 
+@pytest.mark.parametrize("threshold", [None, -2.0, -1.5])
+def test_classes_that_are_empty_beside_one_that_is_far(threshold):
+    """The weight of what is not there must not overflow: it meets exponentials that are 0."""
+    anchors = torch.tensor([[1.0, 0.1], [-1.0, 0.1], [1.0, -0.1], [-1.0, -0.1]])
+    given = problem(anchors, period=2, self_offset=0)
+    for form in (settings(temperature=0.005), settings(temperature=0.005, positives="mean")):
+        found = check(given, form, threshold, floor=1e-5)
+        assert found.gradients[0].isfinite().all()
+
+
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 def test_temperature_that_is_learned(tau):
     check(views(33, 32), settings(temperature=torch.tensor(tau)), HIERARCHICAL, floor=1e-6)

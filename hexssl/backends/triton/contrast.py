@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     """What a call of `contrast` found.
 
     losses : (rows,) float64, 0 for anchors that are left out; with both ways those of the keys after the anchors'
-    valid : (rows,) bool; state : (rows, 14) float64; statistics : (7,) or (2, 7), empty unless wanted
+    valid : (rows,) bool; state : (rows, 14) float64; statistics : (7,) or (2, 7), (0,) or (2, 0) unless wanted
     """
 
     losses: Tensor
@@ -189,7 +189,7 @@ def contrast(what: Ready, settings: Settings, decided: float | Tensor | Measurem
     if not what.problem.both_ways:
         return Outcome(first.losses, first.valid, first.state, first.statistics, threshold)
     second = _one_way(_back(what), settings, threshold, exponent, wanted)
-    seen = torch.stack([first.statistics, second.statistics]) if wanted else first.statistics
+    seen = torch.stack([first.statistics, second.statistics])
     return Outcome(torch.cat([first.losses, second.losses]), torch.cat([first.valid, second.valid]),
                    torch.cat([first.state, second.state]), seen, threshold)
 

@@ -133,7 +133,7 @@ def row_losses(CLASSES, N_POS, N_NEG, PAIRED, BAD, KEYS_BAD, EPS, SCALE, UNIT, L
         pb = -tl.where(present, tl.exp(log_share), 0.0) / pos
     log_share = log_share - neg_log
     live = valid & present
-    gg = tl.where(live, tl.exp(log_share + (top_g - neg_top) * inverse), 0.0)
+    gg = tl.where(live & has_g, tl.exp(log_share + (top_g - neg_top) * inverse), 0.0)
     h1 = 0.0 * gg
     h2 = h1
     dtau = h1

@@ -1,0 +1,60 @@
+"""The public functions, with Triton as the backend: what they hand it, and what they make of what comes back."""
+
+import pytest
+import torch
+from against import drawn, error
+
+import hexssl
+from hexssl import backends, thresholds
+from hexssl.backends import triton
+
+
+def _of(dtype):
+    first, second = drawn(40, 40, 24)
+    _, queue = drawn(1, 150, 24, seed=1)
+    return [x.to(dtype).requires_grad_() for x in (first, second, queue)]
+
+
+CALLS = {
+    "hex_loss": lambda a, b, queue: hexssl.hex_loss(a, b, return_stats=True),
+    "hex_loss, negatives": lambda a, b, queue: hexssl.hex_loss(a, b, threshold="adaptive-negatives", return_stats=True),
+    "info_nce": lambda a, b, queue: (hexssl.info_nce(a, b), ()),
+    "a module": lambda a, b, queue: (hexssl.HEXLoss(threshold=thresholds.MeanStdThreshold(1.0))(a, b), ()),
+    "row ranges": lambda a, b, queue: (hexssl.HEXLoss(threshold=thresholds.RowRangeThreshold(0.6))(a, b), ()),
+    "moco": lambda a, b, queue: (hexssl.cross_info_nce(a, b, queue, temperature=0.2), ()),
+    "clip": lambda a, b, queue: (hexssl.cross_hex_loss(a, b, symmetric=True, threshold=0.2), ()),
+    "labels": lambda a, b, queue: (hexssl.hex_loss(a, b, labels=torch.arange(40) % 7, positives="mean"), ()),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name, monkeypatch):
+    def run(dtype):
+        leaves = _of(dtype)
+        loss, seen = CALLS[name](*leaves)
+        loss.backward()
+        return loss, seen, [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    true, true_seen, true_grads = run(torch.float64)
+    monkeypatch.setattr(backends, "of", lambda *_: triton)
+    loss, seen, grads = run(torch.float32)
+    assert loss.dtype == torch.float32 and error(loss, true) < 1e-6
+    assert all(error(a, b) < 2e-6 for a, b in zip(grads, true_grads, strict=True))
+    for told, known in zip(seen, true_seen, strict=True):
+        torch.testing.assert_close(told, known, rtol=2e-6, atol=2e-6, equal_nan=True, check_dtype=False)
+
+
+def test_second_derivatives_are_refused(monkeypatch):
+    monkeypatch.setattr(backends, "of", lambda *_: triton)
+    first, second, _ = _of(torch.float32)
+    (gradient,) = torch.autograd.grad(hexssl.info_nce(first, second), first, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        gradient.sum().backward()
+
+
+def test_backward_again_gives_the_same(monkeypatch):
+    monkeypatch.setattr(backends, "of", lambda *_: triton)
+    first, second, _ = _of(torch.float32)
+    loss = hexssl.hex_loss(first, second)
+    once, again = (torch.autograd.grad(loss, first, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(once, again)
