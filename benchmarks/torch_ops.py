@@ -2,9 +2,9 @@
 
     python benchmarks/torch_ops.py [--threads 1] [--rounds 15]
 
-Writes benchmarks/results/torch_ops.csv, and its table into docs/gpu.md. Time: forward and backward, float32, losses in turns
-within one process; a ratio of medians, with the quartiles of the ratios within rounds. Operators that touch data, and
-traffic in float32 N x N arrays, are counted as tests/test_torch_ops_costs.py counts them, at 512 x 128.
+Writes benchmarks/results/torch_ops.csv, and its table into docs/gpu.md. Time: forward and backward, float32, losses in
+turns within one process; a ratio of medians, with the quartiles of the ratios within rounds. Operators that touch data,
+and traffic in float32 N x N arrays, are counted as tests/test_torch_ops_costs.py counts them, at 512 x 128.
 """
 
 from __future__ import annotations
