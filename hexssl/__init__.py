@@ -32,6 +32,7 @@ from hexssl.profiling import from_environment as _profile_from_environment  # no
 from hexssl.queues import FeatureQueue  # noqa: E402
 from hexssl.regularizers import HEXRegularized  # noqa: E402
 from hexssl.temperature import LogTemperature  # noqa: E402
+from hexssl.warming import warm_up  # noqa: E402
 
 _profile_from_environment()
 workspace.from_environment()
@@ -39,4 +40,4 @@ workspace.from_environment()
 __version__ = "0.1.0"
 __all__ = ["CrossHEXLoss", "CrossInfoNCELoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss",
            "LogTemperature", "RowStats", "arrays", "cross_hex_loss", "cross_info_nce", "hex_loss", "info_nce",
-           "similarity_stats", "thresholds", "workspace"]
+           "similarity_stats", "thresholds", "warm_up", "workspace"]

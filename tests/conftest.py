@@ -50,6 +50,7 @@ ON_ONE_TIER = {
     "test_devices.py": "other backends, against whichever kernels",
     "test_unsupported_tensors.py": "errors before any work",
     "test_validation.py": "errors before any work",
+    "test_warming.py": "a module that is copied",
     "test_without_core.py": "the reference in plain torch, against whichever kernels",
 }
 

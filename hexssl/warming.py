@@ -1,0 +1,55 @@
+"""Before the first step: what is compiled at the first loss of its kind."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hexssl import validation
+
+
+def warm_up(criterion: nn.Module, *embeddings: Tensor, **others: Any) -> None:
+    """Let a loss of these shapes compile what it needs, before the first step or the capture of a CUDA graph.
+
+    Triton's kernels are compiled at the first loss of their kind, which takes 10 to 25 seconds on one core (counted
+    without a GPU, on an AVX-512 server). A forward and a backward pass are made by a copy of the module, with random
+    numbers in place of the embeddings: neither the module nor its thresholds change. Where ranks agree on a threshold,
+    every rank must call it.
+
+    Parameters
+    ----------
+    criterion : Module
+        A loss, such as `hexssl.HEXLoss`.
+    *embeddings : (rows, columns) tensors
+        What the loss will be given by position; their shapes, dtypes, devices and whether they require grad matter.
+    **others
+        What it will be given by name, such as labels.
+
+    Raises
+    ------
+    TypeError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import hexssl
+    >>> criterion = hexssl.HEXLoss()
+    >>> hexssl.warm_up(criterion, torch.zeros(8, 4), torch.zeros(8, 4))
+    >>> criterion.stats is None
+    True
+    """
+    if not isinstance(criterion, nn.Module):
+        validation.refuse_type("criterion", criterion, "a loss module, such as hexssl.HEXLoss()")
+    for index, each in enumerate(embeddings):
+        if not isinstance(each, Tensor):
+            validation.refuse_type(f"embeddings[{index}]", each, "a floating-point tensor")
+    copied = copy.deepcopy(criterion)
+    with torch.enable_grad():
+        drawn = [torch.randn_like(each).requires_grad_(each.requires_grad) for each in embeddings]
+        loss = copied(*drawn, **others)
+        if loss.requires_grad:
+            loss.sum().backward()
