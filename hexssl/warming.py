@@ -14,10 +14,9 @@ from hexssl import validation
 def warm_up(criterion: nn.Module, *embeddings: Tensor, **others: Any) -> None:
     """Let a loss of these shapes compile what it needs, before the first step or the capture of a CUDA graph.
 
-    Triton's kernels are compiled at the first loss of their kind, which takes 10 to 25 seconds on one core (counted
-    without a GPU, on an AVX-512 server). A forward and a backward pass are made by a copy of the module, with random
-    numbers in place of the embeddings: neither the module nor its thresholds change. Where ranks agree on a threshold,
-    every rank must call it.
+    Triton's kernels are compiled at the first loss of their kind, about ten of one to three seconds each. A forward and
+    a backward pass are made by a copy of the module, with random numbers in place of the embeddings: neither the module
+    nor its thresholds change. Where ranks agree on a threshold, every rank must call it.
 
     Parameters
     ----------
