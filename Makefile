@@ -2,7 +2,8 @@
 # make test     the test suite and the examples in the documentation (PYTEST='-x tests/test_losses.py': pytest's arguments)
 # make test-gpu what is tested on an accelerator (CUDA, MPS, XPU), where there is one: TORCH=torch installs that torch
 # make test-triton  the Triton kernels' tests, in Triton's interpreter on the CPU
-# make aot      compiles the Triton kernels for their targets, without a GPU, and compares with docs/triton_aot.csv
+# make aot      compiles the Triton kernels for their targets, without a GPU, and compares with docs/triton_aot.csv: nine
+#               minutes on one core (AOT='--columns 64 --jobs 2': some of them)
 # make docs     the documentation site, in build/site, with every warning an error; then the tests of its pages
 # make sanitize what a compiler's sanitizers find as the tests run: memory, undefined behaviour, leaks, races
 # make bench    the speed that is promised, line by line, and the pictures: about 40 minutes (PRESETS=quick: fewer)
@@ -21,6 +22,7 @@ DATA_DIR ?=
 EPOCHS ?=
 PRESETS ?= quick acceptance drop-ins
 PYTEST ?= -q --durations=20
+AOT ?=
 # Libraries whose loss files alone are wanted, by the tests of the drop-ins: what they require is not (torchvision, ...).
 LOSS_FILES := lightly==1.6.0 open-clip-torch==3.3.0 solo-learn==1.0.2
 
@@ -55,7 +57,7 @@ test-triton: tools $(VENV)/.triton
 	TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/triton_kernels
 
 aot: tools $(VENV)/.triton
-	$(BIN)/python tools/triton_aot.py --check
+	$(BIN)/python tools/triton_aot.py --check $(AOT)
 
 docs: tools $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site
