@@ -71,7 +71,7 @@ def _rows(title: str, losses: dict[str, Callable[..., Tensor]], inputs: list[Ten
         rows.append({"case": title, "loss": name, "threads": torch.get_num_threads(), "rounds": rounds,
                      "median_ms": f"{result.median * 1e3:.4g}", "ratio": f"{share:.3f}", "ratio_q1": f"{low:.3f}",
                      "ratio_q3": f"{high:.3f}", "operators": "", "traffic": ""})
-        print(f"{title:<22}{name:<26}{result.median * 1e3:10.3f} ms  {share:.3f}  {low:.3f}..{high:.3f}", flush=True)
+        print(f"{title:<28}{name:<26}{result.median * 1e3:10.3f} ms  {share:.3f}  {low:.3f}..{high:.3f}", flush=True)
     return rows
 
 
