@@ -89,7 +89,8 @@ class _NeverWait(TorchDispatchMode):
     """What would make the host wait for the device is an error."""
 
     WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2",
-             "unique_dim", "bincount", "repeat_interleave", "nonzero_static"}
+             "unique_dim", "bincount", "repeat_interleave", "nonzero_static",
+             "lift_fresh"}  # of torch.tensor and torch.as_tensor: a copy from the host
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operator.overloadpacket.__name__

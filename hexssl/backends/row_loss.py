@@ -230,9 +230,9 @@ def _local(form: Form, sums: Sums, inverse: Tensor, unit: Tensor | bool, present
     above = ~(term <= 0)  # NaN is
     local = Level(sums.top_h, count.log() + torch.where(above, term, 1).log())
     floored = ~above | (ratio(local, floor, inverse) < 0)
-    if form.tau_plus == 0:
-        floored = floored & ~torch.as_tensor(unit, device=floored.device)
     floored = floored & present
+    if form.tau_plus == 0:
+        floored = floored & ~unit if isinstance(unit, Tensor) else torch.zeros_like(floored) if unit else floored
     return Level(torch.where(floored, floor.top, local.top), torch.where(floored, floor.log, local.log)), floored
 
 

@@ -114,7 +114,8 @@ def _spoiled(job: Job, limit: Limit) -> Job:
     """With NaN for the anchors that have a negative, if it is compared with NaN."""
     if not isinstance(limit.threshold, Tensor):
         return job
-    missing = torch.as_tensor(limit.value).isnan().expand(job.anchors.rows.shape[0])
+    assert isinstance(limit.value, Tensor)
+    missing = limit.value.isnan().expand(job.anchors.rows.shape[0])
     if isinstance(job.members, Masks):
         missing = missing & job.members.has_negatives(job.anchors.rows, job.keys.rows.shape[0])
     elif job.keys.rows.shape[0] == job.members.count + job.members.others:

@@ -107,7 +107,7 @@ def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], sh
         if rows_short is not None:
             most = torch.finfo(of.dtype).max
             gradient = torch.where(rows_short, gradient.clamp(-most, most), gradient)
-        found.append(gradient.to(of.dtype).reshape(of.shape))
+        found.append(gradient.to(of.device, of.dtype).reshape(of.shape))
     return tuple(found)
 
 

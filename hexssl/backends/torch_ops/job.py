@@ -104,6 +104,13 @@ def make(problem: Problem, settings: Settings) -> Job:
                of_paired, poison, widest_dtype(anchors.rows.device))
 
 
+def filled(number: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number as a 0-d tensor on the device, by a kernel: a copy from the host would wait for the device."""
+    if isinstance(number, Tensor):
+        return number.to(like.device, dtype)
+    return torch.full((), number, dtype=dtype, device=like.device)
+
+
 def cut(c: Tensor, bound: float | Tensor) -> Tensor:
     """Cosines that rounding has put beyond +-bound put back, in place."""
     if isinstance(bound, Tensor):

@@ -10,6 +10,7 @@ from hexssl.backends.torch_ops import function, rows
 from hexssl.backends.torch_ops.accumulate import Wanted
 from hexssl.backends.torch_ops.contrast import Found
 from hexssl.backends.torch_ops.function import Call
+from hexssl.backends.torch_ops.job import filled
 from hexssl.backends.torch_ops.measure import row_statistics
 from hexssl.backends.torch_ops.thresholds import Limit
 from hexssl.problem import Problem, Settings
@@ -43,7 +44,7 @@ def forward(problem: Problem, settings: Settings, decided: float | Tensor | Meas
         gradients = function.given_gradients(job, found.gradients, scale, number)
         return Forward(loss, seen, None, tuple(gradients))
     limit = torch.inf if found.limit is None else found.limit.value
-    limits = torch.as_tensor(limit, dtype=job.wide, device=loss.device).expand(problem.anchors.shape[0])
+    limits = filled(limit, loss, job.wide).expand(problem.anchors.shape[0])
     return Forward(loss, seen, limits[:, None], (None,) * 4)
 
 

@@ -7,7 +7,7 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
-from hexssl.backends.torch_ops.job import Job
+from hexssl.backends.torch_ops.job import Job, filled
 
 
 def sums(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None) -> Tensor:
@@ -40,9 +40,8 @@ def vector(job: Job, seen: Tensor, threshold: float | Tensor | None, skipped: Te
     if not isinstance(threshold, Tensor):
         threshold = seen.new_full((), inf if threshold is None else threshold)
     counts, means = seen[:3], seen[3:6] / seen[:3]
-    bounds = torch.stack([torch.as_tensor(bound, dtype=seen.dtype, device=seen.device) for bound in (
-        torch.maximum(*(torch.as_tensor(each, dtype=seen.dtype, device=seen.device)
-                        for each in (job.given_bound, job.paired_bound))), job.given_bound, job.given_bound)])
+    bound, of_paired = (filled(each, seen, seen.dtype) for each in (job.given_bound, job.paired_bound))
+    bounds = torch.stack([torch.maximum(bound, of_paired), bound, bound])
     means = torch.minimum(torch.maximum(means, -bounds), bounds)
     return torch.stack([threshold.to(job.wide).mean(), counts[2] / counts[1], *means.unbind(), seen[7] / seen[6],
                         skipped.to(job.wide)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hexssl.backends.torch_ops import quantile
-from hexssl.backends.torch_ops.job import Job, cosines, cut
+from hexssl.backends.torch_ops.job import Job, cosines, cut, filled
 from hexssl.backends.torch_ops.members import Masks
 from hexssl.thresholds import Measurement
 
@@ -37,7 +37,7 @@ def given_limit(job: Job, threshold: float | Tensor, scaled: bool) -> Limit:
             assert isinstance(job.inverse, float)
             value = _float32(value * _float32(job.inverse)) if single else value * job.inverse
         return Limit(value, threshold)
-    epsilon = torch.as_tensor(threshold, dtype=job.wide, device=job.anchors.rows.device)
+    epsilon = filled(threshold, job.anchors.rows, job.wide)
     limits = torch.where((epsilon >= 1) & unit, inf, torch.where((epsilon < -1) & unit, -inf, epsilon))
     return Limit(_rounded_down(limits, job.anchors.rows.dtype), epsilon)
 
