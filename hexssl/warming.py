@@ -16,14 +16,14 @@ def warm_up(criterion: nn.Module, *embeddings: Tensor, **others: Any) -> None:
 
     Triton's kernels are compiled at the first loss of their kind, about ten of one to three seconds each. A forward and
     a backward pass are made by a copy of the module, with random numbers in place of the embeddings: neither the module
-    nor its thresholds change. Where ranks agree on a threshold, every rank must call it.
+    nor the random state change. Where ranks agree on a threshold, every rank must call it.
 
     Parameters
     ----------
     criterion : Module
         A loss, such as `hexssl.HEXLoss`.
     *embeddings : (rows, columns) tensors
-        What the loss will be given by position; their shapes, dtypes, devices and whether they require grad matter.
+        What the loss will be given by position; their shapes, dtypes and devices matter. Gradients of all are made.
     **others
         What it will be given by name, such as labels.
 
@@ -47,8 +47,6 @@ def warm_up(criterion: nn.Module, *embeddings: Tensor, **others: Any) -> None:
         if not isinstance(each, Tensor):
             validation.refuse_type(f"embeddings[{index}]", each, "a floating-point tensor")
     copied = copy.deepcopy(criterion)
-    with torch.enable_grad():
-        drawn = [torch.randn_like(each).requires_grad_(each.requires_grad) for each in embeddings]
-        loss = copied(*drawn, **others)
-        if loss.requires_grad:
-            loss.sum().backward()
+    devices = [each.device for each in embeddings if each.is_cuda]
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        copied(*(torch.randn_like(each).requires_grad_() for each in embeddings), **others).sum().backward()

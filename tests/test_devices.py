@@ -27,7 +27,12 @@ FORCED = [name for name in backends.NAMES if name != "cpu" and (name != "triton"
 @pytest.mark.parametrize("backend", FORCED)
 @pytest.mark.parametrize("name", CASES)
 def test_backends_that_are_forced(name: str, backend: str, device: torch.device) -> None:
-    assert_alike(Result(CASES[name], backend, torch.float32, device), Result(CASES[name], ""), 5e-5)
+    try:
+        found = Result(CASES[name], backend, torch.float32, device)
+    except ValueError as error:  # what the kernels refuse, and that alone
+        assert backend == "triton" and str(error).startswith("HEXSSL_BACKEND: got 'triton', but "), error
+    else:
+        assert_alike(found, Result(CASES[name], ""), 5e-5)
 
 
 def test_float64_where_there_is_one(device: torch.device) -> None:

@@ -126,3 +126,39 @@ def test_chunks_make_no_difference(name: str, size: int) -> None:
     finally:
         workspace.set_budget(None)
     assert_alike(parts, whole, 1e-12)
+
+
+def test_labels_that_change_before_backward_are_an_error() -> None:
+    """Where losses are not reduced, backward needs them once more."""
+    z, labels = torch.randn(8, 4, requires_grad=True), torch.arange(8) % 3
+    with backends.forced("torch_ops"):
+        loss = hex_loss(z, labels=labels, threshold=0.3, reduction="none")
+        labels.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.sum().backward()
+
+
+@pytest.mark.parametrize("threshold", ["adaptive", "adaptive-negatives"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_anchor_that_is_not_finite(threshold: str, bad: float) -> None:
+    """It reaches the others by the mean of all quantiles, and then by nothing else."""
+    anchors, keys = (torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    anchors[0, 0] = bad
+    found = []
+    for backend in ("cpu", "torch_ops"):
+        with backends.forced(backend):
+            found.append(cross_hex_loss(anchors, keys, threshold=threshold, reduction="none", return_stats=True))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6, equal_nan=True)  # float32
+    torch.testing.assert_close(found[1][1].threshold, found[0][1].threshold, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["InfoNCE", "adaptive", "labels", "row by row", "queue", "temperature"])
+def test_compiled_without_a_graph_break(name: str, dynamic: bool | None) -> None:
+    """Losses and gradients as when they are not compiled, but for the order of sums."""
+    torch._dynamo.reset()
+
+    def compiled(*inputs: Tensor) -> Any:
+        return torch.compile(CASES[name], fullgraph=True, backend="aot_eager", dynamic=dynamic)(*inputs)
+
+    assert_alike(Result(compiled, "torch_ops"), Result(CASES[name], "torch_ops"), 1e-12)

@@ -6,8 +6,9 @@ Each call is handed to the backend for its problem.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from hexssl import backends, core, validation
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
-KEYS = ("CUDA", "MPS", "XPU", "HPU", "XLA")  # of torch's dispatcher; ROCm's is CUDA
+# Of torch's dispatcher; ROCm's is CUDA. MPS has no float64, which the operators return.
+KEYS = ("CUDA", "XPU", "HPU", "XLA")
 ROW_STATE, WANT_QUANTILE, WANT_MOMENTS = core._C.ROW_STATE, core._C.WANT_QUANTILE, core._C.WANT_MOMENTS
 _libraries: list[torch.library.Library] = []  # what a library registered ends with it
 
@@ -46,9 +48,12 @@ def _settings(temperature: Tensor, normalize: bool, normalize_keys: bool, beta: 
                     normalize_keys, _words(validation.REDUCTIONS, reduction))
 
 
-def _decided(threshold: Tensor, adaptive: bool, quantile: float, negatives_only: bool) -> Tensor | Measurement | None:
+def _decided(threshold: Tensor, adaptive: bool, quantile: float, negatives_only: bool,
+             anchors: Tensor) -> float | Tensor | Measurement | None:
     if adaptive:
         return Measurement(quantile, _words(validation.ROWS, negatives_only))
+    if threshold.dim() == 0 and threshold.is_cpu and not anchors.is_cpu:
+        return float(threshold)  # a constant of a graph; a copy to the device would wait for it
     return _present(threshold)
 
 
@@ -58,14 +63,26 @@ def _backend(problem: Problem, settings: Settings | None) -> ModuleType:
     return found
 
 
+def _current(anchors: Tensor) -> AbstractContextManager[Any]:
+    """The tensor's GPU as the current one: of operators in Python torch does not see to it."""
+    return torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext()
+
+
+def _tag(backend: ModuleType) -> float:
+    """Who made the state of rows: its last column."""
+    return float(backends.NAMES.index(backend.__name__.split(".")[2]))
+
+
 def measure(anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, relation: Tensor, period: int,
             self_offset: int, normalize: bool, normalize_keys: bool, quantile: float, negatives_only: bool, want: int,
             keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """hexssl::measure. Nothing is kept."""
     problem = Problem(anchors, _present(keys), None, _present(labels), _present(key_labels), _present(relation), period,
                       self_offset)
-    stats, mean = _backend(problem, None).measure(problem, quantile if want & WANT_QUANTILE else None,
-                                                  negatives_only, bool(want & WANT_MOMENTS), normalize, normalize_keys)
+    with _current(anchors):
+        stats, mean = _backend(problem, None).measure(
+            problem, quantile if want & WANT_QUANTILE else None, negatives_only, bool(want & WANT_MOMENTS), normalize,
+            normalize_keys)
     return stats, mean, torch.zeros((), dtype=torch.int64, device=anchors.device)
 
 
@@ -79,13 +96,17 @@ def contrast(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_
                       _present(relation), period, self_offset, both_ways)
     settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
                          denominator, reduction)
-    decided = _decided(threshold, adaptive, quantile, negatives_only)
+    decided = _decided(threshold, adaptive, quantile, negatives_only, anchors)
     wanted = tuple(bool(needed & 1 << i) for i in range(4)) if at_once else None
-    found: Forward = _backend(problem, settings).forward(problem, settings, decided, wanted, scale, statistics)
+    backend = _backend(problem, settings)
+    with _current(anchors):
+        found: Forward = backend.forward(problem, settings, decided, wanted, scale, statistics)
     rows = 0 if found.state is None else found.state.shape[0]
     state = found.loss.new_zeros((rows, ROW_STATE), dtype=torch.float64)
     if found.state is not None:
+        assert found.state.shape[1] < ROW_STATE
         state[:, :found.state.shape[1]] = found.state
+        state[:, -1] = _tag(backend)
     none = torch.zeros((), dtype=torch.int64, device=anchors.device)
     return (found.loss, found.statistics.double(), state, none,
             *_filled(found.gradients, anchors, keys, paired, temperature))
@@ -97,14 +118,17 @@ def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: 
                       beta: float, tau_plus: float, local_weight: float, formulation: int, positives: int,
                       denominator: int, reduction: int, need_anchors: bool, need_keys: bool, need_paired: bool,
                       need_temperature: bool) -> tuple[Tensor, ...]:
-    """hexssl::contrast_backward. Thresholds are those of the row state, one per anchor, whatever was given."""
+    """hexssl::contrast_backward. Thresholds are those of the row state, one per anchor, whatever was given. The state
+    of another backend, where settings changed in between, gives NaN."""
     problem = Problem(anchors, _present(keys), _present(paired), _present(labels), _present(key_labels),
                       _present(relation), period, self_offset, both_ways)
     settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
                          denominator, reduction)
     wanted = need_anchors, need_keys, need_paired, need_temperature
-    found: tuple[Tensor | None, ...] = _backend(problem, settings).backward(problem, settings, row_state, grad_loss,
-                                                                           wanted)
+    backend = _backend(problem, settings)
+    grad_loss = grad_loss * torch.where(row_state[0, -1] == _tag(backend), 1.0, torch.nan).to(grad_loss.dtype)
+    with _current(anchors):
+        found: tuple[Tensor | None, ...] = backend.backward(problem, settings, row_state, grad_loss, wanted)
     return _filled(found, anchors, keys, paired, temperature)
 
 

@@ -288,7 +288,7 @@ def _mean_level(sums: Sums) -> Level:
 
 
 def _released(sums: Sums, inverse: Tensor, keys: int, found: Negatives) -> tuple[Tensor, Weights]:
-    floor = ((keys - 2) * torch.exp(-inverse)).to(sums.pos.dtype).expand_as(sums.pos)
+    floor = torch.zeros_like(sums.pos) + (keys - 2) * torch.exp(-inverse)  # 1 / tau may be a number of the CPU
     gg = torch.exp(-ratio(found.level, Level(sums.top_g, torch.zeros_like(sums.pos)), inverse))
     none = torch.zeros_like(gg)
     weights = Weights(gg, none, none, -1 / sums.positives, None, None, None, floor)

@@ -58,3 +58,31 @@ def test_backward_again_gives_the_same(monkeypatch):
     loss = hexssl.hex_loss(first, second)
     once, again = (torch.autograd.grad(loss, first, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_that_are_short(dtype):
+    """Divided by 1e-12, a constant: nothing is projected, and float16 ends at its largest number, as in the core."""
+    first, second, _ = _of(torch.float64)
+    with torch.no_grad():
+        first[0], first[1] = 0, first[1] * (5e-13 if dtype == torch.float32 else 0) / first[1].norm()
+    found = []
+    for backend in ("cpu", "triton"):
+        with backends.forced(backend):
+            leaf = first.detach().to(dtype).requires_grad_()
+            hexssl.hex_loss(leaf, second.detach().to(dtype), threshold=0.2).backward()
+            found.append(leaf.grad)
+    assert found[1].isfinite().all()
+    torch.testing.assert_close(found[1], found[0], rtol=2e-3 if dtype == torch.float16 else 2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", ["adaptive", "adaptive-negatives"])
+def test_one_anchor_that_is_not_finite(threshold):
+    first, second, _ = _of(torch.float32)
+    anchors = first.detach().clone()
+    anchors[0, 0] = torch.nan
+    found = []
+    for backend in ("cpu", "triton"):
+        with backends.forced(backend):
+            found.append(hexssl.cross_hex_loss(anchors, second.detach(), threshold=threshold, reduction="none"))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5, equal_nan=True)

@@ -10,6 +10,7 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
     elements.py   exponentials, sums and coefficients of a chunk
     score.py      its losses and dL/ds
     accumulate.py from dL/ds to gradients by the rows
+    whole.py      what chunks leave behind
     contrast.py   all chunks
     measure.py    statistics of rows
     function.py   the loss as an autograd Function

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hexssl.backends.torch_ops.job import Job
 from hexssl.backends.torch_ops.score import Scored
+from hexssl.backends.torch_ops.whole import Whole
 
 
 class Wanted(NamedTuple):
@@ -27,25 +28,6 @@ class Gradients(NamedTuple):
     keys: Tensor | None
     paired: Tensor | None
     temperature: Tensor | None
-
-
-class Whole:
-    """(M, ...) put together from chunks. What all chunks leave behind is in one piece of memory: small pieces between
-    the large ones of a chunk would keep these from being used again."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.tensor: Tensor | None = None
-
-    def put(self, part: Tensor | None, first: int, last: int) -> None:
-        if part is None:
-            return
-        if last - first == self.rows:
-            self.tensor = part
-            return
-        if self.tensor is None:
-            self.tensor = part.new_empty((self.rows, *part.shape[1:]))
-        self.tensor[first:last].copy_(part)
 
 
 class Accumulated:

@@ -12,15 +12,17 @@ DEFAULT = 256 * 2**20
 SHARE = 8  # of a device's free memory: the rest is the model's
 # On the CPU a chunk that fits the caches is faster, as long as its products have enough rows to be fast.
 CACHED = 16 * 2**20
-LEAST_ROWS = 128
+FAST_ROWS = 128
+LEAST_ROWS = 16  # whatever the budget is: a chunk of one anchor would be all launches
 
 
 @lru_cache
 def _default(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free // SHARE
-    return DEFAULT
+    if device.type != "cuda":
+        return DEFAULT
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, not in use
+    return 1 << (free // SHARE).bit_length() - 1  # a power of two, which small differences do not change
 
 
 def budget(device: torch.device) -> int:
@@ -36,9 +38,9 @@ def chunk_rows(rows: int, keys: int, bytes_each: int, step: int, device: torch.d
     bytes_each : that one pair of anchor and key takes
     step : see `hexssl.backends.torch_ops.members`
     """
-    most = max(1, budget(device) // (bytes_each * keys))
+    most = max(LEAST_ROWS, budget(device) // (bytes_each * keys))
     if device.type == "cpu":
-        most = min(most, max(LEAST_ROWS, CACHED // (bytes_each * keys)))
+        most = min(most, max(FAST_ROWS, CACHED // (bytes_each * keys)))
     if most >= rows:
         return [(0, rows)]
     if step == 0:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from hexssl.backends.torch_ops import budget, statistics, thresholds
-from hexssl.backends.torch_ops.accumulate import Accumulated, Gradients, Wanted, Whole
+from hexssl.backends.torch_ops.accumulate import Accumulated, Gradients, Wanted
 from hexssl.backends.torch_ops.job import Job, cosines, paired_cosines
 from hexssl.backends.torch_ops.members import Masks
 from hexssl.backends.torch_ops.score import score
 from hexssl.backends.torch_ops.thresholds import Limit
+from hexssl.backends.torch_ops.whole import Whole
 from hexssl.thresholds import Measurement
 
 Threshold: TypeAlias = Union[float, Tensor, Measurement, "Found", None]
@@ -67,15 +68,18 @@ def contrast(job: Job, threshold: Threshold, weights: Tensor | None, wanted: Wan
     limit = None if inline is not None else _limit(job, threshold, chunks, scaled)
     if limit is not None and isinstance(threshold, Tensor | Found):
         job = _spoiled(job, limit)
+    elif limit is not None and isinstance(threshold, Measurement) and threshold.rows == "all":
+        job = _spoiled_by_mean(job, limit)
     into = None if wanted is None else Accumulated(job, wanted, factor)
     losses, valid, seen = Whole(rows.shape[0]), Whole(rows.shape[0]), None
     for first, last in chunks:
         c = cosines(job, first, last, scaled)
         if inline is not None and inline.rows == "all":
-            limit = thresholds.measured_limit(job, thresholds.of_all(c, inline), scaled)
+            limit = thresholds.measured_limit(job, inline, thresholds.of_all(c, inline), scaled)
+            job = _spoiled_by_mean(job, limit)
         positives = job.members.take(c, first, last)
         if inline is not None and inline.rows == "negatives":
-            limit = thresholds.measured_limit(job, thresholds.of_negatives(job, c, inline), scaled)
+            limit = thresholds.measured_limit(job, inline, thresholds.of_negatives(job, c, inline), scaled)
         hard = None if limit is None else thresholds.above(c, limit, first, last)
         if job.shared and not scaled:
             c, positives = c.mul_(job.inverse), positives * job.inverse
@@ -108,6 +112,11 @@ def _with_paired(job: Job, positives: Tensor, first: int, last: int) -> Tensor:
     if pair is None:
         return positives
     return pair if positives.shape[1] == 0 else torch.cat((positives, pair), 1)
+
+
+def _spoiled_by_mean(job: Job, limit: Limit) -> Job:
+    """By the mean of all rows' quantiles: where the keys are the anchors, NaN finds its way by itself."""
+    return job if job.symmetric else _spoiled(job, limit)
 
 
 def _spoiled(job: Job, limit: Limit) -> Job:

@@ -52,7 +52,7 @@ def reduced(call: Call, job: Job, found: Found) -> tuple[Tensor, Tensor, Tensor 
     seen, number = found.losses.new_empty(0), None
     if found.seen is not None:
         skipped = found.losses.new_zeros(()) if valid is None else (~valid).sum()
-        seen = statistics.vector(job, found.seen, thresholds.reported(found.limit), skipped)
+        seen = statistics.vector(job, found.seen, thresholds.reported(found.limit, call.threshold), skipped)
     if reduction == "none":
         loss = found.losses
     elif reduction == "sum":
@@ -145,8 +145,12 @@ class _RowByRow(Function):
                 call: Call) -> tuple[Tensor, Tensor]:
         job, found = evaluate(call, None, None)
         loss, seen, _ = reduced(call, job, found)
-        ctx.save_for_backward(anchors, keys, paired, temperature)
-        ctx.call = call._replace(threshold=found._replace(gradients=None), statistics=False)
+        who = call.problem
+        # saved by torch, which says so if one of them is changed before backward
+        ctx.save_for_backward(anchors, keys, paired, temperature, who.labels, who.key_labels, who.relation)
+        none = loss.new_empty(0)
+        bare = Problem(none, None, None, None, None, None, who.period, who.self_offset)
+        ctx.call = call._replace(problem=bare, threshold=found._replace(losses=none), statistics=False)
         ctx.mark_non_differentiable(seen)
         ctx.set_materialize_grads(False)
         return loss, seen
@@ -155,9 +159,10 @@ class _RowByRow(Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 5
-        anchors, keys, paired, temperature = ctx.saved_tensors
+        anchors, keys, paired, temperature, labels, key_labels, relation = ctx.saved_tensors
         call: Call = ctx.call
-        problem = call.problem._replace(anchors=anchors, keys=keys, paired=paired)
+        problem = call.problem._replace(anchors=anchors, keys=keys, paired=paired, labels=labels, key_labels=key_labels,
+                                        relation=relation)
         settings = call.settings if temperature is None else call.settings._replace(temperature=temperature)
         call = call._replace(problem=problem, settings=settings)
         needed = ctx.needs_input_grad[:4]

@@ -27,7 +27,9 @@ def row_statistics(problem: Problem, quantile_wanted: float | None, rows: str, m
         chunks = budget.chunk_rows(m, n, _ARRAYS * 8, job.members.step, job.anchors.rows.device)
         stats = torch.cat([_chunk(job, quantile_wanted, rows == "negatives", moments, first, last)
                            for first, last in chunks])
-        return stats, stats[:, 5].nanmean() if quantile_wanted is not None else stats.new_full((), nan), NO_TOKEN
+        present = stats[:, 4] > 0  # a row that is not finite is, and makes the mean NaN
+        mean = torch.where(present, stats[:, 5], 0).sum() / present.sum()
+        return stats, mean, NO_TOKEN
 
 
 def _chunk(job: Job, wanted: float | None, negatives: bool, moments: bool, first: int, last: int) -> Tensor:

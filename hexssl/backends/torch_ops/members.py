@@ -147,9 +147,9 @@ def of(problem: Problem) -> Members:
     """By number where numbers say it, since then no mask is needed."""
     rows, offset = problem.anchors.shape[0], problem.self_offset
     if problem.period > 0 and problem.paired is None:
-        if problem.keys is None and offset == 0 and rows // problem.period > 1:
+        if problem.keys is None and offset == 0 and rows // problem.period > 1 and rows % problem.period == 0:
             return Views(rows // problem.period, problem.period)
-        if problem.keys is not None and offset < 0 and problem.keys.shape[0] >= rows:
+        if problem.keys is not None and offset < 0 and problem.period >= problem.keys.shape[0] >= rows:
             return Pairs()
     labels, key_labels, relation = problem.labels, problem.key_labels, problem.relation
     if problem.period > 0:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hexssl.devices import widest_dtype
+
 
 class Rank(NamedTuple):
     """Where the element lies: the `k`-th largest, or the `k`-th smallest."""
@@ -41,7 +43,6 @@ def of_rows(c: Tensor, quantile: float, members: Tensor) -> Tensor:
     c.masked_fill_(~members, -inf if largest else inf)
     found = c.topk(k, dim=1, largest=largest, sorted=True).values
     count = members.sum(1)
-    index = torch.round(quantile * (count - 1).clamp(min=0).double()).long() if c.device.type != "mps" else torch.round(
-        quantile * (count - 1).clamp(min=0)).long()
+    index = torch.round(quantile * (count - 1).clamp(min=0).to(widest_dtype(c.device))).long()
     place = (count - 1 - index if largest else index).clamp(min=0)
     return torch.where(count > 0, found.gather(1, place[:, None])[:, 0], torch.nan)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hexssl.backends.torch_ops import quantile
 from hexssl.backends.torch_ops.job import Job, cosines, cut, filled
 from hexssl.backends.torch_ops.members import Masks
+from hexssl.backends.torch_ops.whole import Whole
 from hexssl.thresholds import Measurement
 
 
@@ -77,33 +78,44 @@ def above(c: Tensor, limit: Limit, first: int, last: int) -> Tensor:
 
 def measured(job: Job, what: Measurement, chunks: list[tuple[int, int]], scaled: bool) -> Limit:
     """In a pass of its own: no chunk can be finished before all were seen."""
-    parts = []
+    found = Whole(job.anchors.rows.shape[0])
     for first, last in chunks:
         c = cosines(job, first, last, scaled)
         if what.rows == "all":
-            parts.append(of_all(c, what))
+            found.put(of_all(c, what), first, last)
         else:
             job.members.take(c, first, last)
-            parts.append(of_negatives(job, c, what))
-    return measured_limit(job, torch.cat(parts), scaled)
+            found.put(of_negatives(job, c, what), first, last)
+    assert found.tensor is not None
+    return measured_limit(job, what, found.tensor, scaled)
 
 
-def measured_limit(job: Job, quantiles: Tensor, scaled: bool) -> Limit:
+def measured_limit(job: Job, what: Measurement, quantiles: Tensor, scaled: bool) -> Limit:
     """The mean of the quantiles, (M,), NaN for rows without one. It is taken on the scale of the elements, so that a
-    row of equal elements is not above itself; where there is no quantile, and where it is 1, nothing is."""
+    row of equal elements is not above itself. Nothing is above 1. Where there is no quantile, nothing is above it; of
+    rows that are not finite the mean of whole rows is NaN, as are then all losses, and that of negatives is none."""
     bound = job.given_bound * job.inverse if scaled else job.given_bound
     found = cut(quantiles, bound)
-    mean = found.nanmean(dtype=job.wide) if isinstance(job.members, Masks) else found.mean(dtype=job.wide)
-    value = torch.where(mean < bound, mean, inf).to(found.dtype)
-    return Limit(value, mean / job.inverse if scaled else mean)
+    if isinstance(job.members, Masks) and what.rows == "negatives":
+        present = quantiles == quantiles
+        broken = torch.zeros_like(present) if job.poison is None else job.poison.isnan()
+        mean = torch.where(present, found, 0).sum(dtype=job.wide) / present.sum()
+        mean = torch.where(broken.any(), nan, mean)
+    else:
+        mean = found.mean(dtype=job.wide)
+    below = mean < bound if what.rows == "negatives" else ~(mean >= bound)  # NaN is, of whole rows
+    value = torch.where(below, mean, inf)
+    return Limit(value.to(found.dtype), mean / job.inverse if scaled else mean)
 
 
-def reported(limit: Limit | None) -> float | Tensor | None:
-    """The threshold for the statistics: inf for a mean of nothing."""
+def reported(limit: Limit | None, what: object) -> float | Tensor | None:
+    """The threshold for the statistics: inf for the mean of no negatives."""
     if limit is None:
         return None
     threshold = limit.threshold
-    return torch.where(threshold.isnan(), inf, threshold) if isinstance(threshold, Tensor) else threshold
+    if isinstance(threshold, Tensor) and isinstance(what, Measurement) and what.rows == "negatives":
+        return torch.where(threshold.isnan(), inf, threshold)
+    return threshold
 
 
 def of_all(c: Tensor, what: Measurement) -> Tensor:

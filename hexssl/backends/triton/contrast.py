@@ -107,6 +107,7 @@ def threshold_of(given: float | Tensor | Measurement | None, what: Ready, padded
         assert given.quantile is not None
         mean = quantile.row_quantiles(what.anchors, what.keys, what.who, given.quantile, given.rows == "negatives",
                                       what.how, what.blocks).mean
+        mean = torch.where(_broken(what._replace(paired=None)).any(), torch.nan, mean)
         if given.rows == "negatives":
             mean = torch.where(mean.isnan(), infinite, mean)
     elif isinstance(given, Tensor):

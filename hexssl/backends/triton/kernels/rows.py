@@ -74,8 +74,11 @@ def finish_gradient(PART, X, INVERSE, SCALE, OUT, rows, columns, padded, parts, 
         p = X + i[:, None].to(tl.int64) * row_stride + d[None, :].to(tl.int64) * column_stride
         inverse = tl.load(INVERSE + i)[:, None]
         unit = tl.load(p, mask=here, other=0.0).to(tl.float32) * inverse
-        acc = (acc - unit * tl.sum(acc * unit, 1)[:, None]) * inverse
+        short = inverse > 0.999999e12  # divided by a constant, 1e-12: nothing is projected
+        acc = (acc - tl.where(short, 0.0, unit) * tl.sum(acc * unit, 1)[:, None]) * inverse
     acc = acc * tl.load(SCALE)
+    if NORMALIZE and OUT.dtype.element_ty == tl.float16:  # what is 1e12 times too long is the largest number, not inf
+        acc = tl.where(short, tl.minimum(tl.maximum(acc, -65504.0), 65504.0), acc)
     if INTERPRET and OUT.dtype.element_ty == tl.bfloat16:
         acc = nearest_bf16(acc)
     tl.store(OUT + i[:, None].to(tl.int64) * columns + d[None, :], acc.to(OUT.dtype.element_ty), mask=here)
