@@ -62,10 +62,10 @@ def counted(loss_fn: Callable[..., Tensor]) -> Counted:
     return count
 
 
-# Most operators and traffic of a step. The same counts of eager InfoNCE: 35 and 20.
+# Most operators and traffic of a step. The same counts of eager InfoNCE: 34 or 35, and 20.
 MOST = {
     "InfoNCE": (30, 9, lambda a, b: info_nce(a, b)),
-    "fixed": (47, 20, lambda a, b: hex_loss(a, b, threshold=0.2)),
+    "fixed": (46, 20, lambda a, b: hex_loss(a, b, threshold=0.2)),
     "adaptive": (60, 22, lambda a, b: hex_loss(a, b, threshold="adaptive")),
     "adaptive-negatives": (60, 22, lambda a, b: hex_loss(a, b, threshold="adaptive-negatives")),
 }

@@ -103,7 +103,7 @@ class PlainLosses(NamedTuple):
     """Losses of `plain_losses` and their weights, (M,) each; dL/ds, times `total`, is
 
     a global negative : ``e^s``
-    a hierarchical one : ``w (slope scale e^s + offset)``; scale None: there is none
+    a hierarchical one : ``w factor (slope scale e^s + offset)``; scale None: there is none
     all positives together : ``-pull``, and one of several a share of that, ``e^s / pos``
     """
 
@@ -112,6 +112,7 @@ class PlainLosses(NamedTuple):
     scale: Tensor | None
     offset: Tensor | None
     slope: float
+    factor: float
     pull: Tensor
 
 
@@ -139,6 +140,7 @@ def plain_losses(form: Form, count: int, pos: Tensor, global_: Tensor, hard: Har
     """
     rest, neg, pull, scale, offset = 1 - form.tau_plus, global_, global_, None, None
     weight = form.local_weight / rest
+    slope, factor = 1.0, weight * (1 + form.beta)
     if hard is not None and form.local_weight > 0:
         some = hard.b.clamp_min(torch.finfo(pos.dtype).tiny)
         mean, number = hard.a / some, hard.number
@@ -148,12 +150,16 @@ def plain_losses(form: Form, count: int, pos: Tensor, global_: Tensor, hard: Har
             number, term = number * (debited > least * rest), debited.clamp_min(least * rest)
         pull = neg = torch.addcmul(neg, hard.number, term, value=weight)
         scale = number / some
-        offset = torch.zeros_like(mean) if form.beta == 0 else scale * mean * (-weight * form.beta)
+        offset = scale * mean
+        if form.beta >= 0.5:  # the weights of both terms without an operation of their own
+            slope, factor = -(1 + form.beta) / form.beta, -weight * form.beta
+        else:
+            offset = offset * (-form.beta / (1 + form.beta))
         if form.tau_plus > 0:
             pull = torch.addcmul(neg, number, pos, value=weight * form.tau_plus / count)
     elif hard is not None:
         scale = offset = torch.zeros_like(pos)
-    return PlainLosses(torch.log1p(neg / pos), neg + pos, scale, offset, weight * (1 + form.beta), pull)
+    return PlainLosses(torch.log1p(neg / pos), neg + pos, scale, offset, slope, factor, pull)
 
 
 def narrowed(weights: Weights, dtype: torch.dtype) -> Weights:

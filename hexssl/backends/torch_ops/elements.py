@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hexssl.backends.row_loss import STEEP, Form, HardSums, Level, Sums, Weights, needs_mean
+from hexssl.backends.row_loss import STEEP, Form, HardSums, Level, PlainLosses, Sums, Weights, needs_mean
 
 
 class Hard(NamedTuple):
@@ -103,12 +103,13 @@ def as_sums(of: Elements, positives: Tensor, easy: Tensor, form: Form) -> Sums:
                 none, none, none)
 
 
-def plain_coefficients(of: Elements, scale: Tensor | None, offset: Tensor | None, slope: float) -> Tensor:
+def plain_coefficients(of: Elements, found: PlainLosses) -> Tensor:
     """dL/ds of the negatives, (m, N), times a factor of each row, in the place of the global ones' exponentials.
     Weights as `row_loss.PlainLosses` has them."""
-    if of.hard is None or scale is None or offset is None:
+    if of.hard is None or found.scale is None or found.offset is None:
         return of.easy
-    return of.easy.addcmul_(of.hard.weight, torch.addcmul(offset[:, None], of.hard.e, scale[:, None], value=slope))
+    slope = torch.addcmul(found.offset[:, None], of.hard.e, found.scale[:, None], value=found.slope)
+    return of.easy.addcmul_(of.hard.weight, slope, value=found.factor)
 
 
 def negatives_coefficients(of: Elements, form: Form, weights: Weights) -> Tensor:

@@ -59,7 +59,7 @@ def _plain(job: Job, of: Elements, places: int, poison: Tensor | None, want: boo
         losses, total = losses * poison, total * poison
     if not want:
         return Scored(losses, None, of.easy, of.positives, None, None)
-    coefficients = elements.plain_coefficients(of, found.scale, found.offset, found.slope)
+    coefficients = elements.plain_coefficients(of, found)
     pull = found.pull[:, None] if places == 1 else of.positives * (found.pull / pos)[:, None]
     return Scored(losses, None, coefficients, pull, total, None)
 
