@@ -75,7 +75,7 @@ CASES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _inputs(dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:
+def drawn_inputs(dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(B, D, dtype=torch.float64, generator=generator) + 0.5 for _ in range(3)]
     queue = torch.randn(50, D, dtype=torch.float64, generator=generator) + 0.3
@@ -88,7 +88,7 @@ class Result:
 
     def __init__(self, case: Callable[..., Any], backend: str, dtype: torch.dtype = torch.float64,
                  device: torch.device | None = None) -> None:
-        inputs = _inputs(dtype, device)
+        inputs = drawn_inputs(dtype, device)
         with backends.forced(backend):
             given = case(*inputs)
             loss, stats = given if isinstance(given, tuple) and hasattr(given[1], "threshold") else (given, None)
