@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_torch_ops import CASES, Result, drawn_inputs, assert_alike
+from test_torch_ops import CASES, Result, assert_alike, drawn_inputs
 from torch import Tensor
 from torch.nn.functional import normalize
 
