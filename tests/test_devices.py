@@ -96,3 +96,19 @@ def test_queues(device: torch.device) -> None:
         found.append((queue.rows.cpu(), queue.nearest(rows[:3].to(where)).cpu()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["InfoNCE", "adaptive", "queue", "labels, own", "temperature"])
+def test_a_step_that_waits_is_an_error(name: str, device: torch.device) -> None:
+    """On CUDA torch raises where the host waits; elsewhere tests/test_torch_ops_costs.py has a mode that does."""
+    inputs = drawn_inputs(torch.float32, device)
+    for waits in ("default", "error"):  # the first step compiles, and finds its memory
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode(waits)
+        try:
+            given = CASES[name](*inputs)
+            given[0].backward()
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    assert inputs[0].grad is not None and inputs[0].grad.isfinite().all()
