@@ -16,7 +16,7 @@ from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
-from hexssl import operators
+from hexssl import derivatives, operators
 from hexssl.core import _C, NO_TOKEN
 from hexssl.operators import NO_REDUCTION, Adaptive, ContrastSettings, Rest
 
@@ -149,26 +149,16 @@ _apply_contrast = super(Function, _Contrast).apply
 _apply_contrast_at_once = super(Function, _ContrastAtOnce).apply
 
 
-class _Last(Function):
-    """Gradients as the end of the line: a second derivative is refused, never silently zero."""
-
-    @staticmethod
-    def forward(_: FunctionCtx, gradients: Callable[..., Sequence[Tensor]], ctx: Any, grad_loss: Tensor,
-                *saved: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(gradients(ctx, grad_loss, saved))
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *_: Any) -> Any:
-        raise RuntimeError(operators.SECOND)
-
-
 def _gradients_from(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
                     grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
     """Those of the four tensors that a loss is made of. What was saved is unpacked once: hooks may refuse more."""
     if grad_loss is None:
         return (None,) * 4
-    if torch.is_grad_enabled():  # create_graph=True: the gradients can be used but not differentiated
-        found: Sequence[Tensor] = _Last.apply(gradients, ctx, grad_loss, *ctx.saved_tensors)
+    if torch.is_grad_enabled():  # create_graph=True
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            made = gradients(ctx, grad_loss, saved)
+        found: Sequence[Any] = derivatives.last(made, grad_loss, *saved)
     else:
         found = gradients(ctx, grad_loss, None)
     of_anchors, of_keys, of_paired, of_temperature = found
@@ -193,7 +183,7 @@ def run_contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, la
             anchors, *inputs, temperature, token, *settings, *adaptive, 0, False, scale, statistics)
         return loss, batch_stats.detach()  # the kernel for autograd knows what is needed when it is run
     if forward_ad._current_level >= 0:
-        operators.refuse_tangents(anchors, keys, paired, temperature)
+        derivatives.refuse_tangents(anchors, keys, paired, temperature)
     needed = 0
     if torch.is_grad_enabled():
         needed = (anchors.requires_grad + 2 * (keys is not None and keys.requires_grad)

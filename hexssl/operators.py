@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
+from hexssl import derivatives
 from hexssl.core import _C
 from hexssl.dtypes import FLOATING
 
@@ -168,16 +169,6 @@ def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, pa
     return _gradients((anchors, keys, paired, temperature), (need_anchors, need_keys, need_paired, need_temperature))
 
 
-SECOND = "the gradients of hexssl's losses cannot be differentiated again (double backward)"
-
-
-def refuse_tangents(*inputs: Any) -> None:
-    """Forward-mode differentiation would silently find zero."""
-    if any(isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
-        raise NotImplementedError("hexssl's losses cannot be differentiated in forward mode (jvp, jacfwd, forward_ad); "
-                                  "use loss.backward() or torch.autograd.grad")
-
-
 _EMBEDDINGS_AND_TEMPERATURE = (0, 1, 2, 7)  # among the inputs of contrast
 
 
@@ -245,7 +236,7 @@ class _OfTheRest(Function):
 
 _NO_DERIVATIVE = {
     "hexssl::measure": "hexssl::measure: by definition its statistics carry no gradient; give it detached tensors",
-    "hexssl::contrast_backward": SECOND,
+    "hexssl::contrast_backward": derivatives.SECOND,
 }
 
 
@@ -257,14 +248,10 @@ def _register_derivative(operator: Any) -> None:
             with below_autograd():
                 return operator.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 
-        if forward_ad._current_level >= 0:
-            refuse_tangents(*inputs)
+        derivatives.refuse_tangents(*inputs)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
             return run(*inputs)
-        if torch._C._are_functorch_transforms_active():
-            raise NotImplementedError(
-                "hexssl's losses cannot be differentiated by torch.func (grad, vjp, jacrev, hessian); use "
-                "loss.backward() or torch.autograd.grad")
+        derivatives.refuse_transforms()
         if name in _NO_DERIVATIVE:
             return _OfTheRest.apply(run, *inputs, name)
         return _OfContrast.apply(run, *inputs)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from hexssl import autograd, operators
+from hexssl import autograd, derivatives
 from hexssl.backends import cpu
 from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
@@ -50,8 +50,7 @@ def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measure
     """As `hexssl.backends` says; `decided` is the threshold, None for none, or from what it is taken here."""
     if autograd.watched(problem.anchors):  # the operators are to be seen, and reach the same kernels
         return cpu.loss(problem, settings, decided, token, scale, statistics)
-    if forward_ad._current_level >= 0:
-        operators.refuse_tangents(problem.anchors, problem.keys, problem.paired, settings.temperature)
+    derivatives.refuse_tangents(problem.anchors, problem.keys, problem.paired, settings.temperature)
     if isinstance(decided, Tensor):
         decided = decided.detach().clone()  # who owns it may change it before backward
     temperature = settings.temperature if isinstance(settings.temperature, Tensor) else None
