@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -28,9 +29,9 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
     return found
 
 
-def decide(problem: Problem, settings: Settings, threshold: Any,
-           sync: bool) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
-    """The settings and the threshold of this batch, or from what the core shall take that; and a token."""
+def decide(problem: Problem, settings: Settings, threshold: Any, sync: bool,
+           backend: ModuleType) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
+    """The settings and the threshold of this batch, or from what the backend shall take that; and a token."""
     if threshold is None:
         return settings, None, NO_TOKEN
     if not isinstance(threshold, Threshold):
@@ -39,13 +40,12 @@ def decide(problem: Problem, settings: Settings, threshold: Any,
     if threshold._buffers or threshold._parameters or threshold._modules:  # most hold nothing that has a device
         threshold.check_device(problem.anchors.device)
     wanted, token = threshold.measures(), NO_TOKEN
-    if (wanted is not None and backends.of(problem, settings).TAKES_MEASUREMENTS and threshold.is_mean_quantile()
-            and not threshold.pools(sync)):
+    if wanted is not None and threshold.is_mean_quantile() and not threshold.pools(sync):
         return settings, wanted, token
     stats, mean = None, None
     if wanted is not None:
-        stats, mean, token = measure(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
-                                     settings.normalize, settings.normalize_keys, True)
+        stats, mean, token = backend.row_statistics(problem, wanted.quantile, wanted.rows, wanted.quantile is None,
+                                                    settings.normalize, settings.normalize_keys, True)
     decided = threshold(stats, mean, sync)
     if isinstance(decided, Tensor) and decided.dim() > 0:
         decided = validation.threshold(decided, problem.anchors.shape[0], problem.anchors.device)
@@ -68,8 +68,9 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float 
     threshold : as in `hexssl.hex_loss`
     sync : whether ranks agree in training on a threshold that does not say it by itself; see `Threshold.pools`
     """
-    settings, decided, token = decide(problem, settings, _ready(problem, settings, threshold), sync)
-    loss, seen = backends.of(problem, settings).loss(problem, settings, decided, token, scale, statistics)
+    threshold, backend = _ready(problem, settings, threshold), backends.of(problem, settings)
+    settings, decided, token = decide(problem, settings, threshold, sync, backend)
+    loss, seen = backend.loss(problem, settings, decided, token, scale, statistics)
     return loss, (seen,)
 
 
@@ -77,14 +78,14 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
                        sync: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
-    In one pass over the cosines on the CPU, unless each direction has a threshold of its own: one that is measured,
+    In one pass over the cosines where the backend can, unless each direction has a threshold of its own: one that is measured,
     or one per anchor. With reduction="none" there must be as many anchors as keys.
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
     assert settings.normalize == settings.normalize_keys
     threshold, backend = _ready(problem, settings, threshold), backends.of(problem, settings)
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
-    form, decided, token = decide(problem, settings, threshold, sync)
+    form, decided, token = decide(problem, settings, threshold, sync, backend)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
     if shared and backend.BOTH_WAYS:
         loss, seen = backend.loss(problem._replace(both_ways=True), form, decided, token, 1.0, statistics)

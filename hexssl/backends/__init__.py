@@ -9,12 +9,11 @@ Every one of them has the same two functions, on valid problems:
 row_statistics(problem, quantile, rows, moments, normalize, normalize_keys, keep)
     Row statistics (M, 6), the mean quantile, and a token for what is kept for the loss that follows.
 loss(problem, settings, decided, token, scale, statistics)
-    The loss, times `scale`, and the vector of batch statistics, empty unless wanted.
+    The loss, times `scale`, and the vector of batch statistics, empty unless wanted. `decided`: the threshold, None for
+    none, or a `Measurement`, from which the backend takes it on its way.
 
 and says of itself:
 
-TAKES_MEASUREMENTS
-    Whether `decided` may be a `Measurement`: the backend then takes the threshold on its way.
 BOTH_WAYS
     Whether it computes both directions of a symmetric loss at once; its statistics are then (2, ...).
 

@@ -11,7 +11,7 @@ from hexssl import autograd, dtypes, operators, validation
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
-TAKES_MEASUREMENTS = BOTH_WAYS = True
+BOTH_WAYS = True
 
 
 def row_statistics(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,

@@ -33,9 +33,8 @@ if core.available():
     from hexssl.backends import cpu
     from hexssl.backends.torch_ops import operators
 
-__all__ = ["BOTH_WAYS", "TAKES_MEASUREMENTS", "loss", "operators", "row_statistics"]
+__all__ = ["BOTH_WAYS", "loss", "operators", "row_statistics"]
 
-TAKES_MEASUREMENTS = True
 BOTH_WAYS = False
 
 

@@ -11,6 +11,6 @@ from hexssl.backends.triton import operators
 from hexssl.backends.triton.adapter import loss, row_statistics
 from hexssl.backends.triton.refusals import installed, refuses
 
-__all__ = ["BOTH_WAYS", "TAKES_MEASUREMENTS", "installed", "loss", "operators", "refuses", "row_statistics"]
+__all__ = ["BOTH_WAYS", "installed", "loss", "operators", "refuses", "row_statistics"]
 
-TAKES_MEASUREMENTS = BOTH_WAYS = True
+BOTH_WAYS = True

@@ -7,10 +7,11 @@ import os
 
 import torch
 
+from hexssl.backends.row_loss import STEEP
 from hexssl.backends.triton import blocks
 from hexssl.problem import Problem, Settings
 
-STEEP = 64.0  # of beta, above which sums of hierarchical negatives take another form; see hexssl.backends.row_loss
+_INSTALLED = importlib.util.find_spec("triton") is not None  # a search of folders, which no loss should repeat
 _ROWS = 2**31 - 2**20  # row numbers, and multiples of the period beside them, are int32 in kernels
 
 
@@ -22,7 +23,7 @@ def interpreted() -> bool:
 
 def installed() -> bool:
     """Whether triton can be imported. A GPU build of torch brings it."""
-    return importlib.util.find_spec("triton") is not None
+    return _INSTALLED
 
 
 def refuses(problem: Problem, settings: Settings | None = None) -> str:
