@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
+from torch import Tensor
+
+
+def current(tensor: Tensor) -> AbstractContextManager[Any]:
+    """The tensor's GPU as the current one, on whose current stream kernels are launched; nothing for other devices."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

@@ -137,7 +137,7 @@ def set_budget(size: int | None) -> None:
     """
     global _given
     if size is not None:
-        validation.integer("size", size, 0, "None or an int >= 0")
+        size = validation.integer("size", size, 0, "None or an int >= 0")
     if core.available():
         if size is None:
             _C.set_default_budget(limits.default_budget().size)

@@ -6,20 +6,20 @@ Each call is handed to the backend for its problem.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hexssl import backends, core, validation
+from hexssl import backends, validation
+from hexssl.devices import current
+from hexssl.operators import ROW_STATE, WANT_MOMENTS, WANT_QUANTILE
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
 # Of torch's dispatcher; ROCm's is CUDA. MPS has no float64, which the operators return.
 KEYS = ("CUDA", "XPU", "HPU", "XLA")
-ROW_STATE, WANT_QUANTILE, WANT_MOMENTS = core._C.ROW_STATE, core._C.WANT_QUANTILE, core._C.WANT_MOMENTS
 _libraries: list[torch.library.Library] = []  # what a library registered ends with it
 
 
@@ -63,11 +63,6 @@ def _backend(problem: Problem, settings: Settings | None) -> ModuleType:
     return found
 
 
-def _current(anchors: Tensor) -> AbstractContextManager[Any]:
-    """The tensor's GPU as the current one: of operators in Python torch does not see to it."""
-    return torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext()
-
-
 def _tag(backend: ModuleType) -> float:
     """Who made the state of rows: its last column."""
     return float(backends.NAMES.index(backend.__name__.split(".")[2]))
@@ -79,7 +74,7 @@ def measure(anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, r
     """hexssl::measure. Nothing is kept."""
     problem = Problem(anchors, _present(keys), None, _present(labels), _present(key_labels), _present(relation), period,
                       self_offset)
-    with _current(anchors):
+    with current(anchors):  # torch does not see to it for operators in Python
         stats, mean = _backend(problem, None).measure(
             problem, quantile if want & WANT_QUANTILE else None, negatives_only, bool(want & WANT_MOMENTS), normalize,
             normalize_keys)
@@ -99,7 +94,7 @@ def contrast(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_
     decided = _decided(threshold, adaptive, quantile, negatives_only, anchors)
     wanted = tuple(bool(needed & 1 << i) for i in range(4)) if at_once else None
     backend = _backend(problem, settings)
-    with _current(anchors):
+    with current(anchors):
         found: Forward = backend.forward(problem, settings, decided, wanted, scale, statistics)
     rows = 0 if found.state is None else found.state.shape[0]
     state = found.loss.new_zeros((rows, ROW_STATE), dtype=torch.float64)
@@ -127,7 +122,7 @@ def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: 
     wanted = need_anchors, need_keys, need_paired, need_temperature
     backend = _backend(problem, settings)
     grad_loss = grad_loss * torch.where(row_state[0, -1] == _tag(backend), 1.0, torch.nan).to(grad_loss.dtype)
-    with _current(anchors):
+    with current(anchors):
         found: tuple[Tensor | None, ...] = backend.backward(problem, settings, row_state, grad_loss, wanted)
     return _filled(found, anchors, keys, paired, temperature)
 

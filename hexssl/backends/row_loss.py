@@ -17,18 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hexssl.problem import Settings
+
 STEEP = 64.0  # as HEX_STEEP in csrc/kernels/kernels.h
-
-
-class Form(NamedTuple):
-    """The settings that row losses depend on, by the names of `hexssl.hex_loss`."""
-
-    beta: float
-    tau_plus: float
-    local_weight: float
-    formulation: str
-    positives: str
-    denominator: str
 
 
 class Sums(NamedTuple):
@@ -124,13 +115,13 @@ class HardSums(NamedTuple):
     b: Tensor
 
 
-def is_plain(form: Form, count: int) -> bool:
+def is_plain(form: Settings, count: int) -> bool:
     """Whether `plain_losses` is for this form, where every anchor has `count` positives. 1e10: products stay finite."""
     return (form.formulation == "weighted" and form.denominator == "all" and count > 0
             and (form.positives == "sum" or count == 1) and form.local_weight <= 1e10 and form.beta <= STEEP)
 
 
-def plain_losses(form: Form, count: int, pos: Tensor, global_: Tensor, hard: HardSums | None,
+def plain_losses(form: Settings, count: int, pos: Tensor, global_: Tensor, hard: HardSums | None,
                  least: float) -> PlainLosses:
     """The common loss, log(1 + Neg / pos) of anchors with `count` positives each, whose logits are so small that no sum
     of exponentials overflows or vanishes.
@@ -169,12 +160,12 @@ def narrowed(weights: Weights, dtype: torch.dtype) -> Weights:
     return Weights(gg.to(dtype), h1.to(dtype), h2.to(dtype), pa, pb, po, weights.own, weights.dtau)
 
 
-def needs_mean(form: Form) -> bool:
+def needs_mean(form: Settings) -> bool:
     """Whether `Sums.pos_x` is needed: the mean of the positives' logits is part of the loss."""
     return form.formulation == "released" or form.positives == "mean"
 
 
-def needs_own(form: Form) -> bool:
+def needs_own(form: Settings) -> bool:
     """Whether every positive has a denominator of its own: `row_losses` then needs sums that `own_sums` makes."""
     return form.formulation == "weighted" and form.denominator == "own"
 
@@ -205,7 +196,7 @@ def _log_of(number: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, torch.where(present, number, 1).log(), -inf)
 
 
-def negatives(form: Form, sums: Sums, inverse: Tensor, unit: Tensor | bool) -> Negatives:
+def negatives(form: Settings, sums: Sums, inverse: Tensor, unit: Tensor | bool) -> Negatives:
     """Neg = global + local_weight * local.
 
     inverse : 0-d, 1 / tau
@@ -221,7 +212,7 @@ def negatives(form: Form, sums: Sums, inverse: Tensor, unit: Tensor | bool) -> N
     return Negatives(level, floored)
 
 
-def _local(form: Form, sums: Sums, inverse: Tensor, unit: Tensor | bool, present: Tensor) -> tuple[Level, Tensor]:
+def _local(form: Settings, sums: Sums, inverse: Tensor, unit: Tensor | bool, present: Tensor) -> tuple[Level, Tensor]:
     """The local term max(X, floor) with X = (raw - tau_plus |H| mean pos) / (1 - tau_plus), and where it is floored."""
     count = torch.where(present, sums.hard, 1)
     floor = Level(torch.full_like(sums.top_h, -1), count.log())
@@ -255,7 +246,7 @@ def own_sums(x: Tensor, members: Tensor, top_p: Tensor, found: Negatives, invers
     return torch.where(counted, softplus(-gap), 0).sum(1), torch.where(counted, torch.sigmoid(-gap), 0).sum(1)
 
 
-def row_losses(form: Form, sums: Sums, inverse: Tensor, keys: int, found: Negatives,
+def row_losses(form: Settings, sums: Sums, inverse: Tensor, keys: int, found: Negatives,
                own: tuple[Tensor, Tensor] | None = None) -> RowLosses:
     """Losses and weights.
 
@@ -273,7 +264,7 @@ def row_losses(form: Form, sums: Sums, inverse: Tensor, keys: int, found: Negati
     return RowLosses(torch.where(valid, losses, 0), valid, _masked(weights, valid))
 
 
-def _without_positives(form: Form) -> bool:
+def _without_positives(form: Settings) -> bool:
     return form.formulation == "released" or form.denominator == "negatives"
 
 
@@ -301,7 +292,7 @@ def _released(sums: Sums, inverse: Tensor, keys: int, found: Negatives) -> tuple
     return ratio(found.level, _mean_level(sums), inverse) + floor, weights
 
 
-def _weighted(form: Form, sums: Sums, inverse: Tensor, found: Negatives,
+def _weighted(form: Settings, sums: Sums, inverse: Tensor, found: Negatives,
               own: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Weights]:
     neg, present = found.level, found.level.log > -inf
     positives = Level(sums.top_p, sums.pos.log())
@@ -334,7 +325,7 @@ def _weighted(form: Form, sums: Sums, inverse: Tensor, found: Negatives,
     return losses, weights
 
 
-def _with_local(form: Form, sums: Sums, inverse: Tensor, found: Negatives, log_share: Tensor,
+def _with_local(form: Settings, sums: Sums, inverse: Tensor, found: Negatives, log_share: Tensor,
                 weights: Weights) -> Weights:
     """The weights with those of the local term. log_share : log of dLoss/dNeg times Neg."""
     present, floored, rest = sums.hard > 0, found.floored, 1 - form.tau_plus

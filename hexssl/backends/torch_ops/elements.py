@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hexssl.backends.row_loss import STEEP, Form, HardSums, Level, PlainLosses, Sums, Weights, needs_mean
+from hexssl.backends.row_loss import STEEP, HardSums, Level, PlainLosses, Sums, Weights, needs_mean
+from hexssl.problem import Settings
 
 
 class Hard(NamedTuple):
@@ -31,7 +32,7 @@ class Elements(NamedTuple):
     hard: Hard | None
 
 
-def small_enough(form: Form, inverse: float | Tensor, unit: bool, dtype: torch.dtype) -> bool:
+def small_enough(form: Settings, inverse: float | Tensor, unit: bool, dtype: torch.dtype) -> bool:
     """Whether one shift serves all: sums of e^s and of e^((1 + beta) s) are then far from the ends of the dtype.
 
     The exponents are within +-(1 + beta) / tau; float32 ends at e^88.
@@ -68,7 +69,7 @@ def _relative(c: Tensor, inverse: float | Tensor) -> tuple[Tensor, Tensor]:
     return c.sub_(top).mul_(inverse), top[:, 0]
 
 
-def separate(c: Tensor, positives: Tensor, hard: Tensor | None, form: Form,
+def separate(c: Tensor, positives: Tensor, hard: Tensor | None, form: Settings,
              inverse: float | Tensor) -> tuple[Elements, Sums, Tensor]:
     """The elements, their sums, and the (m, p) x of the positives."""
     count = (positives > -inf).sum(1).to(c.dtype)
@@ -93,7 +94,7 @@ def separate(c: Tensor, positives: Tensor, hard: Tensor | None, form: Form,
     return Elements(e_p, e_g, of_hard), sums, x_p
 
 
-def as_sums(of: Elements, positives: Tensor, easy: Tensor, form: Form) -> Sums:
+def as_sums(of: Elements, positives: Tensor, easy: Tensor, form: Settings) -> Sums:
     """Sums of shared elements, for losses that are not plain. positives : (m, p) logits; easy : (m,) number."""
     none = of.easy.new_zeros(of.easy.shape[0])
     number, a, b = (none, none, none) if of.hard is None else of.hard.sums
@@ -112,7 +113,7 @@ def plain_coefficients(of: Elements, found: PlainLosses) -> Tensor:
     return of.easy.addcmul_(of.hard.weight, slope, value=found.factor)
 
 
-def negatives_coefficients(of: Elements, form: Form, weights: Weights) -> Tensor:
+def negatives_coefficients(of: Elements, form: Settings, weights: Weights) -> Tensor:
     """dL/ds of the negatives, (m, N), in the place of the global ones' exponentials."""
     out = of.easy.mul_(weights.gg[:, None])
     if of.hard is None:

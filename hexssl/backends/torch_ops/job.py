@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hexssl.backends.row_loss import Form, is_plain
+from hexssl.backends.row_loss import is_plain
 from hexssl.backends.torch_ops import elements, members, rows
 from hexssl.backends.torch_ops.members import Members
 from hexssl.backends.torch_ops.rows import Rows
@@ -32,8 +32,7 @@ class Job(NamedTuple):
     keys: Rows
     paired: Rows | None
     members: Members
-    form: Form
-    reduction: str
+    form: Settings
     inverse: float | Tensor
     wide_inverse: float | Tensor
     shared: bool
@@ -89,19 +88,17 @@ def make(problem: Problem, settings: Settings) -> Job:
     paired = None if problem.paired is None else rows.ready(problem.paired.detach(), settings.normalize)
     inverse, wide_inverse = inverses(settings.temperature, dtype, widest_dtype(anchors.rows.device))
     unit = settings.normalize and (problem.keys is None or settings.normalize_keys)
-    form = Form(settings.beta, settings.tau_plus, settings.local_weight, settings.formulation, settings.positives,
-                settings.denominator)
     who = members.of(problem)
     count = who.count + (paired is not None and not isinstance(who, members.Masks))
-    shared = elements.small_enough(form, inverse, unit, dtype)
-    plain = shared and is_plain(form, 0 if isinstance(who, members.Masks) else count)
+    shared = elements.small_enough(settings, inverse, unit, dtype)
+    plain = shared and is_plain(settings, 0 if isinstance(who, members.Masks) else count)
     bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
     if not unit:
         given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
         of_paired = given if paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
     poison = None if plain else torch.where(_broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
-    return Job(anchors, keys, paired, who, form, settings.reduction, inverse, wide_inverse, shared, plain, bound, given,
-               of_paired, poison, widest_dtype(anchors.rows.device))
+    return Job(anchors, keys, paired, who, settings, inverse, wide_inverse, shared, plain, bound, given, of_paired,
+               poison, widest_dtype(anchors.rows.device))
 
 
 def filled(number: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:

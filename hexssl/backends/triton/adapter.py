@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch.autograd import Function
@@ -13,6 +11,7 @@ from torch.autograd import Function
 from hexssl import autograd, derivatives
 from hexssl.backends import cpu
 from hexssl.core import NO_TOKEN
+from hexssl.devices import current
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
@@ -28,11 +27,6 @@ def row_statistics(problem: Problem, quantile: float | None, rows: str, moments:
         return cpu.row_statistics(problem, quantile, rows, moments, normalize, normalize_keys, keep)
     with below_autograd():
         return *measure(problem, quantile, rows == "negatives", moments, normalize, normalize_keys), NO_TOKEN
-
-
-def current(anchors: Tensor) -> AbstractContextManager[Any]:
-    """The tensor's GPU as the current one, on whose current stream Triton launches."""
-    return torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext()
 
 
 def measure(problem: Problem, quantile: float | None, negatives_only: bool, moments: bool, normalize: bool,

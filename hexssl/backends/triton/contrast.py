@@ -121,11 +121,6 @@ def threshold_of(given: float | Tensor | Measurement | None, what: Ready, padded
     return Threshold(mean, values, True, values.dim() > 0)
 
 
-def form_of(settings: Settings) -> row_loss.Form:
-    return row_loss.Form(settings.beta, settings.tau_plus, settings.local_weight, settings.formulation,
-                         settings.positives, settings.denominator)
-
-
 class _OneWay(NamedTuple):
     losses: Tensor
     valid: Tensor
@@ -135,15 +130,15 @@ class _OneWay(NamedTuple):
 
 def _one_way(what: Ready, settings: Settings, threshold: Threshold, exponent: Exponent, wanted: bool) -> _OneWay:
     """Losses and state of the anchors."""
-    form, counts = form_of(settings), counts_of(what.who)
-    parts = sum_classes(what.anchors, what.keys, what.who, threshold, exponent, row_loss.needs_mean(form), what.how,
+    counts = counts_of(what.who)
+    parts = sum_classes(what.anchors, what.keys, what.who, threshold, exponent, row_loss.needs_mean(settings), what.how,
                         what.blocks)
-    if fused.computes(form):
-        told = fused.row_losses(parts, counts, what.anchors, what.keys, what.paired, threshold, exponent, form,
+    if fused.computes(settings):
+        told = fused.row_losses(parts, counts, what.anchors, what.keys, what.paired, threshold, exponent, settings,
                                 what.unit)
         losses, valid, state, hard = told
     else:
-        losses, valid, state, hard = _by_torch(what, form, parts, counts, threshold, exponent)
+        losses, valid, state, hard = _by_torch(what, settings, parts, counts, threshold, exponent)
     seen = losses.new_empty(0)
     if wanted:
         broken = _broken(what) | exponent.inverse().isnan()
@@ -152,17 +147,17 @@ def _one_way(what: Ready, settings: Settings, threshold: Threshold, exponent: Ex
     return _OneWay(losses, valid, state, seen)
 
 
-def _by_torch(what: Ready, form: row_loss.Form, parts: Tensor, counts: Counts, threshold: Threshold,
+def _by_torch(what: Ready, settings: Settings, parts: Tensor, counts: Counts, threshold: Threshold,
               exponent: Exponent) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `fused.row_losses`, of every form."""
     inverse = exponent.inverse()
     paired = None if what.paired is None else what.paired.cosine
-    sums = class_sums(parts, counts, exponent, row_loss.needs_mean(form), paired)
-    found = row_loss.negatives(form, sums, inverse, what.unit)
+    sums = class_sums(parts, counts, exponent, row_loss.needs_mean(settings), paired)
+    found = row_loss.negatives(settings, sums, inverse, what.unit)
     own = None
-    if row_loss.needs_own(form):
+    if row_loss.needs_own(settings):
         own = own_sums(what.anchors, what.keys, what.who, found, exponent, what.how, what.blocks, paired)
-    rows = row_loss.row_losses(form, sums, inverse, what.keys.rows, found, own)
+    rows = row_loss.row_losses(settings, sums, inverse, what.keys.rows, found, own)
     epsilon = threshold.values[:what.anchors.rows] if threshold.by_row else threshold.values
     broken = _broken(what) | inverse.isnan() | (epsilon.isnan() & (counts.negatives > 0))
     state = gradients.state_of(rows.weights, (sums.top_p, sums.top_g, sums.top_h), epsilon, rows.valid, broken)
