@@ -78,8 +78,8 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
                        sync: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
-    In one pass over the cosines where the backend can, unless each direction has a threshold of its own: one that is measured,
-    or one per anchor. With reduction="none" there must be as many anchors as keys.
+    In one pass over the cosines where the backend can, unless each direction has a threshold of its own: one that is
+    measured, or one per anchor. With reduction="none" there must be as many anchors as keys.
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
     assert settings.normalize == settings.normalize_keys

@@ -1,11 +1,11 @@
 """The losses in plain PyTorch: readable, differentiable, on any device and in any float dtype.
 
 The oracle, against which every backend is tested. No loss runs through it, but for the paired negatives of
-`hexssl.compat.info_nce` with HEX; Triton's backend reads temperatures and thresholds as it does. Every sum of
-exponentials is kept as its logarithm, taken relative to the maximum of its own set, and every logarithm relative to
-the logit of a cosine (`_Log`): logits may be so large that they keep no digits of their differences, of which the
-losses are made. A set that may be empty is masked before the operation that could not bear it, so that neither values
-nor gradients meet `inf - inf`. Nothing waits for the device. Arguments are taken as valid.
+`hexssl.compat.info_nce` with HEX. Every sum of exponentials is kept as its logarithm, taken relative to the maximum of
+its own set, and every logarithm relative to the logit of a cosine (`_Log`): logits may be so large that they keep no
+digits of their differences, of which the losses are made. A set that may be empty is masked before the operation that
+could not bear it, so that neither values nor gradients meet `inf - inf`. Nothing waits for the device. Arguments are
+taken as valid.
 """
 
 from __future__ import annotations

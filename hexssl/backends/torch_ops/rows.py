@@ -50,7 +50,7 @@ def ready(given: Tensor, normalize: bool) -> Rows:
 
 
 def lengths(rows: Rows) -> Tensor:
-    """(n,) lengths of rows that were not divided, in the widest dtype: (n,)."""
+    """(n,) lengths of the rows, in the widest dtype of the device."""
     wide = widest_dtype(rows.rows.device)
     large, scale = (2.0**500, 2.0**-520) if wide == torch.float64 else (2.0**60, 2.0**-70)
     found = rows.rows.to(wide)
@@ -71,12 +71,19 @@ def gradient(rows: Rows, of_rows: Tensor) -> Tensor:
     return found if rows.shrink is None else found.mul_(rows.shrink)
 
 
+def are_unit(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """0-d bool: whether no product of rows of these lengths is above 1 but for rounding in their dtype. What is not
+    finite is not looked at."""
+    slack = (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
+    longest, other = (torch.where(each.isfinite(), each, 0).max() for each in (a, b))
+    return longest * other <= 1 + slack
+
+
 def unit_bound(a: Rows, b: Rows, dtype: torch.dtype) -> Tensor:
     """0-d: 1 where rows that were not divided are of length 1 all the same, but for rounding in their dtype, so that
     cosines are within +-1; else inf."""
-    slack = (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
-    longest, other = (torch.where(each.isfinite(), each, 0).max() for each in (lengths(a), lengths(b)))
-    return torch.where(longest * other <= 1 + slack, 1.0, inf).to(longest.dtype)
+    of_a = lengths(a)
+    return torch.where(are_unit(of_a, lengths(b), dtype), 1.0, inf).to(of_a.dtype)
 
 
 def may_overflow(a: Rows, b: Rows, each: bool) -> Tensor:

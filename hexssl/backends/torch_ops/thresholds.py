@@ -39,8 +39,7 @@ def given_limit(job: Job, threshold: float | Tensor, scaled: bool) -> Limit:
             value = _float32(value * _float32(job.inverse)) if single else value * job.inverse
         return Limit(value, threshold)
     epsilon = filled(threshold, job.anchors.rows, job.wide)
-    limits = torch.where((epsilon >= 1) & unit, inf, torch.where((epsilon < -1) & unit, -inf, epsilon))
-    return Limit(_rounded_down(limits, job.anchors.rows.dtype), epsilon)
+    return Limit(exceeded(epsilon, unit, job.anchors.rows.dtype), epsilon)
 
 
 def _float32(value: float) -> float:
@@ -62,7 +61,10 @@ def _float32_below(value: float) -> float:
     return below
 
 
-def _rounded_down(epsilon: Tensor, dtype: torch.dtype) -> Tensor:
+def exceeded(epsilon: Tensor, unit: bool | Tensor, dtype: torch.dtype) -> Tensor:
+    """What a cosine in the dtype exceeds if and only if it exceeds the threshold, in a dtype as wide or wider. unit :
+    whether rows are of length 1, so that none lies above 1, and all above what is below -1."""
+    epsilon = torch.where((epsilon >= 1) & unit, inf, torch.where((epsilon < -1) & unit, -inf, epsilon))
     narrow = epsilon.to(dtype)
     if epsilon.dtype == dtype:
         return narrow

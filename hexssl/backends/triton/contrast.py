@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hexssl import reference
 from hexssl.backends import row_loss
+from hexssl.backends.torch_ops import rows as given_rows
+from hexssl.backends.torch_ops.job import filled, inverses
+from hexssl.backends.torch_ops.thresholds import exceeded
 from hexssl.backends.triton import blocks, fused, gradients, quantile, statistics
 from hexssl.backends.triton.gradients import Direction, Gradients, Paired
 from hexssl.backends.triton.rows import Arithmetic, Side, arithmetic, prepare
@@ -60,10 +62,8 @@ def exponent_of(problem: Problem, settings: Settings, hierarchical: bool) -> Exp
         value = float(temperature)
     elif temperature.is_cpu and not problem.anchors.is_cpu:
         value = float(temperature.detach())  # a number that an operator was given as a tensor
-    given = temperature.detach() if isinstance(temperature, Tensor) and value is None else value
-    assert given is not None
-    like = problem.anchors.new_empty((), dtype=torch.float32)
-    inverse = reference.inverse_of(given, like, torch.float64)
+    inverse, _ = inverses(temperature if value is None else value, torch.float32, torch.float64)
+    inverse = filled(inverse, problem.anchors, torch.float32)
     unit = settings.normalize and (problem.keys is None or settings.normalize_keys)
     power = 1 + max(settings.beta, 1.0) if hierarchical else 1.0
     fixed = value is not None and unit and 2 * power <= RANGE * value
@@ -71,17 +71,15 @@ def exponent_of(problem: Problem, settings: Settings, hierarchical: bool) -> Exp
 
 
 def _is_unit(problem: Problem, settings: Settings) -> Tensor:
-    """Whether the cosines are those of rows of length 1, as `hexssl.reference` tells it."""
-    def longest(rows: Tensor, normalized: bool) -> Tensor:
+    """Whether the cosines are those of rows of length 1."""
+    def lengths(of: Tensor, normalized: bool) -> Tensor:
         if normalized:
-            return rows.new_ones((), dtype=torch.float64)
-        lengths = reference.ready(rows.detach(), torch.float32, torch.float64, False)[2]
-        return torch.where(lengths.isfinite(), lengths, 0).max()
+            return of.new_ones(1, dtype=torch.float64)
+        return given_rows.lengths(given_rows.ready(of.detach(), False))
 
-    dtype = problem.anchors.dtype
-    slack = (16 if dtype == torch.float32 else 2) * torch.finfo(dtype).eps
-    others = (problem.anchors, settings.normalize) if problem.keys is None else (problem.keys, settings.normalize_keys)
-    return longest(problem.anchors, settings.normalize) * longest(*others) <= 1 + slack
+    anchors = lengths(problem.anchors, settings.normalize)
+    others = anchors if problem.keys is None else lengths(problem.keys, settings.normalize_keys)
+    return given_rows.are_unit(anchors, others, problem.anchors.dtype)
 
 
 def ready(problem: Problem, settings: Settings) -> Ready:
@@ -98,7 +96,7 @@ def ready(problem: Problem, settings: Settings) -> Ready:
 
 
 def threshold_of(given: float | Tensor | Measurement | None, what: Ready, padded: int) -> Threshold:
-    """Thresholds as they are exceeded in float32: `hexssl.reference.exceeded` says how they are rounded."""
+    """Thresholds as they are exceeded in float32."""
     device, infinite = what.anchors.data.device, torch.inf
     if given is None:
         none = torch.full((), infinite, dtype=torch.float64, device=device)
@@ -114,8 +112,7 @@ def threshold_of(given: float | Tensor | Measurement | None, what: Ready, padded
         mean = given.detach().to(device, torch.float64)
     else:
         mean = torch.full((), given, dtype=torch.float64, device=device)
-    bound = torch.where(what.unit, 1.0, infinite).double()
-    values = reference.exceeded(mean, bound, torch.float32)
+    values = exceeded(mean, what.unit, torch.float32)
     if values.dim() > 0:
         values = torch.nn.functional.pad(values, (0, padded - values.shape[0]))
     return Threshold(mean, values, True, values.dim() > 0)
