@@ -9,8 +9,7 @@ from hexssl.backends.triton.kernels.tiles import (
     cosines,
     is_special,
     load_rows,
-    members,
-    special_tile,
+    masked_tile,
 )
 
 # The state of an anchor, a column each: what the derivatives of its loss are made of, as csrc/core/row_loss.h has it.
@@ -173,18 +172,9 @@ def backward_rows(X, Y, FX, FY, EPS, SCALE, SX, SY, IX, IY, RELATION, PART, ALON
                 w = w * fy[None, :]
             acc = add_weighted(acc, w, y0, y1, y2, PARTS, PREC, INTERPRET)
         else:
-            t = step
-            reach = columns
-            if LISTED:
-                t, wanted = special_tile(step, i0, columns, period, lift, offset, WHO, SELF, TM, TN, BN)
-                reach = tl.where(wanted, columns, 0)
-            j = t * BN + tl.arange(0, BN)
-            y0, y1, y2 = load_rows(Y, j, PARTS, BD)
-            if SCALED:
-                fy = tl.load(FY + j)
-            c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
-            c, same = members(c, i, j, IX, IY, RELATION, rows, reach, period, offset, row_stride, column_stride,
-                              WHO, SELF)
+            c, same, j, y0, y1, y2, fy = masked_tile(
+                x0, x1, x2, fx, Y, FY, i0, i, step, IX, IY, RELATION, rows, columns, period, lift, offset, row_stride,
+                column_stride, WHO, SELF, TM, TN, LISTED, SCALED, PARTS, PREC, INTERPRET, BN, BD)
             w = _weights(c, same, eps, SX, i, x_padded, SY, j, y_padded, scale, 0.0, beta, X_ANCHORS, Y_ANCHORS,
                          True, HARD, ROW_EPS, ONLINE, BETA_ONE, MEAN)
             if TAU:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hexssl.backends.triton.kernels.tiles import RUNTIME, cosines, is_special, load_rows, members, special_tile
+from hexssl.backends.triton.kernels.tiles import RUNTIME, cosines, is_special, load_rows, masked_tile
 
 # The sums of an anchor. TOP_...: the largest cosine of a class, to which its exponentials are relative; with a fixed
 # shift they are relative to a cosine of 1, and there are no tops.
@@ -140,18 +140,9 @@ def forward_sums(X, Y, FX, FY, EPS, SCALE, IX, IY, RELATION, OUT, rows, columns,
                 s_g, s_a, s_b, n_h = _negatives(c, eps + forget, forget, s_g, s_a, s_b, n_h, scale, beta, HARD,
                                                 BETA_ONE)
         else:
-            t = step
-            reach = columns
-            if LISTED:
-                t, wanted = special_tile(step, i0, columns, period, lift, offset, WHO, SELF, TM, TN, BN)
-                reach = tl.where(wanted, columns, 0)
-            j = t * BN + tl.arange(0, BN)
-            y0, y1, y2 = load_rows(Y, j, PARTS, BD)
-            if SCALED:
-                fy = tl.load(FY + j)
-            c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
-            c, same = members(c, i, j, IX, IY, RELATION, rows, reach, period, offset, row_stride, column_stride,
-                              WHO, SELF)
+            c, same, j, y0, y1, y2, fy = masked_tile(
+                x0, x1, x2, fx, Y, FY, i0, i, step, IX, IY, RELATION, rows, columns, period, lift, offset, row_stride,
+                column_stride, WHO, SELF, TM, TN, LISTED, SCALED, PARTS, PREC, INTERPRET, BN, BD)
             if ONLINE:
                 positive = tl.where(same, c, float("-inf"))
                 negative = tl.where(same, float("-inf"), c)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hexssl.backends.triton.kernels.tiles import RUNTIME, cosines, load_rows, members, special_tile
+from hexssl.backends.triton.kernels.tiles import RUNTIME, load_rows, masked_tile
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -16,7 +16,6 @@ def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, p
     i = i0 + tl.arange(0, BM)
     x0, x1, x2 = load_rows(X, i, PARTS, BD)
     fx = i.to(tl.float32)
-    fy = tl.arange(0, BN).to(tl.float32)
     if SCALED:
         fx = tl.load(FX + i)
     scale = tl.load(SCALE)
@@ -26,18 +25,9 @@ def own_sums(X, Y, FX, FY, LEVEL, SCALE, IX, IY, RELATION, OUT, rows, columns, p
     shares = logs
     first = tl.program_id(1) * per_split
     for step in range(first, tl.minimum(first + per_split, tiles)):
-        t = step
-        reach = columns
-        if LISTED:
-            t, wanted = special_tile(step, i0, columns, period, lift, offset, WHO, SELF, TM, TN, BN)
-            reach = tl.where(wanted, columns, 0)
-        j = t * BN + tl.arange(0, BN)
-        y0, y1, y2 = load_rows(Y, j, PARTS, BD)
-        if SCALED:
-            fy = tl.load(FY + j)
-        c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
-        c, same = members(c, i, j, IX, IY, RELATION, rows, reach, period, offset, row_stride, column_stride, WHO,
-                          SELF)
+        c, same, _, _, _, _, _ = masked_tile(
+            x0, x1, x2, fx, Y, FY, i0, i, step, IX, IY, RELATION, rows, columns, period, lift, offset, row_stride,
+            column_stride, WHO, SELF, TM, TN, LISTED, SCALED, PARTS, PREC, INTERPRET, BN, BD)
         c = tl.where(same, c, float("-inf"))
         gap = log - (tl.where(c > float("-inf"), c, top) - top) * scale  # log2(Neg / e^s); -inf: no Neg
         small = tl.exp2(-tl.abs(gap))

@@ -190,3 +190,25 @@ def members(c, i, j, IX, IY, RELATION, rows, columns, period, offset, row_stride
     else:
         same = i[:, None] + j[None, :] < 0  # none
     return c, same
+
+
+@triton.jit
+def masked_tile(x0, x1, x2, fx, Y, FY, i0, i, step, IX, IY, RELATION, rows, columns, period, lift, offset, row_stride,
+                column_stride, WHO: tl.constexpr, SELF: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr,
+                LISTED: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr, PREC: tl.constexpr,
+                INTERPRET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
+    """The tile of a step, or with LISTED the step-th special one: its cosines and which are positives, as `members` has
+    them, its three tiles of rows, and their factors."""
+    t = step
+    reach = columns
+    if LISTED:
+        t, wanted = special_tile(step, i0, columns, period, lift, offset, WHO, SELF, TM, TN, BN)
+        reach = tl.where(wanted, columns, 0)
+    j = t * BN + tl.arange(0, BN)
+    y0, y1, y2 = load_rows(Y, j, PARTS, BD)
+    fy = j.to(tl.float32)
+    if SCALED:
+        fy = tl.load(FY + j)
+    c = cosines(x0, x1, x2, y0, y1, y2, fx, fy, SCALED, PARTS, PREC, INTERPRET)
+    c, same = members(c, i, j, IX, IY, RELATION, rows, reach, period, offset, row_stride, column_stride, WHO, SELF)
+    return c, same, j, y0, y1, y2, fy
