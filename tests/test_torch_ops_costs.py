@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from never_wait import NeverWait
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hexssl import HEXLoss, InfoNCELoss, backends, cross_info_nce, hex_loss, info_nce
+from hexssl.bench import eager_infonce
 
 ROWS, COLUMNS = 512, 128
 VIEWS = {"view", "t", "transpose", "as_strided", "expand", "slice", "select", "unsqueeze", "squeeze", "diagonal",
@@ -47,14 +48,6 @@ class Counted(TorchDispatchMode):
         return out
 
 
-def eager(a: Tensor, b: Tensor) -> Tensor:
-    """InfoNCE as people write it."""
-    z = normalize(torch.cat((a, b)))
-    rows = len(z)
-    logits = (z @ z.T / 0.1).masked_fill(torch.eye(rows, dtype=torch.bool), float("-inf"))
-    return cross_entropy(logits, torch.arange(rows).roll(rows // 2))
-
-
 def counted(loss_fn: Callable[..., Tensor]) -> Counted:
     a, b = (torch.randn(ROWS // 2, COLUMNS, requires_grad=True) for _ in range(2))
     with Counted(ROWS) as count:
@@ -81,25 +74,8 @@ def test_operators_and_traffic_of_a_step(name: str) -> None:
 
 def test_the_count_of_eager_infonce_is_the_known_one() -> None:
     """The yardstick of `MOST`."""
-    count = counted(eager)
+    count = counted(eager_infonce)
     assert 31 <= len(count.operators) <= 36 and 19 <= count.traffic <= 21
-
-
-class _NeverWait(TorchDispatchMode):
-    """What would make the host wait for the device is an error."""
-
-    WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2",
-             "unique_dim", "bincount", "repeat_interleave", "nonzero_static",
-             "lift_fresh"}  # of torch.tensor and torch.as_tensor: a copy from the host
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = operator.overloadpacket.__name__
-        if name in self.WAITS:
-            raise AssertionError(f"{name} waits for the device")
-        tensors = [each for each in torch.utils._pytree.tree_leaves(args) if isinstance(each, Tensor)]
-        if name in ("index", "index_put", "index_put_") and any(each.dtype == torch.bool for each in tensors):
-            raise AssertionError(f"{name} by a mask waits for the device")
-        return operator(*args, **(kwargs or {}))
 
 
 LABELS = torch.arange(24) % 5
@@ -120,7 +96,7 @@ STEPS: dict[str, Callable[..., Tensor]] = {
 def test_nothing_waits_for_the_device(name: str) -> None:
     a, b = (torch.randn(24, 16, requires_grad=True) for _ in range(2))
     tau = torch.tensor(0.1, requires_grad=True)
-    with _NeverWait():
+    with NeverWait():
         STEPS[name](a, b, tau).backward()
 
 

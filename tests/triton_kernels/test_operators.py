@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 from against import by_core, drawn, error, evaluate, problem, settings, views
+from never_wait import NeverWait
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hexssl import backends, operators, validation
 from hexssl.backends import cpu
@@ -91,19 +91,6 @@ def test_measure():
     assert token.shape == () and token.dtype == torch.int64
 
 
-class Waiting(TorchDispatchMode):
-    """Refuses what a host would wait for."""
-
-    FORBIDDEN = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero",
-                 "bincount", "index"}  # index: by numbers of the host, or by a mask
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.split("::")[1]
-        assert name not in self.FORBIDDEN or (name == "index" and all(
-            x is None or x.dtype == torch.int64 and x.dim() > 0 for x in args[1])), name
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_waits_for_the_device(case, monkeypatch):
     monkeypatch.setattr("hexssl.backends.triton.quantile.DENSE_KEYS", 0)
@@ -111,7 +98,7 @@ def test_nothing_waits_for_the_device(case, monkeypatch):
     tensors, threshold, numbers, adaptive = arguments(given, form, decided)
     needed = 13 + 2 * (given.keys is not None)
     rest = threshold, torch.tensor(0.1, dtype=torch.float64), torch.zeros((), dtype=torch.int64), *numbers, *adaptive
-    with Waiting():
+    with NeverWait():
         implementations.contrast(*tensors, *rest, needed, True, 1.0, True)
 
 

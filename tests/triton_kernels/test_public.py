@@ -3,6 +3,7 @@
 import pytest
 import torch
 from against import drawn, error
+from test_torch_ops import CASES, Result, assert_alike
 
 import hexssl
 from hexssl import backends, thresholds
@@ -86,3 +87,18 @@ def test_one_anchor_that_is_not_finite(threshold):
         with backends.forced(backend):
             found.append(hexssl.cross_hex_loss(anchors, second.detach(), threshold=threshold, reduction="none"))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "beta 100"])
+def test_values_gradients_and_statistics(name):
+    """Float32: cosines to some 1e-7, times 1 / temperature, of up to 100, and sums of such."""
+    assert_alike(Result(CASES[name], "triton", torch.float32), Result(CASES[name], "cpu"), 5e-5)
+
+
+def test_what_is_refused_is_an_error_where_it_is_forced():
+    z = torch.randn(8, 4)
+    with backends.forced("triton"):
+        with pytest.raises(ValueError, match="HEXSSL_BACKEND: got 'triton', but .*beta"):
+            hexssl.hex_loss(z, z, beta=100.0)
+        with pytest.raises(ValueError, match="HEXSSL_BACKEND: got 'triton', but .*float64"):
+            hexssl.hex_loss(z.double(), z.double())
