@@ -17,18 +17,9 @@ from variants import VARIANTS
 
 import hexssl
 from hexssl import _C
+from hexssl.bench import cpu_model
 
 YARDSTICK = "gemm2"
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def available_bytes() -> float:

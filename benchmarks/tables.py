@@ -14,7 +14,6 @@ fails where a document does not hold what was measured.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -22,6 +21,9 @@ import records
 from drop_ins import LONG
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+from marked import filled, markdown, write_or_check  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 HEADLINES = {  # of acceptance.csv
     "HEX adaptive / 2 GEMM": "HEX, adaptive threshold, forward + backward",
@@ -29,13 +31,6 @@ HEADLINES = {  # of acceptance.csv
     "InfoNCE / 2 GEMM": "InfoNCE, forward + backward",
     "InfoNCE forward / 1 GEMM": "InfoNCE, forward alone, against the one product `z @ z.T`",
 }
-
-
-def markdown(rows: list[list[str]], left: int) -> str:
-    """A table whose first `left` columns are words."""
-    head, *body = rows
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def machine(lines: list[dict[str, str]]) -> str:
@@ -116,17 +111,6 @@ def waiting(sleeping: list[dict[str, str]], spinning: list[dict[str, str]]) -> s
     return f"{markdown(rows, 2)}\n\n{machine(spinning)}."
 
 
-def filled(path: Path, parts: dict[str, str]) -> str:
-    """The document with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced."""
-    text = path.read_text(encoding="utf-8")
-    for name, content in parts.items():
-        pattern = rf"(<!-- {name}\b[^>]*-->\n).*?(<!-- /{name} -->)"
-        text, found = re.subn(pattern, lambda match, new=content: f"{match[1]}{new}\n{match[2]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise LookupError(f"{path.name} has {found} places marked {name}")
-    return text
-
-
 def documents() -> dict[Path, str]:
     """What every document with numbers is to hold."""
     acceptance, drop_ins = (records.read(RESULTS / f"{name}.csv") for name in ("acceptance", "drop-ins"))
@@ -147,14 +131,7 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> int:
-    changed = {path: text for path, text in documents().items() if path.read_text(encoding="utf-8") != text}
-    if "--check" not in sys.argv:
-        for path, text in changed.items():
-            path.write_text(text, encoding="utf-8")
-        return 0
-    for path in changed:
-        print(f"{path.relative_to(ROOT)} differs from benchmarks/results: run benchmarks/tables.py")
-    return 1 if changed else 0
+    return write_or_check(documents(), "--check" in sys.argv, "run benchmarks/tables.py")
 
 
 if __name__ == "__main__":

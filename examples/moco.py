@@ -25,8 +25,8 @@ from hexssl.compat import solo
 
 class MoCo(TwoViews):
     def __init__(self, images: Images, criterion: Callable[[Tensor, Tensor, Tensor], Tensor], queue: int = 1024,
-                 momentum: float = 0.99) -> None:
-        super().__init__(images, criterion)
+                 momentum: float = 0.99, **parts: Any) -> None:
+        super().__init__(images, criterion, **parts)
         self.leader = nn.Sequential(self.encoder, self.projector)
         self.follower = deepcopy(self.leader).requires_grad_(False)
         self.momentum = momentum

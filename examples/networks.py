@@ -26,13 +26,17 @@ def make_head(inputs: int = 128, outputs: int = 64) -> nn.Sequential:
 
 
 class TwoViews(nn.Module):
-    """Augmentation, encoder, projector and loss; a method says in ``forward(pictures, labels)`` what goes into it."""
+    """Augmentation, encoder, projector and loss; a method says in ``forward(pictures, labels)`` what goes into it.
 
-    def __init__(self, images: Images, criterion: Callable[..., Tensor]) -> None:
+    An ``encoder`` of your own gives ``(rows, features)``; ``augment`` makes a random view of pictures.
+    """
+
+    def __init__(self, images: Images, criterion: Callable[..., Tensor], encoder: nn.Module | None = None,
+                 features: int = 128, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.augment = Augment(flip=images.name == "fashion-mnist")
-        self.encoder = make_encoder(images.train.shape[-1])
-        self.projector = make_head()
+        self.augment = augment or Augment(flip=images.name == "fashion-mnist")
+        self.encoder = encoder or make_encoder(images.train.shape[-1])
+        self.projector = make_head(features)
         self.criterion = criterion
 
     def project_views(self, pictures: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ from hexssl.compat import solo
 
 
 class NNCLR(TwoViews):
-    def __init__(self, images: Images, criterion: Callable[[Tensor, Tensor], Tensor], support: int = 1024) -> None:
-        super().__init__(images, criterion)
+    def __init__(self, images: Images, criterion: Callable[[Tensor, Tensor], Tensor], support: int = 1024,
+                 **parts: Any) -> None:
+        super().__init__(images, criterion, **parts)
         self.projector.append(BatchNorm1d(64))  # as in NNCLR: its output is the predictor's input
         self.predictor = make_head(64)
         self.support = FeatureQueue(support, 64)

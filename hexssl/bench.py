@@ -152,15 +152,22 @@ def _one(step: Step, views: Sequence[Tensor], device: torch.device, seconds: flo
     return (time.perf_counter() - start) / count
 
 
+def cpu_model() -> str:
+    """The processor's name, as the system says it."""
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def device_name(device: torch.device) -> str:
     """The card, or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()} {device}"
+    if device.type == "cpu":
+        return f"{cpu_model()}, {torch.get_num_threads()} threads"
+    return f"{cpu_model()} {device}"
 
 
 def computed_by(columns: int, dtype: torch.dtype, device: torch.device) -> str:

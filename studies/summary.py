@@ -1,0 +1,160 @@
+"""Tables and figures of what the study has found, from its result files.
+
+    python studies/summary.py             # into docs/study.md and docs/images
+    python studies/summary.py --check     # writes nothing; fails where the page does not hold what the files say
+
+A difference is paired: the mean over seeds of a loss's measure minus the baseline's with the same seed, with Student's
+95 % interval. Its p-value is that of the paired t-test; Holm's correction is over all differences of a part's table. A
+loss with fewer than two seeds in common with the baseline is left out of the table, and counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "examples"), str(HERE.parent / "tools")]
+
+from marked import filled, markdown, write_or_check  # noqa: E402
+from plan import PARTS, Part  # noqa: E402
+
+PAGE = HERE.parent / "docs" / "study.md"
+IMAGES = HERE.parent / "docs" / "images"
+RESULTS = HERE / "results"
+LEVEL = 0.05
+
+ACCURACIES = {"knn": "k-NN", "linear": "linear", "labels_1": "1 % labels", "labels_10": "10 % labels",
+              "superclass": "superclass"}
+BESIDE = {"rank_projections": "rank", "rank_projections_within": "rank in class", "step_cpu_ms": "ms a step"}
+
+
+def read(folder: str) -> pandas.DataFrame:
+    """The results of a part's folder, a row per run; none: an empty table."""
+    files = [file for file in sorted((RESULTS / folder).glob("*.csv")) if not file.name.endswith(".epochs.csv")]
+    return pandas.concat([pandas.read_csv(file) for file in files]) if files else pandas.DataFrame()
+
+
+def paired(results: pandas.DataFrame, loss: str, baseline: str, measure: str) -> np.ndarray:
+    """The differences of a measure, of the seeds that both have."""
+    both = [results[results["loss"] == name].set_index("seed")[measure] for name in (loss, baseline)]
+    return (both[0] - both[1]).dropna().to_numpy()
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval."""
+    error = stats.sem(differences)
+    return float(differences.mean()), float(error * stats.t.ppf(1 - LEVEL / 2, len(differences) - 1))
+
+
+def compared(results: pandas.DataFrame, part: Part, measures: list[str]) -> pandas.DataFrame:
+    """Every loss against the baseline: a row per loss and measure."""
+    rows = []
+    for loss in part.losses:
+        if loss == part.baseline:
+            continue
+        for measure in measures:
+            differences = paired(results, loss, part.baseline, measure)
+            if len(differences) < 2:
+                continue
+            mean, half = interval(differences)
+            p = 1.0 if np.ptp(differences) == 0 and mean == 0 else stats.ttest_1samp(differences, 0).pvalue
+            rows.append({"loss": loss, "measure": measure, "seeds": len(differences), "mean": mean, "half": half,
+                         "p": p})
+    table = pandas.DataFrame(rows)
+    if len(table):
+        table["significant"], table["holm"], *_ = multipletests(table["p"], LEVEL, "holm")
+    return table
+
+
+def table_of(part: Part) -> str:
+    """In words and numbers; a difference that stays significant after Holm's correction is bold."""
+    results = read(part.folder)
+    if not len(results):
+        return "No runs yet."
+    differences = compared(results, part, list(ACCURACIES))
+    base = results[results["loss"] == part.baseline]
+    rows = [["loss", "seeds", *ACCURACIES.values(), *BESIDE.values()],
+            [part.baseline, str(len(base)), *(f"{base[name].mean():.2f}" for name in ACCURACIES),
+             *(f"{base[name].mean():.1f}" for name in BESIDE)]]
+    for loss in part.losses:
+        own = differences[differences["loss"] == loss] if len(differences) else differences
+        if not len(own):
+            continue
+        runs = results[results["loss"] == loss]
+        rows.append([loss, str(own["seeds"].iloc[0]), *(_cell(line) for _, line in own.iterrows()),
+                     *(f"{runs[name].mean():.1f}" for name in BESIDE)])
+    hours = results["cpu_seconds"].sum() / 3600
+    left = [loss for loss in part.losses if loss not in {row[0] for row in rows}]
+    missing = f" Not run yet, or with one seed: {', '.join(left)}." if left else ""
+    first = results.iloc[0]
+    return (f"{markdown(rows, 1)}\n\n{len(results)} runs, {hours:.1f} core-hours; {first['epochs']} epochs, "
+            f"temperature {part.temperature:g}; {first['cpu']}, torch {first['torch']}, commits "
+            f"{', '.join(sorted(set(results['commit'].astype(str))))}.{missing}")
+
+
+def _cell(line: pandas.Series) -> str:
+    text = f"{line['mean']:+.2f} ± {line['half']:.2f}"
+    return f"**{text}**" if line["significant"] else text
+
+
+def synthetic() -> pandas.DataFrame:
+    """k-NN accuracy of every loss minus InfoNCE's with the same seed, by the dial."""
+    results = read("synthetic")
+    rows = []
+    for dial, at in results.groupby("hierarchy") if len(results) else ():
+        for loss in dict.fromkeys(at["loss"]):
+            for measure in ("knn", "superclass"):
+                mean, half = interval(paired(at, loss, "infonce", measure)) if loss != "infonce" else (
+                    at[at["loss"] == loss][measure].mean(), 0.0)
+                rows.append({"hierarchy": dial, "loss": loss, "measure": measure, "mean": mean, "half": half})
+    return pandas.DataFrame(rows)
+
+
+def synthetic_table(found: pandas.DataFrame, measure: str) -> str:
+    if not len(found):
+        return "No runs yet."
+    found = found[found["measure"] == measure]
+    dials = sorted(set(found["hierarchy"]))
+    rows = [["loss", *(f"{dial:g}" for dial in dials)]]
+    for loss in ["infonce", *sorted(set(found["loss"]) - {"infonce"})]:
+        own = found[found["loss"] == loss].set_index("hierarchy")
+        rows.append([loss, *(f"{own['mean'][dial]:.1f}" if loss == "infonce" else
+                             f"{own['mean'][dial]:+.2f} ± {own['half'][dial]:.2f}" for dial in dials)])
+    return markdown(rows, 1)
+
+
+def draw(found: pandas.DataFrame) -> None:
+    """The dial against the differences."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharex=True)
+    for ax, (measure, title) in zip(axes, (("knn", "class"), ("superclass", "superclass")), strict=True):
+        for loss in sorted(set(found["loss"]) - {"infonce"}):
+            own = found[(found["loss"] == loss) & (found["measure"] == measure)].sort_values("hierarchy")
+            ax.errorbar(own["hierarchy"], own["mean"], own["half"], label=loss, capsize=2, marker="o", markersize=3)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set(title=f"k-NN accuracy at the {title}", xlabel="share of variance between superclasses")
+    axes[0].set_ylabel("difference to InfoNCE (points)")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(IMAGES / "study-synthetic.png", dpi=110)
+
+
+def main() -> int:
+    dial = synthetic()
+    parts = {f"study:{name}": table_of(part) for name, part in PARTS.items()}
+    parts |= {f"study:synthetic-{measure}": synthetic_table(dial, measure) for measure in ("knn", "superclass")}
+    check = "--check" in sys.argv
+    if len(dial) and not check:
+        draw(dial)
+    return write_or_check({PAGE: filled(PAGE, parts)}, check, "run studies/summary.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
