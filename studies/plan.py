@@ -96,6 +96,7 @@ class Part:
     first seeds of what is then run with more.
     """
 
+    title: str
     folder: str
     losses: Mapping[str, Loss]
     seeds: range
@@ -108,14 +109,16 @@ class Part:
 
 
 PARTS: Mapping[str, Part] = {
-    "screening": Part("simclr", {**MAIN, **AROUND}, range(2)),
-    "main": Part("simclr", MAIN, range(5)),
-    "moco": Part("moco", FEW, range(3), "moco", temperature=0.2, settings={"queue": 4096}),
-    "nnclr": Part("nnclr", FEW, range(3), "nnclr", temperature=0.2, settings={"support": 4096}),
-    "barlow": Part("barlow", {"alone": Loss(nothing), **FEW}, range(3), "barlow", baseline="alone"),
-    "vicreg": Part("vicreg", {"alone": Loss(nothing), **FEW}, range(3), "vicreg", baseline="alone"),
-    "supcon": Part("supcon", FEW, range(3), "supcon"),
-    "long-tailed": Part("long-tailed", FEW, range(3), data="long-tailed", epochs=14),
-    "longer": Part("longer", FEW, range(3), epochs=20),
-    "digits": Part("digits", FEW, range(5), data="digits", epochs=40),
+    "screening": Part("SimCLR, one number changed at a time", "simclr", {**MAIN, **AROUND}, range(2)),
+    "main": Part("SimCLR", "simclr", MAIN, range(5)),
+    "moco": Part("MoCo", "moco", FEW, range(3), "moco", temperature=0.2, settings={"queue": 4096}),
+    "nnclr": Part("NNCLR", "nnclr", FEW, range(3), "nnclr", temperature=0.2, settings={"support": 4096}),
+    "barlow": Part("Barlow Twins, alone and with HEX beside it", "barlow", {"alone": Loss(nothing), **FEW}, range(3),
+                   "barlow", baseline="alone"),
+    "vicreg": Part("VICReg, alone and with HEX beside it", "vicreg", {"alone": Loss(nothing), **FEW}, range(3),
+                   "vicreg", baseline="alone"),
+    "supcon": Part("SupCon on superclass labels", "supcon", FEW, range(3), "supcon"),
+    "long-tailed": Part("SimCLR on a long-tailed cut", "long-tailed", FEW, range(3), data="long-tailed", epochs=14),
+    "longer": Part("SimCLR, five times as long", "longer", FEW, range(3), epochs=20),
+    "digits": Part("SimCLR on digits", "digits", FEW, range(5), data="digits", epochs=40),
 }

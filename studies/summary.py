@@ -11,6 +11,7 @@ loss with fewer than two seeds in common with the baseline is left out of the ta
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,6 @@ def compared(results: pandas.DataFrame, part: Part, measures: list[str]) -> pand
 def table_of(part: Part) -> str:
     """In words and numbers; a difference that stays significant after Holm's correction is bold."""
     results = read(part.folder)
-    if not len(results):
-        return "No runs yet."
     differences = compared(results, part, list(ACCURACIES))
     base = results[results["loss"] == part.baseline]
     rows = [["loss", "seeds", *ACCURACIES.values(), *BESIDE.values()],
@@ -91,7 +90,7 @@ def table_of(part: Part) -> str:
                      *(f"{runs[name].mean():.1f}" for name in BESIDE)])
     hours = results["cpu_seconds"].sum() / 3600
     left = [loss for loss in part.losses if loss not in {row[0] for row in rows}]
-    missing = f" Not run yet, or with one seed: {', '.join(left)}." if left else ""
+    missing = f" Not run, or with one seed only: {', '.join(left)}." if left else ""
     first = results.iloc[0]
     return (f"{markdown(rows, 1)}\n\n{len(results)} runs, {hours:.1f} core-hours; {first['epochs']} epochs, "
             f"temperature {part.temperature:g}; {first['cpu']}, torch {first['torch']}, commits "
@@ -117,8 +116,6 @@ def synthetic() -> pandas.DataFrame:
 
 
 def synthetic_table(found: pandas.DataFrame, measure: str) -> str:
-    if not len(found):
-        return "No runs yet."
     found = found[found["measure"] == measure]
     dials = sorted(set(found["hierarchy"]))
     rows = [["loss", *(f"{dial:g}" for dial in dials)]]
@@ -146,12 +143,31 @@ def draw(found: pandas.DataFrame) -> None:
     figure.savefig(IMAGES / "study-synthetic.png", dpi=110)
 
 
+def found_in(parts: Mapping[str, Part]) -> str:
+    """A section for every part of which a table can be made, and a line on those that were not run."""
+    known = {name: part for name, part in parts.items() if has_pairs(part)}
+    sections = [f"### {part.title}\n\n`python studies/run.py {name}`\n\n{table_of(part)}"
+                for name, part in known.items()]
+    left = [f"{part.title} (`{name}`)" for name, part in parts.items() if name not in known]
+    if left:
+        sections.append(f"### Not run\n\nPlanned, and without results: {'; '.join(left)}.")
+    return "\n\n".join(sections)
+
+
+def has_pairs(part: Part) -> bool:
+    """Two seeds of the baseline and of a loss that no other part's table shows."""
+    results = read(part.folder)
+    own = set(part.losses) - set(PARTS["main"].losses) if part is PARTS["screening"] else set(part.losses)
+    return any(len(paired(results, loss, part.baseline, "knn")) > 1 for loss in own - {part.baseline}) if len(
+        results) else False
+
+
 def main() -> int:
     dial = synthetic()
-    parts = {f"study:{name}": table_of(part) for name, part in PARTS.items()}
+    parts = {"study:results": found_in(PARTS)}
     parts |= {f"study:synthetic-{measure}": synthetic_table(dial, measure) for measure in ("knn", "superclass")}
     check = "--check" in sys.argv
-    if len(dial) and not check:
+    if not check:
         draw(dial)
     return write_or_check({PAGE: filled(PAGE, parts)}, check, "run studies/summary.py")
 
