@@ -11,5 +11,5 @@ def unit(rows: Tensor) -> Tensor:
     """Rows of length 1, as `torch.nn.functional.normalize` makes them, in the dtype given, float32 or float64: (m, D).
     Rows so large that their squares might overflow are multiplied by a power of two before."""
     large, scale = (2.0**500, 2.0**-520) if rows.dtype == torch.float64 else (2.0**50, 2.0**-80)
-    shortened = rows.detach().abs().amax(1, keepdim=True) > large
-    return unit_rows(torch.where(shortened, rows * scale, rows), dim=1, eps=1e-12)
+    largest = rows.detach().abs().amax(1, keepdim=True)
+    return unit_rows(rows * torch.where(largest > large, torch.full_like(largest, scale), 1), dim=1, eps=1e-12)
