@@ -171,6 +171,49 @@ enum { HEX_WANT_QUANTILE = 1, HEX_WANT_MOMENTS = 2 };
 hex_status hex_measure(const hex_problem *problem, double quantile, bool negatives_only, int want, bool keep,
                        double *row_stats, double *mean_quantile, int64_t *token);
 
+/* --- pairs of rows --- */
+
+enum { HEX_MOST_LEVELS = 32, HEX_MOST_BINS = 1 << 16, HEX_MOST_CLASSES = 1 << 15 };
+
+/* What is counted of the pairs of a problem without keys, paired, relation and labels, whose rows are normalised.
+ *
+ * Rows belong to groups, of one partition per level. Each partition is at least as coarse as the one before it: rows
+ * that agree at a level agree at all later ones. The first says who is positive. The kind of a pair is the number of
+ * levels at which its rows do not agree: 0 for positives, `levels` for those that have nothing in common. */
+typedef struct {
+    const int32_t *groups;   /* (levels, N) contiguous: equal numbers are one group */
+    int64_t levels;          /* 1 to HEX_MOST_LEVELS */
+    const double *threshold; /* as in hex_settings: threshold_count of 0, 1 or N */
+    int64_t threshold_count;
+    int64_t bins;        /* 1 to HEX_MOST_BINS, of equal width over [-1, 1]; 0: nothing is counted */
+    int64_t classes;     /* 1 to HEX_MOST_CLASSES, with bins: the groups of class_level are 0 to classes - 1; 0: no
+                          * confusions are counted */
+    int64_t class_level; /* 0 to levels - 1 */
+    double exponent;     /* of the potential: 0 to hex_most_exponent of the dtype; 0: it is not wanted */
+} hex_pairs;
+
+/* Pairs are ordered: (anchor, key) and (key, anchor) count as two. No row is paired with itself. Sums are in double, in
+ * a fixed order. */
+typedef struct {
+    int64_t *histogram;    /* (levels + 1, 2, bins): by kind, by whether the cosine is above the anchor's threshold, and
+                            * by cosine. The last bin holds 1 */
+    int64_t *hierarchical; /* (N, levels): each anchor's keys above its threshold of the kinds 1 to `levels` */
+    int64_t *confusions; /* (classes, classes): the same pairs by the classes of anchor and key; NULL without classes */
+    double potential;    /* sum over the pairs of e^(exponent (c - 1)) */
+    int64_t broken;      /* rows that are not finite. Unless it is 0 nothing else is of use */
+} hex_pair_counts;
+
+/* Terms of the potential are normal numbers up to here. */
+static inline double hex_most_exponent(hex_dtype dtype) {
+    return dtype == HEX_F64 ? 345 : 40;
+}
+
+/* NULL, or what is wrong, as hex_check, which has returned NULL for the problem. */
+const char *hex_check_pairs(const hex_problem *problem, const hex_pairs *pairs);
+
+/* counts: its pointers are the caller's arrays, written in full; those of what is not wanted are not looked at. */
+hex_status hex_count_pairs(const hex_problem *problem, const hex_pairs *pairs, hex_pair_counts *counts);
+
 /* --- losses and gradients --- */
 
 /* Batch statistics, in this order. Means over an empty set are NaN. THRESHOLD is the mean of the thresholds as they
@@ -235,6 +278,7 @@ hex_status hex_reference_measure(const hex_problem *problem, double quantile, bo
                                  double *mean_quantile);
 hex_status hex_reference_contrast(const hex_problem *problem, const hex_settings *settings, const double *grad,
                                   double *losses, double *batch_stats, const hex_gradients *gradients);
+hex_status hex_reference_count_pairs(const hex_problem *problem, const hex_pairs *pairs, hex_pair_counts *counts);
 
 /* --- reports --- */
 

@@ -12,6 +12,8 @@ WANT_QUANTILE: int
 WANT_MOMENTS: int
 DEFAULT_BUDGET: int
 REST_SECONDS: int
+MOST_LEVELS: int
+MOST_BINS: int
 
 class _Tier(TypedDict):
     name: str
@@ -28,6 +30,7 @@ class _Report(TypedDict):
     torch_abi: tuple[int, int, int]
 
 _Floats = NDArray[np.float64]
+_Counts = NDArray[np.int64]
 _Gradients = tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, float]
 
 def measure(
@@ -56,6 +59,14 @@ def reference_contrast(
     formulation: int = 0, positives: int = 0, denominator: int = 0, reduction: int = 1,
     grad: ArrayLike | None = None, token: int = 0,
 ) -> tuple[_Floats, _Floats, _Gradients | None]: ...
+def count_pairs(
+    anchors: ArrayLike, groups: ArrayLike, threshold: ArrayLike | None = None, bins: int = 0, classes: int = 0,
+    class_level: int = 0, exponent: float = 0.0,
+) -> tuple[_Counts | None, _Counts | None, _Counts | None, float, int]: ...
+def reference_count_pairs(
+    anchors: ArrayLike, groups: ArrayLike, threshold: ArrayLike | None = None, bins: int = 0, classes: int = 0,
+    class_level: int = 0, exponent: float = 0.0,
+) -> tuple[_Counts | None, _Counts | None, _Counts | None, float, int]: ...
 def raise_interrupt() -> None: ...
 def cpu_report() -> _Report: ...
 def set_workspace_budget(bytes: int | None, /) -> None: ...

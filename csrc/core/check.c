@@ -85,3 +85,28 @@ const char *hex_check(const hex_problem *problem, const hex_settings *settings) 
         wrong = check_settings(problem, settings);
     return wrong;
 }
+
+const char *hex_check_pairs(const hex_problem *problem, const hex_pairs *pairs) {
+    if (problem->keys.data || problem->paired.data || problem->relation || problem->labels || problem->period != 0)
+        return "pairs are those of the anchors alone: no keys, paired, relation, labels or period";
+    if (!problem->normalize)
+        return "pairs are of normalised rows";
+    if (!pairs->groups || pairs->levels < 1 || pairs->levels > HEX_MOST_LEVELS)
+        return "groups must have 1 to 32 levels";
+    if (pairs->threshold_count != 0 && pairs->threshold_count != 1 && pairs->threshold_count != problem->anchors.rows)
+        return "threshold must have no, one, or one per anchor value";
+    if (pairs->bins < 0 || pairs->bins > HEX_MOST_BINS)
+        return "bins must be 0 to 65536";
+    if (pairs->classes < 0 || pairs->classes > HEX_MOST_CLASSES || (pairs->classes > 0 && pairs->bins == 0))
+        return "classes must be 0 to 32768, and need bins";
+    if (pairs->class_level < 0 || pairs->class_level >= pairs->levels)
+        return "class_level must be one of the levels";
+    for (int64_t i = 0; pairs->classes > 0 && i < problem->anchors.rows; i++) {
+        const int32_t class = pairs->groups[pairs->class_level * problem->anchors.rows + i];
+        if (class < 0 || class >= pairs->classes)
+            return "groups of class_level must be 0 to classes - 1";
+    }
+    if (!(pairs->exponent >= 0 && pairs->exponent <= hex_most_exponent(problem->dtype)))
+        return "exponent must be 0 to 40, in float64 345";
+    return NULL;
+}

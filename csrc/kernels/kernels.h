@@ -121,6 +121,17 @@ typedef struct {
     void *exponentials;              /* T */
 } hex_sides;
 
+/* How the pairs of a tile are counted, as seen from the anchors of its rows or, by_column, of its columns. See
+ * hex_pairs; I is the signed integer of T's size. */
+typedef struct {
+    const void *row_groups, *col_groups; /* I[levels][ld] from the first row, from the first column on */
+    int64_t ld, levels, bins;
+    const void *eps; /* T: the anchors' thresholds */
+    bool by_column;
+    bool diagonal;  /* row i and column i are one and the same, and no pair */
+    int64_t weight; /* what a pair counts */
+} hex_tally_side;
+
 /* Memory that is wanted soon: product fetches it line by line. */
 typedef struct {
     const char *at, *end;
@@ -174,6 +185,11 @@ typedef struct {
     void (*own)(const hex_tile *tile, const hex_sides *sides, double *row, double *col);
     /* S = dObjective/ds of both sides into out (as the tile; padding zeroed up to whole panels in both directions). */
     void (*coefficients)(const hex_tile *tile, const hex_sides *sides, void *out);
+    /* Adds the pairs of the tile to the histogram int64[levels + 1][2][bins]. hits: room for all pairs; gets row << 16
+     * | column of those above the threshold that are no positives. Returns their number. */
+    int64_t (*tally)(const hex_tile *tile, const hex_tally_side *side, int64_t *histogram, uint32_t *hits);
+    /* Sum over the tile of e^(exponent (c - 1)), on the diagonal without a row's own. */
+    double (*potential)(const hex_tile *tile, double exponent, bool diagonal);
     /* Sum over the tile of weight times value; weights as the tile. */
     double (*weighted_sum)(const hex_tile *tile, const void *weights);
     /* sums[d] += sum over the rows of a k-major block. */

@@ -9,8 +9,8 @@
 /* clang-format off */
 #define HEX_EACH_KERNEL(of) \
     of(pack) of(unpack) of(product) of(mirror) of(select) of(select_guess) of(select_finish) of(moments) of(maxima) \
-    of(nearest) of(sums) of(own) of(coefficients) of(weighted_sum) of(column_sums) of(row_dots) of(scale_rows) of(weigh_rows) \
-    of(narrow) of(widen) of(fill) of(digest) of(exponential) of(less_one) of(power)
+    of(nearest) of(sums) of(own) of(coefficients) of(tally) of(potential) of(weighted_sum) of(column_sums) of(row_dots) \
+    of(scale_rows) of(weigh_rows) of(narrow) of(widen) of(fill) of(digest) of(exponential) of(less_one) of(power)
 /* clang-format on */
 
 /* Declares a kernel as the table has it. Its symbol, which profilers and debuggers print, says operation, type and
@@ -28,11 +28,13 @@ HEX_EACH_KERNEL(HEX_DECLARE)
 #include "nearest.h"
 #include "own.h"
 #include "pack.h"
+#include "potential.h"
 #include "product.h"
 #include "rows.h"
 #include "select.h"
 #include "select_guess.h"
 #include "sums.h"
+#include "tally.h"
 #include "unpack.h"
 #include "weighted_sum.h"
 

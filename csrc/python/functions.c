@@ -1,4 +1,4 @@
-/* functions.c: measure and contrast on NumPy arrays, by the core or by the naive reference.
+/* functions.c: measure, contrast and counts of pairs on NumPy arrays, by the core or by the naive reference.
  *
  * Enums are the ints of hex.h and None is an absent argument. Arrays may have any strides; the GIL is released while
  * computing. hexssl/arrays.py puts names and defaults on top. */
@@ -340,6 +340,71 @@ static PyObject *contrast(PyObject *args, PyObject *kwargs, bool reference) {
     return result;
 }
 
+/* Results of count_pairs; NULL where they are not wanted. */
+typedef struct {
+    PyObject *histogram, *hierarchical, *confusions;
+} pair_arrays;
+
+static bool allocate_pairs(const numpy_call *c, const hex_pairs *pairs, pair_arrays *r) {
+    const npy_intp kinds = pairs->levels + 1, bins = pairs->bins;
+    if (bins == 0)
+        return true;
+    r->histogram = PyArray_SimpleNew(3, ((npy_intp[]){kinds, 2, bins}), NPY_INT64);
+    r->hierarchical = new_array(2, c->problem.anchors.rows, pairs->levels, NPY_INT64);
+    if (pairs->classes > 0)
+        r->confusions = new_array(2, pairs->classes, pairs->classes, NPY_INT64);
+    return r->histogram && r->hierarchical && (r->confusions || pairs->classes == 0);
+}
+
+static PyObject *pairs_of_arrays(numpy_call *c, const hex_pairs *pairs, bool reference) {
+    const char *wrong = hex_check_pairs(&c->problem, pairs);
+    if (wrong) {
+        PyErr_SetString(PyExc_ValueError, wrong);
+        return NULL;
+    }
+    pair_arrays r = {0};
+    PyObject *result = NULL;
+    if (allocate_pairs(c, pairs, &r)) {
+        hex_pair_counts counts = {data_of(r.histogram), data_of(r.hierarchical), data_of(r.confusions), 0, 0};
+        hex_status status;
+        Py_BEGIN_ALLOW_THREADS status = reference ? hex_reference_count_pairs(&c->problem, pairs, &counts)
+                                                  : hex_count_pairs(&c->problem, pairs, &counts);
+        Py_END_ALLOW_THREADS if (status != HEX_OK) failed(status, reference);
+        else result = Py_BuildValue("OOOdL", or_none(r.histogram), or_none(r.hierarchical), or_none(r.confusions),
+                                    counts.potential, (long long)counts.broken);
+    }
+    Py_XDECREF(r.histogram);
+    Py_XDECREF(r.hierarchical);
+    Py_XDECREF(r.confusions);
+    return result;
+}
+
+static PyObject *count_pairs(PyObject *args, PyObject *kwargs, bool reference) {
+    static char *names[] = {"anchors", "groups", "threshold", "bins", "classes", "class_level", "exponent", NULL};
+    arguments a = {.self_offset = 0, .normalize = 1};
+    PyObject *groups = NULL;
+    long long bins = 0, classes = 0, class_level = 0;
+    hex_pairs pairs = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLLd", names, &a.anchors, &groups, &a.threshold, &bins,
+                                     &classes, &class_level, &pairs.exponent))
+        return NULL;
+    numpy_call c = {0};
+    PyObject *result = NULL;
+    PyArrayObject *array = NULL;
+    if (read_problem(&c, &a) && read_settings(&c, &a) && check(&c, false, reference))
+        array = hold(&c, groups, "groups", NPY_INT32, 2, NPY_ARRAY_C_CONTIGUOUS);
+    if (array && PyArray_DIM(array, 1) != c.problem.anchors.rows) {
+        PyErr_Format(PyExc_ValueError, "groups: accepted: shape (levels, %lld)", (long long)c.problem.anchors.rows);
+    } else if (array) {
+        pairs.groups = PyArray_DATA(array), pairs.levels = PyArray_DIM(array, 0);
+        pairs.threshold = c.settings.threshold, pairs.threshold_count = c.settings.threshold_count;
+        pairs.bins = bins, pairs.classes = classes, pairs.class_level = class_level;
+        result = pairs_of_arrays(&c, &pairs, reference);
+    }
+    drop_references(&c);
+    return result;
+}
+
 PyObject *hex_python_measure(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
     return measure(args, kwargs, false);
@@ -358,4 +423,14 @@ PyObject *hex_python_reference_measure(PyObject *module, PyObject *args, PyObjec
 PyObject *hex_python_reference_contrast(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
     return contrast(args, kwargs, true);
+}
+
+PyObject *hex_python_count_pairs(PyObject *module, PyObject *args, PyObject *kwargs) {
+    (void)module;
+    return count_pairs(args, kwargs, false);
+}
+
+PyObject *hex_python_reference_count_pairs(PyObject *module, PyObject *args, PyObject *kwargs) {
+    (void)module;
+    return count_pairs(args, kwargs, true);
 }

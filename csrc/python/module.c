@@ -123,6 +123,9 @@ static PyMethodDef methods[] = {
     {"contrast", WITH_KEYWORDS(hex_python_contrast), "The loss, its statistics and, given grad, its gradients."},
     {"reference_measure", WITH_KEYWORDS(hex_python_reference_measure), "measure in double loops, float64 only."},
     {"reference_contrast", WITH_KEYWORDS(hex_python_reference_contrast), "contrast in double loops, float64 only."},
+    {"count_pairs", WITH_KEYWORDS(hex_python_count_pairs), "Pairs by what their rows have in common and by cosine."},
+    {"reference_count_pairs", WITH_KEYWORDS(hex_python_reference_count_pairs),
+     "count_pairs in double loops, float64 only."},
     {"raise_interrupt", hex_python_interrupt, METH_NOARGS,
      "Raises what a signal's handler raised during the last call, if it did."},
     {"cpu_report", cpu_report, METH_NOARGS, "What was detected and chosen, and why."},
@@ -145,7 +148,8 @@ static int add_numbers(PyObject *module) {
     } numbers[] = {{"ROW_STATS", HEX_ROW_STATS},       {"BATCH_STATS", HEX_BATCH_STATS},
                    {"ROW_STATE", HEX_ROW_STATE},       {"WANT_QUANTILE", HEX_WANT_QUANTILE},
                    {"WANT_MOMENTS", HEX_WANT_MOMENTS}, {"DEFAULT_BUDGET", HEX_DEFAULT_BUDGET},
-                   {"REST_SECONDS", HEX_REST_SECONDS}};
+                   {"REST_SECONDS", HEX_REST_SECONDS}, {"MOST_LEVELS", HEX_MOST_LEVELS},
+                   {"MOST_BINS", HEX_MOST_BINS}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)
             return -1;

@@ -12,6 +12,8 @@ PyObject *hex_python_measure(PyObject *module, PyObject *args, PyObject *kwargs)
 PyObject *hex_python_contrast(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *hex_python_reference_measure(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *hex_python_reference_contrast(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *hex_python_count_pairs(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *hex_python_reference_count_pairs(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* interrupt.c. interrupted: a hex_interrupted of hex.h, for which the GIL may be held or not. raise_interrupt: sets the
  * exception for which it said yes; false: none waits, or another thread's. */
