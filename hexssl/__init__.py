@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
 if tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2]) < (2, 10):
     raise ImportError(f"{_NEEDED}; found torch {torch.__version__}")
 
-from hexssl import arrays, thresholds, workspace  # noqa: E402
+from hexssl import arrays, diagnostics, thresholds, workspace  # noqa: E402
 from hexssl.functional import (  # noqa: E402
     HEXStats,
     RowStats,
@@ -39,5 +39,5 @@ workspace.from_environment()
 
 __version__ = "0.1.0"
 __all__ = ["CrossHEXLoss", "CrossInfoNCELoss", "FeatureQueue", "HEXLoss", "HEXRegularized", "HEXStats", "InfoNCELoss",
-           "LogTemperature", "RowStats", "arrays", "cross_hex_loss", "cross_info_nce", "hex_loss", "info_nce",
-           "similarity_stats", "thresholds", "warm_up", "workspace"]
+           "LogTemperature", "RowStats", "arrays", "cross_hex_loss", "cross_info_nce", "diagnostics", "hex_loss",
+           "info_nce", "similarity_stats", "thresholds", "warm_up", "workspace"]
