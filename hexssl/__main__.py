@@ -1,5 +1,6 @@
 """``python -m hexssl``: what was detected and chosen, and why. ``--tiers``: the usable kernel tiers, one per line.
-``python -m hexssl bench``: the losses' time and memory on this machine, see `hexssl.bench`."""
+``python -m hexssl bench``: the losses' time and memory on this machine, see `hexssl.bench`.
+``python -m hexssl inspect``: embeddings in a file as a page with figures, see `hexssl.inspection.command`."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 import hexssl
 from hexssl import backends, bench, core, limits
 from hexssl.core import _C
+from hexssl.inspection import command as inspect
 
 # Tiers that no machine of ours has: what stands behind them instead.
 NEVER_ON_SILICON = {
@@ -68,12 +70,16 @@ def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(prog="python -m hexssl", description="What hexssl detected and chose, and why.")
     parser.add_argument("--tiers", action="store_true", help="only the usable kernel tiers, one per line")
-    commands = parser.add_subparsers(dest="command", metavar="{bench}")
+    commands = parser.add_subparsers(dest="command", metavar="{bench,inspect}")
     bench.add_arguments(commands.add_parser("bench", help="time and memory of the losses on this machine",
                                             description=bench.__doc__))
+    inspect.add_arguments(commands.add_parser("inspect", help="embeddings in a file as a page with figures",
+                                              description=inspect.__doc__))
     arguments = parser.parse_args()
     if arguments.command == "bench":
         sys.exit(bench.run(arguments))
+    if arguments.command == "inspect":
+        sys.exit(inspect.run(arguments))
     print("\n".join(tiers()) if arguments.tiers else report())
 
 

@@ -17,10 +17,11 @@ from hexssl.diagnostics.negatives import (
     LevelNegatives,
     hierarchical_negatives,
 )
+from hexssl.diagnostics.sweep import ThresholdSweep, threshold_sweep
 from hexssl.diagnostics.trace import ThresholdTrace
 from hexssl.diagnostics.uniformity import AlignmentUniformity, alignment_uniformity
 
 __all__ = ["AlignmentUniformity", "ClassHierarchy", "Collapse", "ConfusedClasses", "CosineHistogram",
-           "HierarchicalNegatives", "HierarchyTrace", "LevelNegatives", "LocalCollapse", "ThresholdTrace",
-           "alignment_uniformity", "class_hierarchy", "collapse", "cosine_histogram", "effective_rank",
-           "hierarchical_negatives", "hierarchy_trace", "participation_ratio"]
+           "HierarchicalNegatives", "HierarchyTrace", "LevelNegatives", "LocalCollapse", "ThresholdSweep",
+           "ThresholdTrace", "alignment_uniformity", "class_hierarchy", "collapse", "cosine_histogram",
+           "effective_rank", "hierarchical_negatives", "hierarchy_trace", "participation_ratio", "threshold_sweep"]

@@ -48,8 +48,8 @@ def _unit(values: Any) -> Any:
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
-def _alignment(rows: Rows, alpha: float) -> float:
-    """Views of a sample against each other."""
+def alignment_of(rows: Rows, alpha: float) -> float:
+    """Mean over the pairs of views of a sample of |x - y|^alpha; NaN where there is none."""
     values, sample = rows.values, rows.sample
     order = np.argsort(sample, kind="stable")
     total, count, offset = 0.0, 0, 1
@@ -106,5 +106,5 @@ def alignment_uniformity(*views: Any, alpha: float = 2.0, t: float = 2.0) -> Ali
     t = validation.number("t", t, 0.0, most, open_low=True, accepted=f"a number in (0, {most:g}] for these embeddings")
     *_, potential, broken = _C.count_pairs(rows.values, np.zeros((1, len(rows.values)), np.int32), exponent=2 * t)
     assert broken == 0  # rows are finite
-    return AlignmentUniformity(_alignment(rows, alpha), uniformity_of(potential, len(rows.values), t), alpha, t,
+    return AlignmentUniformity(alignment_of(rows, alpha), uniformity_of(potential, len(rows.values), t), alpha, t,
                                rows.left_out)
