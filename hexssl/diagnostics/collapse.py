@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -136,6 +137,19 @@ def _shares(values: Floats) -> Floats:
     return np.where(values > 1e-12 * top, values / top if top > 0 else values, np.nan)
 
 
+def _one_thread() -> AbstractContextManager[Any]:
+    """Factors of hundreds of small matrices: BLAS's threads wait for each other in every one of them, and where other
+    work runs beside this they take 50 times as long. Without threadpoolctl they are left as they are."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError as error:
+        if error.name != "threadpoolctl":
+            raise
+        return nullcontext()
+    limits: AbstractContextManager[Any] = threadpool_limits(1, "blas")
+    return limits
+
+
 def _mean(values: Array, chosen: Array) -> Floats:
     step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
     total = np.zeros(values.shape[1])
@@ -221,6 +235,7 @@ def collapse(*views: Any, labels: Levels | None = None, normalize: bool = False,
     normalize, center = validation.flag("normalize", normalize), validation.flag("center", center)
     seed = validation.integer("seed", seed, 0, "an int >= 0")
     every = np.arange(len(rows.values))
-    spectrum = _singular_values(rows.values, every, normalize, center)
-    levels = tuple(_local(rows.values, level, normalize, center, seed) for level in rows.levels)
+    with _one_thread():
+        spectrum = _singular_values(rows.values, every, normalize, center)
+        levels = tuple(_local(rows.values, level, normalize, center, seed) for level in rows.levels)
     return Collapse(spectrum, effective_rank(spectrum), participation_ratio(spectrum), levels, rows.left_out)
