@@ -8,7 +8,6 @@ it with matplotlib and returns the axes. Cosines are never held as an N x N arra
 tile by tile and counts.
 """
 
-from hexssl.diagnostics.collapse import Collapse, LocalCollapse, collapse, effective_rank, participation_ratio
 from hexssl.diagnostics.hierarchy import ClassHierarchy, HierarchyTrace, class_hierarchy, hierarchy_trace
 from hexssl.diagnostics.histogram import CosineHistogram, cosine_histogram
 from hexssl.diagnostics.negatives import (
@@ -17,6 +16,7 @@ from hexssl.diagnostics.negatives import (
     LevelNegatives,
     hierarchical_negatives,
 )
+from hexssl.diagnostics.spectrum import Collapse, LocalCollapse, collapse, effective_rank, participation_ratio
 from hexssl.diagnostics.sweep import ThresholdSweep, threshold_sweep
 from hexssl.diagnostics.trace import ThresholdTrace
 from hexssl.diagnostics.uniformity import AlignmentUniformity, alignment_uniformity

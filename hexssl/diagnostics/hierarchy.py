@@ -125,9 +125,9 @@ def _tree_distances(parents: Array) -> Floats:
 
 
 def _hierarchy(rows: Rows, linkage: str) -> ClassHierarchy:
+    scipy_hierarchy, level = _scipy(), rows.levels[0]
     from scipy.spatial.distance import pdist
 
-    scipy_hierarchy, level = _scipy(), rows.levels[0]
     means = _means(rows, level)
     lengths = np.linalg.norm(means, axis=1)
     if not (lengths > 1e-12).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -90,10 +90,15 @@ class HierarchicalNegatives(NamedTuple):
         ax.legend()
         return ax
 
-    def plot_confused(self, ax: Axes | None = None) -> Axes:
-        """The most confused pairs of classes as horizontal bars."""
+    def plot_confused(self, ax: Axes | None = None, class_names: Mapping[int, str] | None = None) -> Axes:
+        """The most confused pairs of classes as horizontal bars.
+
+        class_names : what labels mean; those without a name are shown as they are
+        """
         ax = drawing.axes(ax, figsize=(4.8, 3.6))
-        names = [f"{pair.first} and {pair.second}" for pair in self.confused]
+        known = class_names or {}
+        names = [" and ".join(known.get(label, str(label)) for label in (pair.first, pair.second))
+                 for pair in self.confused]
         ax.barh(names, [pair.pairs for pair in self.confused], color=drawing.PALETTE[5])
         ax.invert_yaxis()
         ax.set(xlabel="hierarchical negatives between the two")

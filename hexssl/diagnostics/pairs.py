@@ -62,6 +62,7 @@ def _row_statistics(rows: Rows, positives: Array, quantile: float | None, negati
 
 
 def _decided(threshold: Threshold, rows: Rows, positives: Array) -> Any:
+    threshold.check_device(torch.device("cpu"))
     wanted = threshold.measures()
     stats = mean = None
     with torch.no_grad():  # what a threshold remembers stays as it is

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hexssl.diagnostics.collapse import Collapse, collapse
 from hexssl.diagnostics.hierarchy import MOST_CLASSES, ClassHierarchy, class_hierarchy
 from hexssl.diagnostics.histogram import CosineHistogram, histogram_of
 from hexssl.diagnostics.negatives import MOST_CLASSES as MOST_CONFUSED
 from hexssl.diagnostics.negatives import HierarchicalNegatives, negatives_of
 from hexssl.diagnostics.pairs import count_pairs, threshold_of
 from hexssl.diagnostics.rows import Rows, rows_of
+from hexssl.diagnostics.spectrum import Collapse, collapse
 from hexssl.diagnostics.sweep import ThresholdSweep, sweep_of
 from hexssl.diagnostics.uniformity import AlignmentUniformity, alignment_of, uniformity_of
 

@@ -61,7 +61,7 @@ def _pictures(found: Findings, class_names: dict[int, str]) -> list[Picture]:
                                 "random.", found.negatives.plot))
     if found.negatives.confused:
         pictures.append(picture("Most confused classes", "Hierarchical negatives between two classes.",
-                                found.negatives.plot_confused))
+                                lambda ax: found.negatives.plot_confused(ax, class_names)))
     hierarchy = found.hierarchy
     if hierarchy is not None and len(hierarchy.labels) <= MOST_LEAVES:
         width = min(14.0, max(6.6, 0.16 * len(hierarchy.labels)))
