@@ -2,6 +2,10 @@
 
     python examples/demo.py                          # scikit-learn's digits, about a minute
     python examples/demo.py --data fashion-mnist     # a few minutes
+
+The projections of the test pictures are kept, too, for a page on what each loss has made of the classes:
+
+    python -m hexssl inspect runs/demo.npz --key hex --labels labels --superclass superclass
 """
 
 import argparse
@@ -16,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cli  # noqa: E402
+import numpy as np  # noqa: E402
 import simclr  # noqa: E402
 import torch  # noqa: E402
 import training  # noqa: E402
@@ -78,7 +83,7 @@ def parse() -> argparse.Namespace:
     add("--data-dir", help="directory with Fashion-MNIST's four .gz files")
     add("--epochs", type=int, help="default: 20 on digits, 8 on Fashion-MNIST")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("runs"), help="directory of demo.png and demo.md")
+    add("--output", type=Path, default=Path("runs"), help="directory of demo.png, demo.md and demo.npz")
     add("--check", action="store_true", help="fail unless every variant beats the untrained encoder's k-NN")
     options = parser.parse_args()
     if options.epochs is None:
@@ -102,10 +107,13 @@ def main() -> None:
     (options.output / "demo.md").write_text(text)
 
     pictures = images.test[: min(ROWS, 1000)]
-    cosines = {
-        loss: cosines_by_relation(embed(torch.nn.Sequential(run.model.encoder, run.model.projector), pictures), images)
-        for loss, run in runs.items()
+    projections = {
+        loss: embed(torch.nn.Sequential(run.model.encoder, run.model.projector), pictures) for loss, run in runs.items()
     }
+    labels = images.test_labels[: len(pictures)]
+    np.savez(options.output / "demo.npz", labels=labels.numpy(), superclass=images.superclass_of[labels].numpy(),
+             **{loss: rows.numpy() for loss, rows in projections.items()})
+    cosines = {loss: cosines_by_relation(rows, images) for loss, rows in projections.items()}
     title = f"{images.name}, {len(images.train):,} pictures, {options.epochs} epochs, seed {options.seed}"
     picture = options.output / "demo.png"
     draw({loss: run.history for loss, run in runs.items()}, baseline, cosines, title, picture)

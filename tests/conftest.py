@@ -21,11 +21,14 @@ ON_ONE_TIER = {
     "test_benchmarks.py": "compares formulas in plain torch",
     "test_compat_signatures.py": "looks at signatures",
     "test_core.py": "C programs with flags of their own",
+    "test_diagnostics.py": "counts that test_count_pairs.py compares on every tier, and formulas in NumPy",
+    "test_diagnostics_figures.py": "figures by their data",
     "test_derivatives.py": "who asks for a gradient, whichever kernels compute it",
     "test_distributed.py": "gathering and its gradient; what is gathered is computed as on one rank",
     "test_distributed_drop_ins.py": "gathering, as above",
     "test_docs.py": "runs the documentation",
     "test_examples.py": "trainings, checkpoints, arguments",
+    "test_inspect.py": "reads files and writes pages",
     "test_interruption.py": "signals during calls; tests/core/interruption.c looks for what is left behind, sanitized",
     "test_kernels.py": "runs every tier by itself, and under sanitizers",
     "test_lightning.py": "when the callback is called and what it logs",
@@ -67,6 +70,7 @@ SKIPS = {
     r"Debian's dataset-fashion-mnist is not installed": "a data set that is not on every system",
     r"a free-threaded interpreter has no limited API": "another interpreter",
     r"torch was built without distributed": "another torch",
+    r"no browser is installed: chromium": "not on every system",
 }
 
 

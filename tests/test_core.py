@@ -44,6 +44,9 @@ PROGRAMS = {
     "test_collisions": Program(("242 gradients compared, 0 failures, 121 pairs of one name",),
                                without=("fingerprint",)),
     "test_dictionary": Program(("206 kinds of labels, 0 failures",)),
+    # 3 kinds of threshold in 2 dtypes: on 3 pools of 2 to 5 threads, and in double by the reference
+    "test_pairs": Program(("75 counts compared, 0 failures",), ("steps",), reference=("pairs", "problem"),
+                          threads=True),
     "test_row_loss": Program(("20000 rows compared, 0 failures",)),
     "test_slabs": Program(("0 failures",), threads=True),
     "test_threads": Program(("96 steps compared, 0 failures", "3 ways of waiting, 0 failures",

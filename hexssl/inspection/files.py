@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -136,7 +137,9 @@ def _npz(path: Path, allow_pickle: bool) -> Arrays:
 
 def _pt(path: Path, allow_pickle: bool) -> Arrays:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what then fails, or works
+            found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
         if not allow_pickle and "weights_only" in str(error).lower().replace(" ", "_"):
             _refuse_pickle(path)

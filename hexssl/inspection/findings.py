@@ -103,10 +103,11 @@ def sentences(found: Findings, words: str) -> list[str]:
         lines.append(line + ".")
     else:
         lines.append("Without a threshold no negative is hierarchical.")
-    for share in SHARES:
-        at = sweep.at_share(share)
+    for at in dict.fromkeys(map(sweep.at_share, SHARES)):
+        if sweep.share[at] == 0:
+            continue
         line = f"A threshold of {sweep.thresholds[at]:.2f} would pick {percent(sweep.share[at])} of the pairs"
-        if names and sweep.share[at] > 0:
+        if names:
             line += f", {_whose(names, sweep.precision[:, at])}"
             line += f", which are {' and '.join(percent(each) for each in sweep.recall[:, at])} of all such pairs"
         lines.append(line + ".")
