@@ -32,8 +32,9 @@ class _Missing:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise RuntimeError("this needs hexssl's compiled core, as all of hexssl.arrays, hexssl.workspace and "
-                           "hexssl.profiling does, but losses of torch tensors do not; there is none in this "
+        raise RuntimeError("this needs hexssl's compiled core, as all of hexssl.arrays, hexssl.workspace, "
+                           "hexssl.profiling and what counts pairs in hexssl.diagnostics does, but losses of torch "
+                           "tensors do not; there is none in this "
                            f"installation: {missing_because}")
 
 

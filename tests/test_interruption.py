@@ -13,7 +13,7 @@ import os, signal, threading, time
 import numpy as np
 import torch
 import hexssl
-from hexssl import arrays, cross_hex_loss, hex_loss, similarity_stats, workspace
+from hexssl import arrays, cross_hex_loss, diagnostics, hex_loss, similarity_stats, workspace
 from hexssl.compat import open_clip
 
 workspace.set_budget(256 << 20)
@@ -59,6 +59,8 @@ ALIKE = {
     "arrays, gradients":
         "interrupted(lambda: arrays.hex_loss(*x.view(2, -1, 32).numpy(), threshold=0.2, return_gradients=True))",
     "arrays, statistics": "interrupted(lambda: arrays.similarity_stats(x.numpy(), y.numpy()))",
+    "pairs": "interrupted(lambda: diagnostics.cosine_histogram(x, threshold=0.2))",
+    "pairs, an adaptive threshold": "interrupted(lambda: diagnostics.hierarchical_negatives(x, labels=[0] * len(x)))",
     "again and again": "for _ in range(3): interrupted(lambda: hex_loss(*x.chunk(2)))",
 }
 

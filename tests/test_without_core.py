@@ -97,17 +97,21 @@ def test_losses_are_those_of_the_core(pure: Path, tmp_path: Path) -> None:
 NEEDS_CORE = """
 import io, runpy, contextlib
 import numpy, torch, hexssl
-from hexssl import arrays, profiling, workspace
+from hexssl import arrays, diagnostics, profiling, workspace
 views = numpy.eye(4).reshape(2, 2, 4)
 for call in (lambda: arrays.hex_loss(*views), lambda: arrays.info_nce(*views),
              lambda: arrays.similarity_stats(numpy.eye(4)), workspace.budget, workspace.release,
-             lambda: workspace.plan(8, 4), profiling.Profile().__enter__):
+             lambda: workspace.plan(8, 4), profiling.Profile().__enter__,
+             lambda: diagnostics.cosine_histogram(*views), lambda: diagnostics.alignment_uniformity(*views),
+             lambda: diagnostics.hierarchical_negatives(*views, labels=[0, 1]),
+             lambda: diagnostics.threshold_sweep(*views)):
     try:
         call()
     except RuntimeError as error:
         assert "needs hexssl's compiled core" in str(error) and "built with HEXSSL_EXTENSION=0" in str(error), error
     else:
         raise AssertionError(call)
+assert diagnostics.collapse(*views).singular_values.round(12).tolist() == [1, 1, 1, 1]
 assert workspace.given() == 8 << 20  # of the chunks of torch's operations
 try:
     arrays.hex_loss(numpy.eye(4), numpy.eye(4), temperature=-1)

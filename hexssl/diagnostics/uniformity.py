@@ -21,8 +21,8 @@ _BLOCK_BYTES = 4 << 20
 class AlignmentUniformity(NamedTuple):
     """Both are lower where embeddings are better.
 
-    alignment : mean over positive pairs of |x - y|^alpha, NaN where there is none
-    uniformity : log of the mean over pairs of different rows of exp(-t |x - y|^2)
+    alignment : mean over positive pairs of ``|x - y|^alpha``, NaN where there is none
+    uniformity : log of the mean over pairs of different rows of ``exp(-t |x - y|^2)``
     alpha, t : as they were given
     left_out : rows that are not finite
     """
