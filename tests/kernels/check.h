@@ -27,7 +27,7 @@ extern int checks, failures;
 typedef void test(const hex_kernels *k);
 test test_product, test_mirror, test_exponential, test_small, test_digest, test_pack, test_halves, test_unpack,
     test_rounding, test_select, test_select_guess, test_select_nan, test_moments, test_maxima, test_nearest, test_sums, test_own, test_coefficients,
-    test_kept_exponentials, test_all_global;
+    test_kept_exponentials, test_all_global, test_tally, test_potential;
 
 /* Element access that does not go through the table. */
 static inline double get(const hex_kernels *k, const void *x, int64_t i) {

@@ -243,7 +243,7 @@ static const struct {
     {"select_guess", test_select_guess}, {"select_nan", test_select_nan}, {"moments", test_moments},
     {"maxima", test_maxima}, {"nearest", test_nearest}, {"sums", test_sums}, {"own", test_own}, {"coefficients", test_coefficients},
     {"kept_exponentials", test_kept_exponentials},
-    {"all_global", test_all_global},
+    {"all_global", test_all_global}, {"tally", test_tally}, {"potential", test_potential},
 };
 
 static const hex_kernels *const tables[] = {
