@@ -106,7 +106,7 @@ $(BUILT): $(VENV)/.installed setup.py MANIFEST.in $(C_SOURCES)
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(requirements) test bench dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
+	$(requirements) test bench studies dev | $(BIN)/python -m pip install -q "$(TORCH)" -r /dev/stdin
 	$(BIN)/python -m pip install -q --no-deps $(LOSS_FILES)
 	@touch $@
 

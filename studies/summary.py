@@ -11,8 +11,9 @@ loss with fewer than two seeds in common with the baseline is left out of the ta
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -53,20 +54,24 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
     return float(differences.mean()), float(error * stats.t.ppf(1 - LEVEL / 2, len(differences) - 1))
 
 
-def compared(results: pandas.DataFrame, part: Part, measures: list[str]) -> pandas.DataFrame:
-    """Every loss against the baseline: a row per loss and measure."""
+def differences_of(results: pandas.DataFrame, losses: Iterable[str], baseline: str,
+                   measures: Iterable[str]) -> list[dict[str, Any]]:
+    """Every loss against the baseline: a row per loss and measure, of those with two seeds or more."""
     rows = []
-    for loss in part.losses:
-        if loss == part.baseline:
-            continue
-        for measure in measures:
-            differences = paired(results, loss, part.baseline, measure)
+    for loss in losses:
+        for measure in measures if loss != baseline else ():
+            differences = paired(results, loss, baseline, measure)
             if len(differences) < 2:
                 continue
             mean, half = interval(differences)
             p = 1.0 if np.ptp(differences) == 0 and mean == 0 else stats.ttest_1samp(differences, 0).pvalue
             rows.append({"loss": loss, "measure": measure, "seeds": len(differences), "mean": mean, "half": half,
                          "p": p})
+    return rows
+
+
+def corrected(rows: list[dict[str, Any]]) -> pandas.DataFrame:
+    """The table of all these differences, with Holm's correction over it."""
     table = pandas.DataFrame(rows)
     if len(table):
         table["significant"], table["holm"], *_ = multipletests(table["p"], LEVEL, "holm")
@@ -76,7 +81,7 @@ def compared(results: pandas.DataFrame, part: Part, measures: list[str]) -> pand
 def table_of(part: Part) -> str:
     """In words and numbers; a difference that stays significant after Holm's correction is bold."""
     results = read(part.folder)
-    differences = compared(results, part, list(ACCURACIES))
+    differences = corrected(differences_of(results, part.losses, part.baseline, ACCURACIES))
     base = results[results["loss"] == part.baseline]
     rows = [["loss", "seeds", *ACCURACIES.values(), *BESIDE.values()],
             [part.baseline, str(len(base)), *(f"{base[name].mean():.2f}" for name in ACCURACIES),
@@ -93,8 +98,8 @@ def table_of(part: Part) -> str:
     missing = f" Not run, or with one seed only: {', '.join(left)}." if left else ""
     first = results.iloc[0]
     return (f"{markdown(rows, 1)}\n\n{len(results)} runs, {hours:.1f} core-hours; {first['epochs']} epochs, "
-            f"temperature {part.temperature:g}; {first['cpu']}, torch {first['torch']}, commits "
-            f"{', '.join(sorted(set(results['commit'].astype(str))))}.{missing}")
+            f"temperature {part.temperature:g}; {first['cpu']}, torch {first['torch']}, commits {commits(results)}."
+            f"{missing}")
 
 
 def _cell(line: pandas.Series) -> str:
@@ -102,43 +107,43 @@ def _cell(line: pandas.Series) -> str:
     return f"**{text}**" if line["significant"] else text
 
 
-def synthetic() -> pandas.DataFrame:
-    """k-NN accuracy of every loss minus InfoNCE's with the same seed, by the dial."""
-    results = read("synthetic")
+def synthetic(measure: str) -> pandas.DataFrame:
+    """k-NN accuracies of every loss minus InfoNCE's with the same seed, by the dial."""
     rows = []
-    for dial, at in results.groupby("hierarchy") if len(results) else ():
-        for loss in dict.fromkeys(at["loss"]):
-            for measure in ("knn", "superclass"):
-                mean, half = interval(paired(at, loss, "infonce", measure)) if loss != "infonce" else (
-                    at[at["loss"] == loss][measure].mean(), 0.0)
-                rows.append({"hierarchy": dial, "loss": loss, "measure": measure, "mean": mean, "half": half})
-    return pandas.DataFrame(rows)
+    for dial, at in read("synthetic").groupby("hierarchy"):
+        rows += [{"hierarchy": dial, **row}
+                 for row in differences_of(at, dict.fromkeys(at["loss"]), "infonce", [measure])]
+    return corrected(rows)
 
 
 def synthetic_table(found: pandas.DataFrame, measure: str) -> str:
-    found = found[found["measure"] == measure]
-    dials = sorted(set(found["hierarchy"]))
-    rows = [["loss", *(f"{dial:g}" for dial in dials)]]
-    for loss in ["infonce", *sorted(set(found["loss"]) - {"infonce"})]:
+    results = read("synthetic")
+    means = results[results["loss"] == "infonce"].groupby("hierarchy")[measure].mean()
+    rows = [["loss", *(f"{dial:g}" for dial in means.index)], ["infonce", *(f"{mean:.1f}" for mean in means)]]
+    for loss in sorted(set(found["loss"])):
         own = found[found["loss"] == loss].set_index("hierarchy")
-        rows.append([loss, *(f"{own['mean'][dial]:.1f}" if loss == "infonce" else
-                             f"{own['mean'][dial]:+.2f} ± {own['half'][dial]:.2f}" for dial in dials)])
-    return markdown(rows, 1)
+        rows.append([loss, *(_cell(own.loc[dial]) for dial in means.index)])
+    return f"{markdown(rows, 1)}\n\n{found['seeds'].min()} seeds each; commits {commits(results)}."
 
 
-def draw(found: pandas.DataFrame) -> None:
+def commits(results: pandas.DataFrame) -> str:
+    return ", ".join(sorted(set(results["commit"].astype(str))))
+
+
+def draw(by_measure: Mapping[str, pandas.DataFrame]) -> None:
     """The dial against the differences."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharex=True)
     for ax, (measure, title) in zip(axes, (("knn", "class"), ("superclass", "superclass")), strict=True):
-        for loss in sorted(set(found["loss"]) - {"infonce"}):
-            own = found[(found["loss"] == loss) & (found["measure"] == measure)].sort_values("hierarchy")
+        found = by_measure[measure]
+        for loss in sorted(set(found["loss"])):
+            own = found[found["loss"] == loss].sort_values("hierarchy")
             ax.errorbar(own["hierarchy"], own["mean"], own["half"], label=loss, capsize=2, marker="o", markersize=3)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set(title=f"k-NN accuracy at the {title}", xlabel="share of variance between superclasses")
     axes[0].set_ylabel("difference to InfoNCE (points)")
-    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7, ncols=2, loc="upper right")
     figure.tight_layout()
     figure.savefig(IMAGES / "study-synthetic.png", dpi=110)
 
@@ -150,7 +155,7 @@ def found_in(parts: Mapping[str, Part]) -> str:
                 for name, part in known.items()]
     left = [f"{part.title} (`{name}`)" for name, part in parts.items() if name not in known]
     if left:
-        sections.append(f"### Not run\n\nPlanned, and without results: {'; '.join(left)}.")
+        sections.append(f"### Not run\n\nPlanned, and without two seeds to compare: {'; '.join(left)}.")
     return "\n\n".join(sections)
 
 
@@ -163,9 +168,9 @@ def has_pairs(part: Part) -> bool:
 
 
 def main() -> int:
-    dial = synthetic()
+    dial = {measure: synthetic(measure) for measure in ("knn", "superclass")}
     parts = {"study:results": found_in(PARTS)}
-    parts |= {f"study:synthetic-{measure}": synthetic_table(dial, measure) for measure in ("knn", "superclass")}
+    parts |= {f"study:synthetic-{measure}": synthetic_table(found, measure) for measure, found in dial.items()}
     check = "--check" in sys.argv
     if not check:
         draw(dial)

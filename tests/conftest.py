@@ -44,6 +44,7 @@ ON_ONE_TIER = {
     "test_registered.py": "other backends behind the operators, against whichever kernels",
     "test_regularizers.py": "other objectives in plain torch, beside a HEX loss",
     "test_settings.py": "what modules hold, whichever kernels compute with it",
+    "test_studies.py": "what is planned, and statistics of results",
     "test_temperature.py": "a tensor in place of a number; test_hex_loss.py has the gradient by it on every tier",
     "test_threshold_choice.py": "words and a warning",
     "test_thresholds.py": "decisions in Python from statistics that test_hex_loss.py compares on every tier",
@@ -59,7 +60,7 @@ ON_ONE_TIER = {
 
 # Files that take longest: they compile, wait or train. Several processes (pytest -n --no-loadscope-reorder) begin with
 # them: none is left over.
-LONG = ("test_core.py", "test_kernels.py", "test_interruption.py", "test_examples.py")
+LONG = ("test_core.py", "test_kernels.py", "test_interruption.py", "test_examples.py", "test_studies.py")
 
 # Skips that --strict-skips lets pass: what the reason looks like, and why it may be so. Any other fails.
 SKIPS = {
