@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
-from hexssl import validation
+from hexssl import monitoring, validation
 from hexssl.criterion import Criterion
 from hexssl.thresholds import Threshold
 
@@ -46,11 +45,17 @@ class HEXMonitor(pl.Callback):
         Optimizer steps from one record to the next; None: the trainer's ``log_every_n_steps``, where 0 is never. The
         host waits for the statistics only then.
     prefix : str
+    histogram_every_n_steps : int >= 1, or None
+        Optimizer steps from one histogram of cosines to the next, as `hexssl.monitoring.Monitor` writes them, for
+        TensorBoardLogger and WandbLogger.
+    patience : int >= 1, or None
+        A warning is given when a threshold has found nothing in so many batches on end. None: never.
 
     Raises
     ------
     ValueError
-        When training starts, if the module holds neither a loss nor a threshold of hexssl.
+        When training starts, if the module holds neither a loss nor a threshold of hexssl; or if histograms are wanted
+        that no logger of the trainer can show.
 
     Examples
     --------
@@ -69,7 +74,8 @@ class HEXMonitor(pl.Callback):
         lightning.Trainer(callbacks=[monitor]).fit(SimCLR(), loader)
     """
 
-    def __init__(self, every_n_steps: int | None = None, prefix: str = "hex") -> None:
+    def __init__(self, every_n_steps: int | None = None, prefix: str = "hex",
+                 histogram_every_n_steps: int | None = None, patience: int | None = 200) -> None:
         super().__init__()
         if every_n_steps is not None:
             every_n_steps = validation.integer("every_n_steps", every_n_steps, 1, "None or an int >= 1")
@@ -77,6 +83,11 @@ class HEXMonitor(pl.Callback):
         if not isinstance(prefix, str):
             raise TypeError(f"prefix: got {validation.describe(prefix)}; accepted: a str")
         self.prefix = prefix
+        if histogram_every_n_steps is not None:
+            validation.integer("histogram_every_n_steps", histogram_every_n_steps, 1, "None or an int >= 1")
+        self.histogram_every_n_steps = histogram_every_n_steps
+        self._silence = monitoring.Silence(patience)
+        self._rows: monitoring.Rows | None = None
         self._step = 0
         self._thresholds: list[Threshold] = []
 
@@ -87,7 +98,18 @@ class HEXMonitor(pl.Callback):
         if not any(isinstance(module, Criterion | Threshold) for module in pl_module.modules()):
             raise ValueError(f"HEXMonitor: {type(pl_module).__name__} holds no loss and no threshold of hexssl as a "
                              "submodule; accepted: a LightningModule with at least one")
+        if self.histogram_every_n_steps is not None:
+            if not _writers(trainer):
+                names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "no logger"
+                raise ValueError(f"histogram_every_n_steps: got {self.histogram_every_n_steps} with {names}; accepted: "
+                                 "None, or a trainer with a TensorBoardLogger or WandbLogger")
+            self._rows = monitoring.rows_for_histograms(pl_module)
         _tell_time(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._rows is not None:
+            self._rows.remove()
+            self._rows = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _tell_time(trainer, pl_module)
@@ -107,29 +129,30 @@ class HEXMonitor(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
-        # A batch may take no step (accumulated gradients) or several (several optimizers).
+        self._silence.count(monitoring.losses_in(pl_module))
         every = self.every_n_steps
         if every is None:
             every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        due = every > 0 and trainer.global_step // every > self._step // every
-        if not due or not trainer.is_global_zero:
-            return
-        metrics = self._metrics(pl_module)
-        if metrics:
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=self._step)
+        if self._due(trainer, every):
+            self._silence.check()
+            metrics = monitoring.metrics(pl_module, self.prefix)
+            if metrics and trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.log_metrics(metrics, step=self._step)
+        if self._rows is not None and self._due(trainer, self.histogram_every_n_steps or 0) and trainer.is_global_zero:
+            for path, found in self._rows.histograms(self.prefix):
+                for writer in _writers(trainer):
+                    monitoring.write_histogram(writer, path, found, self._step)
 
-    def _metrics(self, pl_module: nn.Module) -> dict[str, float]:
-        losses = {name: module for name, module in pl_module.named_modules() if isinstance(module, Criterion)}
-        metrics = {}
-        for name, loss in losses.items():
-            stats = loss.stats
-            if stats is not None:
-                path = f"{self.prefix}/{name}" if len(losses) > 1 else self.prefix
-                values = torch.stack(stats).tolist()  # the host waits once
-                for field, value in zip(stats._fields, values, strict=True):
-                    metrics[f"{path}/{field}"] = value
-        return metrics
+    def _due(self, trainer: pl.Trainer, every: int) -> bool:
+        """A batch may take no step (accumulated gradients) or several (several optimizers)."""
+        return every > 0 and trainer.global_step // every > self._step // every
+
+
+def _writers(trainer: pl.Trainer) -> list[Any]:
+    """Those of the trainer's loggers that show histograms, by what the loggers wrap."""
+    wrapped = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    return [each for each in wrapped if each is not None and monitoring.shows_histograms(each)]
 
 
 def _tell_time(trainer: pl.Trainer, pl_module: nn.Module, unknown_only: bool = False) -> None:

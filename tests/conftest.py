@@ -34,6 +34,7 @@ ON_ONE_TIER = {
     "test_lightning.py": "when the callback is called and what it logs",
     "test_limits.py": "reads what limits a process",
     "test_mirror.py": "functions against modules, whichever kernels compute both",
+    "test_monitoring.py": "what is logged, and when",
     "test_packaging.py": "looks at files",
     "test_peer_suites.py": "the calls of the drop-ins' own tests, with what other suites expect of them",
     "test_ranks.py": "what ranks tell each other",
@@ -70,6 +71,7 @@ SKIPS = {
     r"no control group can be made: ": "no memory controller of this version is mounted, or not for this user",
     r"Debian's dataset-fashion-mnist is not installed": "a data set that is not on every system",
     r"a free-threaded interpreter has no limited API": "another interpreter",
+    r"wandb is not installed": "a tracker of experiments that its makers' service is needed for",
     r"torch was built without distributed": "another torch",
     r"no browser is installed: chromium": "not on every system",
 }
