@@ -7,6 +7,7 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
     members.py    whose positives and negatives
     thresholds.py what hierarchical negatives exceed
     quantile.py   the quantile of a row
+    products.py   products of half precision, on tensor cores
     elements.py   exponentials, sums and coefficients of a chunk
     score.py      its losses and dL/ds
     accumulate.py from dL/ds to gradients by the rows

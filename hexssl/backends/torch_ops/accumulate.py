@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hexssl.backends.torch_ops import products
 from hexssl.backends.torch_ops.job import Job
+from hexssl.backends.torch_ops.rows import LENGTH, units
 from hexssl.backends.torch_ops.score import Scored
 from hexssl.backends.torch_ops.whole import Whole
 
@@ -39,34 +42,72 @@ class Accumulated:
         self.anchors, self.divisor, self.paired, self.temperature = (Whole(len(job.anchors.rows)) for _ in range(4))
 
     def add(self, scored: Scored, weights: Tensor | None, first: int, last: int) -> None:
-        job, wanted, pull = self.job, self.wanted, scored.pull
-        rows = job.anchors.rows[first:last]
+        job, wanted, pull, of_pair = self.job, self.wanted, scored.pull, None
         if job.paired is not None:
             pull, of_pair = pull[:, :-1], pull[:, -1:]
-        job.members.pull(scored.coefficients, pull, first, last)
-        divisor = scored.total
+        coefficients, divisor = scored.coefficients, scored.total
+        job.members.pull(coefficients, pull, first, last)
+        if job.keys.rows.dtype == torch.float16:
+            scale = products.float16_scale(torch.linalg.vector_norm(coefficients, inf, dim=1), self._most())
+            coefficients.mul_(scale[:, None])
+            divisor = scale if divisor is None else divisor * scale
+            of_pair = None if of_pair is None else of_pair * scale[:, None]
         if weights is not None:
             divisor = 1 / weights if divisor is None else divisor / weights
-        divided = rows if divisor is None else rows / divisor[:, None]
         if wanted.anchors if job.symmetric else wanted.keys:
-            self._add_keys(scored.coefficients.t(), divided)
-        if job.paired is not None and wanted.paired:
+            self._add_keys(coefficients, divisor, first, last)
+        if of_pair is not None and wanted.paired:
+            divided = _divided(units(job.anchors, first, last), divisor)
             self.paired.put(divided.mul(of_pair).mul_(-self.factor), first, last)
         if not (wanted.anchors or wanted.temperature):
             return
-        part = scored.coefficients @ job.keys.rows
-        if job.paired is not None:
+        part = self._by_keys(coefficients)
+        if job.paired is not None and of_pair is not None:
             part.addcmul_(job.paired.rows[first:last], of_pair, value=-1)
         if wanted.temperature:
+            rows = units(job.anchors, first, last)
             self.temperature.put(self._by_temperature(part, rows, divisor, scored.dtau, weights), first, last)
         self.anchors.put(part, first, last)
         self.divisor.put(divisor, first, last)
 
-    def _add_keys(self, coefficients: Tensor, divided: Tensor) -> None:
+    def _most(self) -> float:
+        """What the largest coefficient of an anchor becomes, before it meets a key's factor, for float16."""
+        return products.LARGEST * (1 if self.job.keys.factor is None else LENGTH)
+
+    def _by_keys(self, coefficients: Tensor) -> Tensor:
+        """(m, D) coefficients times keys."""
+        keys = self.job.keys
+        if keys.rows.dtype in products.HALVES:
+            factor = None if keys.factor is None else keys.factor.t()
+            return products.product(products.rounded(coefficients, factor, keys.rows.dtype), keys.rows)
+        return coefficients @ keys.rows
+
+    def _add_keys(self, coefficients: Tensor, divisor: Tensor | None, first: int, last: int) -> None:
+        """Coefficients, the other way round, times anchors, divided."""
+        rows = self.job.anchors.rows[first:last]
+        if rows.dtype in products.HALVES:
+            found = self._by_anchors(coefficients, rows, divisor, first, last).mul_(self.factor)
+            self.keys = found if self.keys is None else self.keys.add_(found)
+            return
+        divided, coefficients = _divided(rows, divisor), coefficients.t()
         if self.keys is None:
             self.keys = torch.addmm(divided.new_empty(()), coefficients, divided, beta=0, alpha=self.factor)
         else:
             self.keys.addmm_(coefficients, divided, alpha=self.factor)
+
+    def _by_anchors(self, coefficients: Tensor, rows: Tensor, divisor: Tensor | None, first: int, last: int) -> Tensor:
+        """The same of rows that cannot be divided without being rounded: what they are divided by goes with the
+        coefficients."""
+        factor, scale = self.job.anchors.factor, None
+        if factor is not None:
+            factor = factor[first:last]
+        if divisor is not None:
+            factor = 1 / divisor[:, None] if factor is None else factor / divisor[:, None]
+        if rows.dtype == torch.float16 and factor is not None:
+            scale = products.float16_scale(factor.abs().max() * self._most(), products.LARGEST)
+            factor = factor * scale
+        found = products.product(products.rounded(coefficients, factor, rows.dtype).t(), rows)
+        return found if scale is None else found.div_(scale)
 
     def _by_temperature(self, part: Tensor, rows: Tensor, divisor: Tensor | None, dtau: Tensor | None,
                         weights: Tensor | None) -> Tensor:
@@ -95,3 +136,7 @@ class Accumulated:
             else:
                 anchors.addcdiv_(part, divisor[:, None], value=self.factor)
         return Gradients(anchors, None if job.symmetric else self.keys, self.paired.tensor, temperature)
+
+
+def _divided(rows: Tensor, divisor: Tensor | None) -> Tensor:
+    return rows if divisor is None else rows / divisor[:, None]

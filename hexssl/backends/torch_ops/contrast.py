@@ -12,6 +12,7 @@ from hexssl.backends.torch_ops import budget, statistics, thresholds
 from hexssl.backends.torch_ops.accumulate import Accumulated, Gradients, Wanted
 from hexssl.backends.torch_ops.job import Job, cosines, paired_cosines
 from hexssl.backends.torch_ops.members import Masks
+from hexssl.backends.torch_ops.products import HALVES
 from hexssl.backends.torch_ops.score import score
 from hexssl.backends.torch_ops.thresholds import Limit
 from hexssl.backends.torch_ops.whole import Whole
@@ -39,14 +40,14 @@ class Found(NamedTuple):
 
 
 def bytes_each(job: Job, threshold: object) -> int:
-    """What a pair of anchor and key takes at the peak, in a chunk: some arrays of the rows' dtype and masks."""
-    size = job.anchors.rows.element_size()
+    """What a pair of anchor and key takes at the peak, in a chunk: some arrays of the dtype and masks."""
+    size, rounded = job.dtype.itemsize, 2 * (job.keys.rows.dtype in HALVES)
     arrays = 2 if threshold is None else 4
     if not job.shared:
         arrays += 2
     if isinstance(job.members, Masks):
         arrays += 4
-    return arrays * size + 4
+    return arrays * size + 4 + rounded
 
 
 def contrast(job: Job, threshold: Threshold, weights: Tensor | None, wanted: Wanted | None, see: bool,
@@ -129,5 +130,5 @@ def _spoiled(job: Job, limit: Limit) -> Job:
         missing = missing & job.members.has_negatives(job.anchors.rows, job.keys.rows.shape[0])
     elif job.keys.rows.shape[0] == job.members.count + job.members.others:
         return job
-    spoiled = torch.where(missing, nan, 1.0).to(job.anchors.rows.dtype)
+    spoiled = torch.where(missing, nan, 1.0).to(job.dtype)
     return job._replace(poison=spoiled if job.poison is None else job.poison * spoiled)

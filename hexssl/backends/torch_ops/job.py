@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hexssl.backends.row_loss import is_plain
-from hexssl.backends.torch_ops import elements, members, rows
+from hexssl.backends.torch_ops import elements, members, products, rows
 from hexssl.backends.torch_ops.members import Members
 from hexssl.backends.torch_ops.rows import Rows
 from hexssl.devices import widest_dtype
@@ -25,6 +25,7 @@ class Job(NamedTuple):
     paired_bound : as given_bound, of the paired positives
     poison : (M,) NaN for anchors whose loss depends on something that is not finite, else 1; None where NaN finds its
         way by itself
+    dtype : what is computed in, but for products of half-precision rows
     wide : the widest dtype of the device
     """
 
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     given_bound: float | Tensor
     paired_bound: float | Tensor
     poison: Tensor | None
+    dtype: torch.dtype
     wide: torch.dtype
 
     @property
@@ -85,7 +87,8 @@ def make(problem: Problem, settings: Settings) -> Job:
     dtype = rows.computed_in(problem.anchors.dtype)
     anchors = rows.ready(problem.anchors.detach(), settings.normalize)
     keys = anchors if problem.keys is None else rows.ready(problem.keys.detach(), settings.normalize_keys)
-    paired = None if problem.paired is None else rows.ready(problem.paired.detach(), settings.normalize)
+    paired = None if problem.paired is None else rows.ready(problem.paired.detach(), settings.normalize,
+                                                                     multiplied=False)
     inverse, wide_inverse = inverses(settings.temperature, dtype, widest_dtype(anchors.rows.device))
     unit = settings.normalize and (problem.keys is None or settings.normalize_keys)
     who = members.of(problem)
@@ -98,7 +101,7 @@ def make(problem: Problem, settings: Settings) -> Job:
         of_paired = given if paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
     poison = None if plain else torch.where(_broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
     return Job(anchors, keys, paired, who, settings, inverse, wide_inverse, shared, plain, bound, given, of_paired,
-               poison, widest_dtype(anchors.rows.device))
+               poison, dtype, widest_dtype(anchors.rows.device))
 
 
 def filled(number: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,18 +121,28 @@ def cut(c: Tensor, bound: float | Tensor) -> Tensor:
 
 def cosines(job: Job, first: int, last: int, scaled: bool) -> Tensor:
     """(m, N) of anchors [first, last): cosines, or `scaled` logits, which are not cut."""
-    a, k = job.anchors.rows[first:last], job.keys.rows.t()
+    a, k, scale = job.anchors.rows[first:last], job.keys.rows.t(), 1.0
     if scaled:
         assert isinstance(job.inverse, float)
-        return torch.addmm(a.new_empty(()), a, k, beta=0, alpha=job.inverse)
-    return cut(a @ k, job.bound)
+        scale = job.inverse
+    if a.dtype in products.HALVES:
+        c = products.product(a, k)
+        if job.anchors.factor is not None:  # it is where logits are wanted
+            c.mul_(job.anchors.factor[first:last] * scale)
+        if job.keys.factor is not None:
+            c.mul_(job.keys.factor.t())
+    elif scaled:
+        return torch.addmm(a.new_empty(()), a, k, beta=0, alpha=scale)
+    else:
+        c = a @ k
+    return c if scaled else cut(c, job.bound)
 
 
 def paired_cosines(job: Job, first: int, last: int) -> Tensor | None:
     """(m, 1) cosines, or logits where they are shared."""
     if job.paired is None:
         return None
-    c = (job.anchors.rows[first:last] * job.paired.rows[first:last]).sum(1, keepdim=True)
+    c = (rows.units(job.anchors, first, last) * job.paired.rows[first:last]).sum(1, keepdim=True)
     if job.shared:
         return c.mul_(job.inverse)
     return cut(c, job.paired_bound if isinstance(job.bound, Tensor) else job.bound)

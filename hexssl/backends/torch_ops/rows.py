@@ -8,20 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hexssl.backends.torch_ops import products
 from hexssl.devices import widest_dtype
 
+LENGTH = 128.0  # of rows in half precision, to twice that
 LEAST = 1e-12  # what a row is divided by at least, as in torch.nn.functional.normalize
 
 
 class Rows(NamedTuple):
-    """rows : (n, D) in the dtype to compute in
+    """rows : (n, D) what is multiplied: in the dtype to compute in, or in half precision, see `products`
     divisor : (n, 1) what they were divided by; None where they were not
     shrink : (n, 1) what they were multiplied by before, a power of two; None: 1
+    factor : (n, 1) float32, what of the division still has to follow a product of half-precision rows; None: 1
     """
 
     rows: Tensor
     divisor: Tensor | None
     shrink: Tensor | None = None
+    factor: Tensor | None = None
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
@@ -29,15 +33,20 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def ready(given: Tensor, normalize: bool) -> Rows:
+def ready(given: Tensor, normalize: bool, multiplied: bool = True) -> Rows:
     """The rows, of length 1 if asked for: divided by ``max(norm, 1e-12)``.
 
     Norms are taken in float64 where the device has it. Where it has not, or the rows are float64 themselves, the
     squares of large rows would overflow: those are multiplied by a power of two before.
+
+    multiplied : whether matrix products are made of them, which may be those of half precision
     """
     dtype, wide = computed_in(given.dtype), widest_dtype(given.device)
+    half = multiplied and products.on_tensor_cores(given)
     if not normalize:
-        return Rows(given.to(dtype), None)
+        return Rows(given if half else given.to(dtype), None)
+    if half:
+        return _half(given, wide)
     if wide != dtype:
         divisor = torch.linalg.vector_norm(given, dim=1, keepdim=True, dtype=wide).clamp_min_(LEAST)
         return Rows(torch.div(given, divisor, out=torch.empty_like(given, dtype=dtype)), divisor)
@@ -49,11 +58,26 @@ def ready(given: Tensor, normalize: bool) -> Rows:
     return Rows(rows / length, length, torch.where(shortened, torch.full_like(length, scale), 1))
 
 
+def _half(given: Tensor, wide: torch.dtype) -> Rows:
+    """Rows as they came, but for a power of two that makes their lengths `LENGTH` to twice that: products then stay
+    within float32, and what is 2^-21 of a row's length is still a normal number of float16."""
+    divisor = torch.linalg.vector_norm(given, dim=1, keepdim=True, dtype=wide).clamp_min_(LEAST)
+    mantissa = 2 * LENGTH * torch.frexp(divisor).mantissa
+    power = divisor / mantissa
+    return Rows(torch.div(given, power, out=torch.empty_like(given)), divisor, None, (1 / mantissa).float())
+
+
+def units(of: Rows, first: int = 0, last: int | None = None) -> Tensor:
+    """Rows [first, last) in the dtype to compute in, divided."""
+    found = of.rows[first:last]
+    return found.to(computed_in(found.dtype)) if of.factor is None else found * of.factor[first:last]
+
+
 def lengths(rows: Rows) -> Tensor:
     """(n,) lengths of the rows, in the widest dtype of the device."""
     wide = widest_dtype(rows.rows.device)
     large, scale = (2.0**500, 2.0**-520) if wide == torch.float64 else (2.0**60, 2.0**-70)
-    found = rows.rows.to(wide)
+    found = units(rows).to(wide)
     shortened = found.abs().amax(1, keepdim=True) > large
     length = torch.linalg.vector_norm(torch.where(shortened, found * scale, found), dim=1)
     return torch.where(shortened[:, 0], length / scale, length)
@@ -66,8 +90,9 @@ def gradient(rows: Rows, of_rows: Tensor) -> Tensor:
     """
     if rows.divisor is None:
         return of_rows
-    along = torch.bmm(rows.rows[:, None], of_rows[:, :, None])[:, 0].mul_(rows.divisor > LEAST)
-    found = torch.div(of_rows.addcmul_(rows.rows, along, value=-1), rows.divisor, out=of_rows)
+    unit = units(rows)
+    along = torch.bmm(unit[:, None], of_rows[:, :, None])[:, 0].mul_(rows.divisor > LEAST)
+    found = torch.div(of_rows.addcmul_(unit, along, value=-1), rows.divisor, out=of_rows)
     return found if rows.shrink is None else found.mul_(rows.shrink)
 
 
@@ -90,4 +115,4 @@ def may_overflow(a: Rows, b: Rows, each: bool) -> Tensor:
     """(n,) bool: whether the product of a row of `a` with one of `b`, or with the one of its own number (`each`), or a
     part of its sum, may leave the number format."""
     other = lengths(b)
-    return lengths(a) * (other if each else other.max()) > 0.9 * torch.finfo(a.rows.dtype).max
+    return lengths(a) * (other if each else other.max()) > 0.9 * torch.finfo(computed_in(a.rows.dtype)).max

@@ -31,7 +31,7 @@ def given_limit(job: Job, threshold: float | Tensor, scaled: bool) -> Limit:
     unit = job.given_bound == 1
     if not isinstance(threshold, Tensor) and isinstance(unit, bool):
         value = inf if unit and threshold >= 1 else -inf if unit and threshold < -1 else threshold
-        single = job.anchors.rows.dtype == torch.float32
+        single = job.dtype == torch.float32
         if single:
             value = _float32_below(value)
         if scaled:  # in the arithmetic of the elements, so that a cosine that is the threshold is not above it
@@ -39,7 +39,7 @@ def given_limit(job: Job, threshold: float | Tensor, scaled: bool) -> Limit:
             value = _float32(value * _float32(job.inverse)) if single else value * job.inverse
         return Limit(value, threshold)
     epsilon = filled(threshold, job.anchors.rows, job.wide)
-    return Limit(exceeded(epsilon, unit, job.anchors.rows.dtype), epsilon)
+    return Limit(exceeded(epsilon, unit, job.dtype), epsilon)
 
 
 def _float32(value: float) -> float:
