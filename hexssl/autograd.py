@@ -8,17 +8,19 @@ gradients, to the operators' twins without it (..._no_grad), from the Functions 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from hexssl import derivatives, operators
+from hexssl import derivatives, operators, validation
 from hexssl.core import _C, NO_TOKEN
 from hexssl.operators import NO_REDUCTION, Adaptive, ContrastSettings, Rest
+from hexssl.problem import Problem
+from hexssl.thresholds import Measurement
 
 _ABSENT = torch.empty(0, device="cpu")
 
@@ -81,13 +83,21 @@ class _Contrast(Function):
         who = rest.labels, rest.key_labels, rest.relation
         ctx.save_for_backward(anchors, keys, paired, *who, temperature, row_state, token)  # type: ignore[arg-type]
         ctx.settings, ctx.scale = rest.settings, rest.scale  # type: ignore[attr-defined]
+        ctx.threshold, ctx.adaptive = rest.threshold, rest.adaptive  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(batch_stats)
         ctx.set_materialize_grads(False)
         return loss, batch_stats
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        return (*_gradients_from(_contrast_gradients, ctx, grad_loss), None)
+        return (*gradients_from(_contrast_gradients, _contrast_again, ctx, grad_loss), None)
+
+
+class Again(NamedTuple):
+    """What `derivatives.again` takes: the loss by operations that autograd differentiates itself, and of what."""
+
+    plain: derivatives.Plain
+    inputs: tuple[Tensor | None, ...]
 
 
 def _contrast_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
@@ -96,6 +106,26 @@ def _contrast_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | No
     backward = (operators.op_contrast_backward if watched(grad_loss)
                 else operators.op_contrast_backward_no_grad)
     return backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
+
+
+def _contrast_again(ctx: Any, saved: Sequence[Tensor | None]) -> Again:
+    return _plain(saved, saved[6], ctx.settings, ctx.threshold, ctx.adaptive, ctx.scale)
+
+
+def _plain(saved: Sequence[Tensor | None], temperature: Tensor | None, coded: ContrastSettings,
+           threshold: Tensor | None, adaptive: Adaptive, scale: float) -> Again:
+    """saved : anchors, keys, paired, labels, key_labels, relation"""
+    from hexssl.backends import differentiable, registered  # which are made of this module
+
+    anchors, keys, paired, labels, key_labels, relation = saved[:6]
+    assert anchors is not None and temperature is not None
+    problem = Problem(anchors, keys, paired, labels, key_labels, relation, coded.period, coded.self_offset,
+                      coded.both_ways)
+    settings = registered.settings_of(temperature, coded.normalize, coded.normalize_keys, *coded[5:])
+    decided: Tensor | Measurement | None = threshold
+    if adaptive.adaptive:
+        decided = Measurement(adaptive.quantile, registered.words_of(validation.ROWS, adaptive.negatives_only))
+    return Again(differentiable.of_inputs(problem, settings, decided, scale), (anchors, keys, paired, temperature))
 
 
 class _ContrastAtOnce(Function):
@@ -116,7 +146,7 @@ class _ContrastAtOnce(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*_gradients_from(_scaled_gradients, ctx, grad_loss), None, None)
+        return (*gradients_from(_scaled_gradients, _scaled_again, ctx, grad_loss), None, None)
 
 
 def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None] | None) -> Sequence[Tensor]:
@@ -143,24 +173,32 @@ def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None
     return gradients
 
 
+def _scaled_again(ctx: Any, saved: Sequence[Tensor | None]) -> Again:
+    settings, adaptive, _, scale, _ = ctx.made
+    return _plain(saved, saved[7], settings, saved[6], adaptive, scale)
+
+
 # Functions without what torch's Python puts before them: it looks for functorch's transforms, which are `watched`, and
 # unwraps what they leave behind. It is 2 of the 80 us of a step of 32 x 128, measured on AVX-512.
 _apply_contrast = super(Function, _Contrast).apply
 _apply_contrast_at_once = super(Function, _ContrastAtOnce).apply
 
 
-def _gradients_from(gradients: Callable[..., Sequence[Tensor]], ctx: Any,
-                    grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+def gradients_from(gradients: Callable[..., Sequence[Any]], again: Callable[[Any, Sequence[Tensor | None]], Again],
+                   ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
     """Those of the four tensors that a loss is made of. What was saved is unpacked once: hooks may refuse more."""
     if grad_loss is None:
         return (None,) * 4
     if torch.is_grad_enabled():  # create_graph=True
         saved = ctx.saved_tensors
         with torch.no_grad():
-            made = gradients(ctx, grad_loss, saved)
-        found: Sequence[Any] = derivatives.last(made, grad_loss, *saved)
-    else:
-        found = gradients(ctx, grad_loss, None)
+            found = _of_wanted(gradients(ctx, grad_loss, saved), ctx)
+        plain, inputs = again(ctx, saved)
+        return derivatives.again(found, lambda: plain, grad_loss, *inputs)
+    return _of_wanted(gradients(ctx, grad_loss, None), ctx)
+
+
+def _of_wanted(found: Sequence[Any], ctx: Any) -> tuple[Tensor | None, ...]:
     of_anchors, of_keys, of_paired, of_temperature = found
     wanted = ctx.needs_input_grad
     return (of_anchors if wanted[0] else None, of_keys if wanted[1] else None, of_paired if wanted[2] else None,
@@ -182,8 +220,6 @@ def run_contrast(anchors: Tensor, keys: Tensor | None, paired: Tensor | None, la
         loss, batch_stats, *_ = operators.op_contrast(
             anchors, *inputs, temperature, token, *settings, *adaptive, 0, False, scale, statistics)
         return loss, batch_stats.detach()  # the kernel for autograd knows what is needed when it is run
-    if forward_ad._current_level >= 0:
-        derivatives.refuse_tangents(anchors, keys, paired, temperature)
     needed = 0
     if torch.is_grad_enabled():
         needed = (anchors.requires_grad + 2 * (keys is not None and keys.requires_grad)

@@ -333,10 +333,11 @@ def users_level() -> int:
 def look_at_signs(relation: Any) -> None:
     """Warn, once, of a relation that is easily taken for another: of 0 and 1.
 
-    A look costs a pass over it: only those on the CPU are looked at, not under ``torch.compile``, and in a process only
-    up to the first warning.
+    A look costs a pass over it: only those on the CPU are looked at, not under ``torch.compile`` nor within torch.func,
+    and in a process only up to the first warning.
     """
-    if relation is None or torch.compiler.is_compiling() or _signs_are_known:
+    if (relation is None or torch.compiler.is_compiling() or _signs_are_known
+            or torch._C._are_functorch_transforms_active()):
         return
     # type(): a FakeTensor has no values
     if type(relation) is Tensor and relation.is_cpu and relation.dtype == torch.int8 and relation.numel() > 0:

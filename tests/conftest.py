@@ -45,6 +45,7 @@ ON_ONE_TIER = {
     "test_reference_edges.py": "the reference in plain torch",
     "test_registered.py": "other backends behind the operators, against whichever kernels",
     "test_regularizers.py": "other objectives in plain torch, beside a HEX loss",
+    "test_second_derivatives.py": "plain torch, whichever kernels computed the first",
     "test_settings.py": "what modules hold, whichever kernels compute with it",
     "test_studies.py": "what is planned, and statistics of results",
     "test_temperature.py": "a tensor in place of a number; test_hex_loss.py has the gradient by it on every tier",

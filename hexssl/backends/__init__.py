@@ -3,6 +3,7 @@
     cpu         the compiled core, for tensors on the CPU
     torch_ops   torch's own operations, on any device
     triton      fused kernels, on GPUs that Triton compiles for
+    differentiable  plain operations, for derivatives that the others have not; never chosen by name
 
 Every one of them has the same two functions, on valid problems:
 
@@ -28,7 +29,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from hexssl import core
-from hexssl.backends import torch_ops
+from hexssl.backends import differentiable, torch_ops
 from hexssl.problem import Problem, Settings
 
 if core.available():
@@ -71,6 +72,8 @@ def forced(name: str) -> Iterator[None]:
 def of(problem: Problem, settings: Settings | None = None) -> ModuleType:
     """The backend for a loss, or for row statistics (settings None): the compiled core for tensors on the CPU, where
     there is one; else Triton's kernels, where they are for the problem; else torch's operations."""
+    if differentiable.wanted(problem, settings):
+        return differentiable
     if _forced == "torch_ops":
         return torch_ops
     if _forced == "triton":

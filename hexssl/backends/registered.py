@@ -33,7 +33,7 @@ class Forward(NamedTuple):
     gradients: tuple[Tensor | None, ...]
 
 
-def _words(numbers: Mapping[str, int], number: int) -> str:
+def words_of(numbers: Mapping[str, int], number: int) -> str:
     return next(word for word, known in numbers.items() if known == number)
 
 
@@ -41,17 +41,17 @@ def _present(tensor: Tensor) -> Tensor | None:
     return tensor if tensor.numel() > 0 else None
 
 
-def _settings(temperature: Tensor, normalize: bool, normalize_keys: bool, beta: float, tau_plus: float,
-              local_weight: float, formulation: int, positives: int, denominator: int, reduction: int) -> Settings:
-    return Settings(temperature, beta, tau_plus, local_weight, _words(validation.FORMULATIONS, formulation),
-                    _words(validation.POSITIVES, positives), _words(validation.DENOMINATORS, denominator), normalize,
-                    normalize_keys, _words(validation.REDUCTIONS, reduction))
+def settings_of(temperature: Tensor, normalize: bool, normalize_keys: bool, beta: float, tau_plus: float,
+                local_weight: float, formulation: int, positives: int, denominator: int, reduction: int) -> Settings:
+    return Settings(temperature, beta, tau_plus, local_weight, words_of(validation.FORMULATIONS, formulation),
+                    words_of(validation.POSITIVES, positives), words_of(validation.DENOMINATORS, denominator),
+                    normalize, normalize_keys, words_of(validation.REDUCTIONS, reduction))
 
 
 def _decided(threshold: Tensor, adaptive: bool, quantile: float, negatives_only: bool,
              anchors: Tensor) -> float | Tensor | Measurement | None:
     if adaptive:
-        return Measurement(quantile, _words(validation.ROWS, negatives_only))
+        return Measurement(quantile, words_of(validation.ROWS, negatives_only))
     if threshold.dim() == 0 and threshold.is_cpu and not anchors.is_cpu:
         return float(threshold)  # a constant of a graph; a copy to the device would wait for it
     return _present(threshold)
@@ -89,7 +89,7 @@ def contrast(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_
     """hexssl::contrast. The token is never used."""
     problem = Problem(anchors, _present(keys), _present(paired), _present(labels), _present(key_labels),
                       _present(relation), period, self_offset, both_ways)
-    settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
+    settings = settings_of(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
                          denominator, reduction)
     decided = _decided(threshold, adaptive, quantile, negatives_only, anchors)
     wanted = tuple(bool(needed & 1 << i) for i in range(4)) if at_once else None
@@ -117,7 +117,7 @@ def contrast_backward(grad_loss: Tensor, anchors: Tensor, keys: Tensor, paired: 
     of another backend, where settings changed in between, gives NaN."""
     problem = Problem(anchors, _present(keys), _present(paired), _present(labels), _present(key_labels),
                       _present(relation), period, self_offset, both_ways)
-    settings = _settings(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
+    settings = settings_of(temperature, normalize, normalize_keys, beta, tau_plus, local_weight, formulation, positives,
                          denominator, reduction)
     wanted = need_anchors, need_keys, need_paired, need_temperature
     backend = _backend(problem, settings)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from hexssl.problem import Settings
 
@@ -178,15 +179,16 @@ def ratio(a: Level, b: Level, inverse: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x); torch's own is cut short."""
-    return torch.logaddexp(x, torch.zeros_like(x))
+    """log(1 + e^x); torch's own is cut short, and the second derivative of its logaddexp overflows."""
+    return -logsigmoid(-x)
 
 
 def _add(a: Level, b: Level, inverse: Tensor) -> Level:
-    """log(e^a + e^b), relative to the larger."""
+    """log(e^a + e^b), relative to the larger. Its derivative is right also where both are equal, as that of an absolute
+    value would not be."""
     gap = ratio(a, b, inverse)
     first = gap > 0
-    more = torch.log1p(torch.exp(-gap.abs()))
+    more = torch.log1p(torch.exp(torch.where(first, -gap, gap)))
     neither = (a.log == -inf) & (b.log == -inf)
     total = torch.where(first, a.log, b.log) + torch.where(gap.isinf(), 0, more)
     return Level(torch.where(first, a.top, b.top), torch.where(neither, -inf, total))
@@ -222,7 +224,9 @@ def _local(form: Settings, sums: Sums, inverse: Tensor, unit: Tensor | bool, pre
     if form.tau_plus > 0:
         some = sums.positives > 0
         debit = form.tau_plus * sums.pos / torch.where(some, sums.positives, 1)
-        debit = debit * torch.exp((sums.top_p - sums.top_h) * inverse)
+        # What is at its floor in any case does not overflow: a derivative of 0 times inf would be NaN.
+        most = log(torch.finfo(sums.pos.dtype).max) - 9
+        debit = debit * torch.exp(((sums.top_p - sums.top_h) * inverse).clamp_max(most))
         term = (term - torch.where(some, debit, 0)) / (1 - form.tau_plus)
     above = ~(term <= 0)  # NaN is
     local = Level(sums.top_h, count.log() + torch.where(above, term, 1).log())

@@ -45,12 +45,21 @@ def test_calls(name, monkeypatch):
         torch.testing.assert_close(told, known, rtol=2e-6, atol=2e-6, equal_nan=True, check_dtype=False)
 
 
-def test_second_derivatives_are_refused(monkeypatch):
-    monkeypatch.setattr(backends, "of", lambda *_: triton)
-    first, second, _ = _of(torch.float32)
-    (gradient,) = torch.autograd.grad(hexssl.info_nce(first, second), first, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
-        gradient.sum().backward()
+@pytest.mark.filterwarnings("ignore:hexssl. gradients of gradients")
+def test_second_derivatives(monkeypatch):
+    """Float32 beside float64, of gradients and of theirs."""
+    found = []
+    for backend, dtype in ((triton, torch.float32), (None, torch.float64)):
+        if backend is not None:
+            monkeypatch.setattr(backends, "of", lambda *_: triton)
+        first, second, _ = _of(dtype)
+        loss = hexssl.hex_loss(first, second, threshold=0.2)
+        gradients = torch.autograd.grad(loss, (first, second), create_graph=True)
+        penalty = sum(each.square().sum() for each in gradients)
+        found.append(torch.autograd.grad(penalty, (first, second)))
+        monkeypatch.undo()
+    for one, other in zip(*found, strict=True):
+        assert error(one, other) < 1e-5
 
 
 def test_backward_again_gives_the_same(monkeypatch):

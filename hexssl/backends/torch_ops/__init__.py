@@ -54,7 +54,7 @@ def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measure
 
 def recorded() -> bool:
     """Whether a program is recorded that others will run (torch.export, torch.jit.trace, make_fx), or mapped by
-    torch.func. It must hold the operators, which have a derivative and refuse what they have not, where what an
+    torch.func.vmap. It must hold the operators, which have a derivative and refuse what they have not, where what an
     autograd Function does would be recorded without its gradient. (torch.compile follows the Function.)"""
     return (torch.compiler.is_exporting() or torch.jit.is_tracing()
             or (not torch.compiler.is_compiling()

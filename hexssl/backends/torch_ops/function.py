@@ -15,6 +15,7 @@ from hexssl.backends.torch_ops import rows, statistics, thresholds
 from hexssl.backends.torch_ops.accumulate import Gradients, Wanted
 from hexssl.backends.torch_ops.contrast import Found, Threshold, contrast
 from hexssl.backends.torch_ops.job import Job
+from hexssl.core import NO_TOKEN
 from hexssl.dtypes import full_precision
 from hexssl.problem import Problem, Settings
 
@@ -111,6 +112,36 @@ def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], sh
     return tuple(found)
 
 
+def _bare(call: Call) -> Call:
+    """Without the tensors that a Function saves, nor statistics."""
+    who, none = call.problem, call.problem.anchors.new_empty(0)
+    bare = Problem(none, None, None, None, None, None, who.period, who.self_offset)
+    return call._replace(problem=bare, statistics=False)
+
+
+def _whole(bare: Call, inputs: Sequence[Tensor | None], labels: Tensor | None, key_labels: Tensor | None,
+           relation: Tensor | None) -> Call:
+    """With them again. inputs : anchors, keys, paired rows and temperature"""
+    anchors, keys, paired, temperature = inputs
+    assert anchors is not None
+    problem = bare.problem._replace(anchors=anchors, keys=keys, paired=paired, labels=labels, key_labels=key_labels,
+                                    relation=relation)
+    settings = bare.settings if temperature is None else bare.settings._replace(temperature=temperature)
+    return bare._replace(problem=problem, settings=settings)
+
+
+def _plain(bare: Call, *who: Tensor | None) -> derivatives.Plain:
+    """The same loss by operations that autograd differentiates itself."""
+    from hexssl.backends import differentiable  # which is made of this module
+
+    def plain(*inputs: Tensor | None) -> Tensor:
+        call = _whole(bare, inputs, *who)
+        assert not isinstance(call.threshold, Found)
+        return differentiable.loss(call.problem, call.settings, call.threshold, NO_TOKEN, call.scale, False)[0]
+
+    return plain
+
+
 class _AtOnce(Function):
     """One loss, with its gradient in the same visit of every chunk; backward multiplies it by a number. Gradients of
     half precision are kept in float32 and rounded last, so that a gradient scaler keeps small ones from vanishing."""
@@ -123,7 +154,10 @@ class _AtOnce(Function):
         loss, seen, number = reduced(call, job, found)
         assert found.gradients is not None
         gradients = given_gradients(job, found.gradients, call.scale, number)
-        ctx.save_for_backward(*gradients, anchors, keys, paired, temperature, *shortened(job, (anchors, keys, paired)))
+        who = call.problem
+        ctx.save_for_backward(*gradients, anchors, keys, paired, temperature, who.labels, who.key_labels, who.relation,
+                              *shortened(job, (anchors, keys, paired)))
+        ctx.call = _bare(call)
         ctx.mark_non_differentiable(seen)
         ctx.set_materialize_grads(False)
         return loss, seen
@@ -132,9 +166,10 @@ class _AtOnce(Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 5
-        saved = ctx.saved_tensors
-        found = _like(saved[:4], saved[4:8], saved[8:], grad_loss)
-        return (*derivatives.last(found, grad_loss, *saved[4:8]), None)
+        saved, call = ctx.saved_tensors, ctx.call
+        inputs = saved[4:8]
+        found = _like(saved[:4], inputs, saved[11:], grad_loss)
+        return (*derivatives.again(found, lambda: _plain(call, *saved[8:11]), grad_loss, *inputs), None)
 
 
 class _RowByRow(Function):
@@ -148,9 +183,7 @@ class _RowByRow(Function):
         who = call.problem
         # saved by torch, which says so if one of them is changed before backward
         ctx.save_for_backward(anchors, keys, paired, temperature, who.labels, who.key_labels, who.relation)
-        none = loss.new_empty(0)
-        bare = Problem(none, None, None, None, None, None, who.period, who.self_offset)
-        ctx.call = call._replace(problem=bare, threshold=found._replace(losses=none), statistics=False)
+        ctx.call, ctx.found = _bare(call), found._replace(losses=loss.new_empty(0))
         ctx.mark_non_differentiable(seen)
         ctx.set_materialize_grads(False)
         return loss, seen
@@ -159,28 +192,31 @@ class _RowByRow(Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 5
-        anchors, keys, paired, temperature, labels, key_labels, relation = ctx.saved_tensors
-        call: Call = ctx.call
-        problem = call.problem._replace(anchors=anchors, keys=keys, paired=paired, labels=labels, key_labels=key_labels,
-                                        relation=relation)
-        settings = call.settings if temperature is None else call.settings._replace(temperature=temperature)
-        call = call._replace(problem=problem, settings=settings)
-        needed = ctx.needs_input_grad[:4]
-        job, again = evaluate(call, grad_loss.detach(), Wanted(*needed))
-        assert again.gradients is not None
-        gradients = given_gradients(job, again.gradients, call.scale, None)
-        inputs = anchors, keys, paired, temperature
-        found = _like(gradients, inputs, shortened(job, inputs[:3]), None)
-        return (*derivatives.last(found, grad_loss, *inputs), None)
+        saved, bare, needed = ctx.saved_tensors, ctx.call, ctx.needs_input_grad[:4]
+        inputs = saved[:4]
+        call = _whole(bare, inputs, *saved[4:])._replace(threshold=ctx.found)
+        made = iter(derivatives.one_by_one(lambda weights: _weighted(weights, call, Wanted(*needed)), grad_loss))
+        found = [next(made) if wanted else None for wanted in needed]
+        return (*derivatives.again(found, lambda: _plain(bare, *saved[4:]), grad_loss, *inputs), None)
+
+
+def _weighted(weights: Tensor, call: Call, wanted: Wanted) -> tuple[Tensor, ...]:
+    """The gradients that are wanted, of the sum of the losses with these weights."""
+    temperature = call.settings.temperature
+    inputs = (call.problem.anchors, call.problem.keys, call.problem.paired,
+              temperature if isinstance(temperature, Tensor) else None)
+    job, again = evaluate(call, weights.detach(), wanted)
+    assert again.gradients is not None
+    gradients = given_gradients(job, again.gradients, call.scale, None)
+    found = _like(gradients, inputs, shortened(job, inputs[:3]), None)
+    return tuple(each for each, needs in zip(found, wanted, strict=True) if needs and each is not None)
 
 
 def loss(call: Call) -> tuple[Tensor, Tensor]:
     """The loss and its batch statistics, (0,) unless wanted. The threshold gets no gradient."""
     problem, temperature = call.problem, call.settings.temperature
     inputs = (problem.anchors, problem.keys, problem.paired, temperature if isinstance(temperature, Tensor) else None)
-    derivatives.refuse_tangents(*inputs)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
-        derivatives.refuse_transforms()
         function = _RowByRow if call.settings.reduction == "none" else _AtOnce
         found: tuple[Tensor, Tensor] = function.apply(*inputs, call)
         return found

@@ -67,19 +67,19 @@ def _finite(of: Rows) -> Tensor:
     return of.rows.isfinite().all(1)
 
 
-def _broken(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tensor, unit: bool) -> Tensor:
+def broken(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tensor, unit: bool) -> Tensor:
     """(M,) bool: the anchors whose loss depends on something that is not finite, or may not be."""
-    broken = ~_finite(anchors)
-    broken = broken | (broken.any() if keys is anchors else ~_finite(keys).all())
+    found = ~_finite(anchors)
+    found = found | (found.any() if keys is anchors else ~_finite(keys).all())
     if paired is not None:
-        broken = broken | ~_finite(paired)
+        found = found | ~_finite(paired)
     if not unit:
-        broken = broken | rows.may_overflow(anchors, keys, each=False)
+        found = found | rows.may_overflow(anchors, keys, each=False)
         if paired is not None:
-            broken = broken | rows.may_overflow(anchors, paired, each=True)
+            found = found | rows.may_overflow(anchors, paired, each=True)
     if isinstance(inverse, Tensor):
-        return broken | inverse.isnan()
-    return broken if inverse == inverse else torch.ones_like(broken)
+        return found | inverse.isnan()
+    return found if inverse == inverse else torch.ones_like(found)
 
 
 def make(problem: Problem, settings: Settings) -> Job:
@@ -99,7 +99,7 @@ def make(problem: Problem, settings: Settings) -> Job:
     if not unit:
         given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
         of_paired = given if paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
-    poison = None if plain else torch.where(_broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
+    poison = None if plain else torch.where(broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
     return Job(anchors, keys, paired, who, settings, inverse, wide_inverse, shared, plain, bound, given, of_paired,
                poison, dtype, widest_dtype(anchors.rows.device))
 
@@ -115,8 +115,16 @@ def cut(c: Tensor, bound: float | Tensor) -> Tensor:
     """Cosines that rounding has put beyond +-bound put back, in place."""
     if isinstance(bound, Tensor):
         bound = bound.to(c.dtype)
-        return torch.clamp(c, -bound, bound, out=c)
+        return c.clamp_(-bound, bound)
     return c if bound == inf else c.clamp_(-bound, bound)
+
+
+def bounded(c: Tensor, bound: float | Tensor) -> Tensor:
+    """The same, not in place."""
+    if isinstance(bound, Tensor):
+        bound = bound.to(c.dtype)
+        return torch.minimum(torch.maximum(c, -bound), bound)
+    return c if bound == inf else c.clamp(-bound, bound)
 
 
 def cosines(job: Job, first: int, last: int, scaled: bool) -> Tensor:

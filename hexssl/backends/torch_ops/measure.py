@@ -11,6 +11,7 @@ from hexssl.backends.torch_ops import budget, quantile
 from hexssl.backends.torch_ops import job as jobs
 from hexssl.backends.torch_ops.job import Job
 from hexssl.core import NO_TOKEN
+from hexssl.devices import widest_dtype
 from hexssl.dtypes import full_precision
 from hexssl.problem import Problem, Settings
 
@@ -27,30 +28,38 @@ def row_statistics(problem: Problem, quantile_wanted: float | None, rows: str, m
         chunks = budget.chunk_rows(m, n, _ARRAYS * 8, job.members.step, job.anchors.rows.device)
         stats = torch.cat([_chunk(job, quantile_wanted, rows == "negatives", moments, first, last)
                            for first, last in chunks])
-        present = stats[:, 4] > 0  # a row that is not finite is, and makes the mean NaN
-        mean = torch.where(present, stats[:, 5], 0).sum() / present.sum()
-        return stats, mean, NO_TOKEN
+        return stats, mean_quantile(stats), NO_TOKEN
+
+
+def mean_quantile(stats: Tensor) -> Tensor:
+    """0-d, of rows that are not empty."""
+    present = stats[:, 4] > 0  # a row that is not finite is, and makes the mean NaN
+    return torch.where(present, stats[:, 5], 0).sum() / present.sum()
 
 
 def _chunk(job: Job, wanted: float | None, negatives: bool, moments: bool, first: int, last: int) -> Tensor:
-    """(m, 6) in the order of csrc/hex.h."""
     c = jobs.cut(jobs.cosines(job, first, last, scaled=False), job.given_bound)
     members = torch.ones_like(c, dtype=torch.bool)
     if negatives:
         taken = c.clone()
         job.members.take(taken, first, last)
         members = taken != -inf
-    number = members.sum(1)
-    count = number.to(job.wide)
+    assert job.poison is not None
+    return statistics(c, members, wanted, moments, job.poison[first:last].isnan())
+
+
+def statistics(c: Tensor, members: Tensor, wanted: float | None, moments: bool, broken: Tensor) -> Tensor:
+    """(m, 6) in the order of csrc/hex.h, of the members of every row; broken : (m,) bool, not finite."""
+    number, wide_dtype = members.sum(1), widest_dtype(c.device)
+    count = number.to(wide_dtype)
     missing = torch.full_like(count, nan)
     columns = [missing] * 4
     if moments:
-        wide = torch.where(members, c, 0).to(job.wide)
+        wide = torch.where(members, c, 0).to(wide_dtype)
         mean = wide.sum(1) / count
-        variance = torch.where(members, wide - mean[:, None], 0).square_().sum(1) / count
+        variance = torch.where(members, wide - mean[:, None], 0).square().sum(1) / count
         columns = [torch.where(members, c, inf).amin(1), torch.where(members, c, -inf).amax(1), mean, variance]
     found = missing if wanted is None else quantile.of_rows(c, wanted, members)
-    assert job.poison is not None
-    empty = (number == 0) | job.poison[first:last].isnan()
-    columns = [torch.where(empty, nan, column.to(job.wide)) for column in columns]
-    return torch.stack([*columns, count, torch.where(empty, nan, found.to(job.wide))], 1)
+    empty = (number == 0) | broken
+    columns = [torch.where(empty, nan, column.to(wide_dtype)) for column in columns]
+    return torch.stack([*columns, count, torch.where(empty, nan, found.to(wide_dtype))], 1)

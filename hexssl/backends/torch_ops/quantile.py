@@ -34,14 +34,13 @@ def of_equal_rows(c: Tensor, quantile: float, count: int) -> Tensor:
 
 
 def of_rows(c: Tensor, quantile: float, members: Tensor) -> Tensor:
-    """(m,) of the members of every row, which may be any number; NaN for none. c is overwritten.
+    """(m,) of the members of every row, which may be any number; NaN for none.
 
     The rank from either end does not fall as a row has more elements, so that the rank of a full row bounds all.
     """
     n = c.shape[1]
     k, largest = rank(quantile, n)
-    c.masked_fill_(~members, -inf if largest else inf)
-    found = c.topk(k, dim=1, largest=largest, sorted=True).values
+    found = torch.where(members, c, -inf if largest else inf).topk(k, dim=1, largest=largest, sorted=True).values
     count = members.sum(1)
     index = torch.round(quantile * (count - 1).clamp(min=0).to(widest_dtype(c.device))).long()
     place = (count - 1 - index if largest else index).clamp(min=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hexssl.backends.torch_ops import quantile
-from hexssl.backends.torch_ops.job import Job, cosines, cut, filled
+from hexssl.backends.torch_ops.job import Job, bounded, cosines, filled
 from hexssl.backends.torch_ops.members import Masks
 from hexssl.backends.torch_ops.whole import Whole
 from hexssl.thresholds import Measurement
@@ -97,7 +97,7 @@ def measured_limit(job: Job, what: Measurement, quantiles: Tensor, scaled: bool)
     row of equal elements is not above itself. Nothing is above 1. Where there is no quantile, nothing is above it; of
     rows that are not finite the mean of whole rows is NaN, as are then all losses, and that of negatives is none."""
     bound = job.given_bound * job.inverse if scaled else job.given_bound
-    found = cut(quantiles, bound)
+    found = bounded(quantiles, bound)
     if isinstance(job.members, Masks) and what.rows == "negatives":
         present = quantiles == quantiles
         broken = torch.zeros_like(present) if job.poison is None else job.poison.isnan()
@@ -130,6 +130,6 @@ def of_negatives(job: Job, c: Tensor, what: Measurement) -> Tensor:
     """(m,) of the negatives, where all others are -inf; NaN for rows that have none."""
     assert what.quantile is not None
     if isinstance(job.members, Masks):
-        return quantile.of_rows(c.clone(), what.quantile, c != -inf)
+        return quantile.of_rows(c, what.quantile, c != -inf)
     count = c.shape[1] - job.members.count - job.members.others
     return c.new_full((c.shape[0],), nan) if count == 0 else quantile.of_equal_rows(c, what.quantile, count)

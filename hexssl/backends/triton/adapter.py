@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch.autograd import Function
 
-from hexssl import autograd, derivatives
+from hexssl import autograd
 from hexssl.backends import cpu
 from hexssl.core import NO_TOKEN
 from hexssl.devices import current
@@ -44,7 +44,6 @@ def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measure
     """As `hexssl.backends` says; `decided` is the threshold, None for none, or from what it is taken here."""
     if autograd.watched(problem.anchors):  # the operators are to be seen, and reach the same kernels
         return cpu.loss(problem, settings, decided, token, scale, statistics)
-    derivatives.refuse_tangents(problem.anchors, problem.keys, problem.paired, settings.temperature)
     if isinstance(decided, Tensor):
         decided = decided.detach().clone()  # who owns it may change it before backward
     temperature = settings.temperature if isinstance(settings.temperature, Tensor) else None
@@ -88,6 +87,7 @@ class _Loss(Function):
             outcome = contrast.contrast(what, settings, decided, exponent, wanted)
         if any(ctx.needs_input_grad):
             ctx.kept = _Kept(what, settings, outcome.threshold, exponent, scale)
+            ctx.call = call
             ctx.save_for_backward(anchors, keys, paired, temperature, outcome.state)
         ctx.mark_non_differentiable(outcome.statistics)
         ctx.set_materialize_grads(False)
@@ -95,7 +95,16 @@ class _Loss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        return (*autograd._gradients_from(_gradients, ctx, grad_loss), None)
+        return (*autograd.gradients_from(_gradients, _again, ctx, grad_loss), None)
+
+
+def _again(ctx: Any, saved: Any) -> autograd.Again:
+    from hexssl.backends import differentiable  # which is made of other backends
+
+    anchors, keys, paired, temperature, _ = saved
+    problem, settings, decided, scale, _ = ctx.call
+    return autograd.Again(differentiable.of_inputs(problem, settings, decided, scale),
+                          (anchors, keys, paired, temperature))
 
 
 def _gradients(ctx: Any, grad_loss: Tensor, saved: Any) -> Any:
