@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 ON_ONE_TIER = {
     "test_benchmarks.py": "compares formulas in plain torch",
     "test_compat_signatures.py": "looks at signatures",
+    "test_compiled_training.py": "what is compiled anew, whichever kernels compute",
     "test_core.py": "C programs with flags of their own",
     "test_diagnostics.py": "counts that test_count_pairs.py compares on every tier, and formulas in NumPy",
     "test_diagnostics_figures.py": "figures by their data",

@@ -1,0 +1,80 @@
+"""A training step under torch.compile, over epochs and batch sizes: no graph break, and few compilations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from hexssl import CrossHEXLoss, FeatureQueue, LogTemperature, backends
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, StepSchedule
+
+EPOCHS, SIZES = 20, (8, 12, 10, 8, 7)
+
+
+@pytest.fixture(params=["cpu", "torch_ops"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with backends.forced(request.param):
+        yield request.param
+
+
+class Training(nn.Module):
+    """MoCo's step: an encoder, a queue, a learned temperature, a threshold that follows the epoch. The queue is read
+    and pushed to outside: it holds a number that changes with every push."""
+
+    def __init__(self, threshold: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
+        self.loss = CrossHEXLoss(temperature=LogTemperature(0.2), threshold=threshold)
+
+    def forward(self, x1: Tensor, x2: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+        anchors, keys = self.encoder(x1), self.encoder(x2).detach()
+        return self.loss(anchors, keys, queue), normalize(keys)
+
+
+THRESHOLDS: dict[str, Callable[[], Any]] = {
+    "adaptive": lambda: "adaptive-negatives",
+    "warm-up, average": lambda: AdaptiveThreshold(0.9, rows="negatives", warmup=5, momentum=0.9, monotone=True),
+    "schedule": lambda: FixedThreshold(StepSchedule(0.9, 0.1, 0.1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_twenty_epochs_with_batches_of_several_sizes(name: str) -> None:
+    """Two compilations beyond the first: for sizes that change, and for what is another loss after the warm-up."""
+    graphs = []
+
+    def counted(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    eager = Training(THRESHOLDS[name]())
+    compiled = copy.deepcopy(eager)
+    run = torch.compile(compiled, fullgraph=True, backend=counted)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (eager, compiled)]
+    queues = [FeatureQueue(size=64, dim=5) for _ in range(2)]
+    generator = torch.Generator().manual_seed(1)
+    for queue in queues:
+        queue.push(normalize(torch.randn(64, 5, generator=torch.Generator().manual_seed(0))))
+    for epoch in range(EPOCHS):
+        for model in (eager, compiled):
+            model.loss.set_epoch(epoch)
+        for size in SIZES:
+            x1, x2 = torch.randn(2, size, 6, generator=generator)
+            losses = []
+            for step, optimizer, queue in zip((eager, run), optimizers, queues, strict=True):
+                optimizer.zero_grad()
+                loss, keys = step(x1, x2, queue.rows)
+                loss.backward()
+                optimizer.step()
+                queue.push(keys)
+                losses.append(loss.detach())
+            torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)  # float32, over a hundred steps
+    assert len(graphs) <= 3, len(graphs)
