@@ -78,6 +78,8 @@ def results() -> list[torch.Tensor]:
     add(InfoNCE(negative_mode="paired", threshold=0.2), z[0], z[1], z[2][:, None])
     add(info_nce, z[0], z[1], temperature=0.3)
     found.extend(similarity_stats(z[0]))
+    found.append(torch.func.hessian(lambda few: info_nce(*few, temperature=0.3))(z[:2, :4]))
+    found.append(torch.func.vmap(info_nce)(*z.view(2, -1, 4, 5)))
     return found
 
 
