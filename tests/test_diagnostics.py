@@ -283,7 +283,7 @@ def test_collapse(case: Case, normalize: bool, center: bool) -> None:
             assert local.sizes[number] == (labels == label).sum()
         if len(local.labels) == 1:  # as many rows as there are
             assert abs(local.baseline[0] - found.effective_rank) <= 1e-8 * max(1.0, found.effective_rank)
-            assert abs(local.ratio - 1) <= 1e-8 or (center and len(rows) == 1)
+            assert abs(local.ratio - 1) <= 1e-8 or (np.isnan(local.ratio) and found.effective_rank == 0)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -308,6 +308,15 @@ def test_local_collapse_is_found() -> None:
     assert (np.abs(local.effective_rank - 2) < 0.05).all() and (local.baseline > 7.5).all() and local.ratio < 0.3
     chance = diagnostics.collapse(draw.standard_normal((800, 8)), labels=labels).levels[0]
     assert abs(chance.ratio - 1) < 0.05  # of 200 rows each, whose ranks vary by 1 %
+
+
+def test_what_rounding_leaves_is_no_dimension() -> None:
+    """Rows that are all equal have no spread, whatever their mean is rounded to."""
+    z = np.random.default_rng(0).standard_normal(9)[None].repeat(50, 0)
+    found = diagnostics.collapse(z, labels=[0] * 25 + [1] * 25, center=True)
+    assert found.effective_rank == found.participation_ratio == 0 and (found.singular_values == 0).all()
+    assert (found.levels[0].effective_rank == 0).all() and np.isnan(found.levels[0].ratio)
+    assert round(diagnostics.collapse(z).effective_rank, 4) == 1
 
 
 def test_effective_rank_is_rankme() -> None:

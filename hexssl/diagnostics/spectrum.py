@@ -77,7 +77,7 @@ class LocalCollapse(NamedTuple):
     name : what a class of this level is called
     labels : int64, ascending
     sizes : int64, rows of each
-    singular_values : (C, D) float64, descending, 0 past the number of rows
+    singular_values : (C, D) float64, descending, 0 past the number of rows and where rounding alone is left
     effective_rank, participation_ratio : float64
     baseline : float64, the effective rank of as many rows drawn from all: what the number of rows alone makes of it
     """
@@ -168,12 +168,16 @@ def _singular_values(values: Array, chosen: Array, normalize: bool, center: bool
     else:
         mean = _mean(values, chosen) if center else np.zeros(columns)
     factor: Any = np.empty((0, columns))
+    largest = 0.0
     for first in range(0, len(chosen), step):
-        block = _block(values, chosen[first : first + step], normalize, mean)
+        block = _block(values, chosen[first : first + step], normalize, 0.0)
+        largest = max(largest, float(np.abs(block).max()))
+        block -= mean
         factor = block if len(chosen) <= step else np.linalg.qr(np.concatenate([factor, block]), mode="r")
     found = np.zeros(columns)
     singular = np.linalg.svd(factor, compute_uv=False)
     found[: len(singular)] = singular
+    found[found <= max(len(chosen), columns) * np.finfo(np.float64).eps * largest] = 0  # what rounding alone has left
     return found
 
 
