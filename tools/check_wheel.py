@@ -70,7 +70,7 @@ def check_contents(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = archive.namelist()
     assert [Path(name).name for name in names if ".so" in name] == ["_C.abi3.so"] or free_threaded, names
-    assert {"hexssl/py.typed", "hexssl/_C.pyi"} <= set(names), names
+    assert {"hexssl/py.typed", "hexssl/_C.pyi", "hexssl/inspection/page.html"} <= set(names), names
 
 
 def files_of(package: str, seen: set[str]) -> set[str]:
