@@ -290,7 +290,7 @@ def test_collapse(case: Case, normalize: bool, center: bool) -> None:
 @pytest.mark.parametrize("center", [False, True])
 def test_collapse_in_blocks(normalize: bool, center: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with more rows than are triangularised at once; without threadpoolctl, too."""
-    monkeypatch.setattr("hexssl.diagnostics.spectrum._BLOCK_BYTES", 1)  # seven rows at a time
+    monkeypatch.setattr("hexssl.diagnostics.rows._BLOCK_BYTES", 1)  # seven rows at a time
     monkeypatch.setitem(__import__("sys").modules, "threadpoolctl", None)
     z = np.random.default_rng(0).standard_normal((100, 7)) + 3
     found = diagnostics.collapse(z, normalize=normalize, center=center)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hexssl import validation
 from hexssl.diagnostics import drawing
-from hexssl.diagnostics.rows import Array, Level, Levels, Rows, rows_of
+from hexssl.diagnostics.rows import Array, Level, Levels, Rows, block_rows, rows_of, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,6 @@ Floats = NDArray[np.float64]
 
 LINKAGES = ("average", "complete", "single", "weighted")
 MOST_CLASSES = 4096  # whose distances are held: 64 MiB
-_BLOCK_BYTES = 4 << 20
 
 
 def _scipy() -> Any:
@@ -101,13 +100,11 @@ def _means(rows: Rows, level: Level) -> Floats:
     values, number, classes = rows.values, level.number, len(level.labels)
     order, sizes = np.argsort(number, kind="stable"), np.bincount(number)
     sums = np.zeros((classes, values.shape[1]))
-    step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
+    step = block_rows(values.shape[1])
     for first in range(0, len(order), step):
         chosen = order[first : first + step]
-        block = values[chosen].astype(np.float64)
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
         starts = np.flatnonzero(np.diff(number[chosen], prepend=-1))  # rows of a class lie together
-        sums[number[chosen[starts]]] += np.add.reduceat(block, starts)
+        sums[number[chosen[starts]]] += np.add.reduceat(unit(values[chosen]), starts)
     return sums / sizes[:, None]
 
 

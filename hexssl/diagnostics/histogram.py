@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hexssl import validation
 from hexssl.diagnostics import drawing
 from hexssl.diagnostics.pairs import PairCounts, count_pairs
 from hexssl.diagnostics.rows import Levels, rows_of
@@ -47,8 +48,6 @@ class CosineHistogram(NamedTuple):
         by : "relation": what rows have in common; "role": positives, hierarchical and global negatives, whose areas
             are their shares of the negatives
         """
-        from hexssl import validation
-
         validation.choice("by", by, ("relation", "role"))
         ax = drawing.axes(ax, figsize=(6.4, 3.6))
         width, roles = np.diff(self.edges), by == "role"

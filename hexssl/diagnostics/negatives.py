@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hexssl import validation
 from hexssl.diagnostics import drawing
-from hexssl.diagnostics.pairs import PairCounts, count_pairs
+from hexssl.diagnostics.pairs import PairCounts, count_pairs, share_of
 from hexssl.diagnostics.rows import Array, Levels, Rows, rows_of
 
 if TYPE_CHECKING:
@@ -105,12 +105,6 @@ class HierarchicalNegatives(NamedTuple):
         return ax
 
 
-def _over(part: Any, whole: Any) -> Any:
-    """part / whole, NaN where there is nothing."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(part, whole, dtype=np.float64)
-
-
 def _level(rows: Rows, index: int, hierarchical: Array, positives: Array) -> LevelNegatives:
     """hierarchical : (N, kinds), of each anchor; positives : (N,) group of each anchor."""
     level = rows.levels[index]
@@ -121,10 +115,10 @@ def _level(rows: Rows, index: int, hierarchical: Array, positives: Array) -> Lev
     agreeing = hierarchical[:, : index + (0 if positives is rows.levels[0].number else 1)].sum(1)
     found = hierarchical.sum(1)
     by_class = [np.bincount(level.number, weights=each, minlength=classes) for each in (found, agreeing, alike, others)]
-    return LevelNegatives(level.name, float(_over(agreeing.sum(), found.sum())),
-                          float(_over(agreeing.sum(), alike.sum())), float(_over(alike.sum(), others.sum())),
-                          level.labels, _over(by_class[0], by_class[3]), _over(by_class[1], by_class[0]),
-                          _over(by_class[1], by_class[2]))
+    return LevelNegatives(level.name, float(share_of(agreeing.sum(), found.sum())),
+                          float(share_of(agreeing.sum(), alike.sum())), float(share_of(alike.sum(), others.sum())),
+                          level.labels, share_of(by_class[0], by_class[3]), share_of(by_class[1], by_class[0]),
+                          share_of(by_class[1], by_class[2]))
 
 
 def _confused(confusions: Array, rows: Rows, level: int, most: int) -> tuple[ConfusedClasses, ...]:
@@ -145,8 +139,8 @@ def negatives_of(rows: Rows, counts: PairCounts, supervised: bool, most: int, le
     pairs, negatives = int(counts.hierarchical.sum()), int(counts.histogram[1:].sum())
     levels = tuple(_level(rows, index, counts.hierarchical, positives) for index in range(len(rows.levels)))
     confused = () if counts.confusions is None or level is None else _confused(counts.confusions, rows, level, most)
-    return HierarchicalNegatives(counts.threshold, pairs, negatives, float(_over(pairs, negatives)), levels, confused,
-                                 counts.confusions, rows.left_out)
+    return HierarchicalNegatives(counts.threshold, pairs, negatives, float(share_of(pairs, negatives)), levels,
+                                 confused, counts.confusions, rows.left_out)
 
 
 def countable_level(rows: Rows, level: Any) -> int | None:

@@ -40,6 +40,12 @@ class PairCounts(NamedTuple):
         return np.linspace(-1.0, 1.0, self.histogram.shape[2] + 1)
 
 
+def share_of(part: Any, whole: Any) -> Any:
+    """part / whole in float64, NaN where there is nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(part, whole, dtype=np.float64)
+
+
 def _chunk_rows(quantile: float, rows: int, element: int) -> int:
     """Anchors whose lists of candidates stay within `_LISTS_BYTES`: a list has up to 2 k + 20 and a tile's columns."""
     tail = min(quantile, 1 - quantile) * rows + 2

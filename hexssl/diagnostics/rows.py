@@ -18,7 +18,7 @@ Levels: TypeAlias = Labels | Sequence[Labels]
 _ACCEPTED = "an array or a CPU tensor of floating-point numbers, (rows, columns), rows >= 1 and columns >= 1"
 _ACCEPTED_LABELS = ("None, one label per sample as integers or bool, a sequence of such arrays from the finest level "
                     "to the coarsest, or an array (samples, levels) of these as columns")
-_KEPT_BYTES = 1 << 22  # of rows that are looked at at once
+_BLOCK_BYTES = 4 << 20  # of rows, as float64, that are worked on at once
 
 
 class Level(NamedTuple):
@@ -130,9 +130,21 @@ def level_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return given
 
 
+def block_rows(columns: int, least: int = 1) -> int:
+    """Rows of a block that is worked on in float64, so that no copy of all rows is made."""
+    return max(least, _BLOCK_BYTES // (8 * columns))
+
+
+def unit(rows: Array) -> Array:
+    """In float64, of length 1."""
+    wide = rows.astype(np.float64)
+    wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return wide
+
+
 def _finite(values: Array) -> Array:
     kept = np.empty(len(values), bool)
-    step = max(1, _KEPT_BYTES // values[0].nbytes)
+    step = block_rows(values.shape[1])
     for first in range(0, len(values), step):
         kept[first : first + step] = np.isfinite(values[first : first + step]).all(1)
     return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hexssl import validation
 from hexssl.diagnostics import drawing
-from hexssl.diagnostics.rows import Array, Level, Levels, rows_of
+from hexssl.diagnostics.rows import Array, Level, Levels, block_rows, rows_of, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 RANKME = 1e-7  # added to every share of the sum of the singular values, as in RankMe
-_BLOCK_BYTES = 4 << 20  # of rows, as double, that are triangularised at once
 
 
 def effective_rank(singular_values: ArrayLike) -> float:
@@ -150,42 +149,32 @@ def _one_thread() -> AbstractContextManager[Any]:
     return limits
 
 
-def _mean(values: Array, chosen: Array) -> Floats:
-    step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
-    total = np.zeros(values.shape[1])
+def _blocks(values: Array, chosen: Array, normalize: bool) -> Iterator[Floats]:
+    """The chosen rows in float64, so many at once that a triangular factor is no larger."""
+    step = block_rows(values.shape[1], least=values.shape[1])
     for first in range(0, len(chosen), step):
-        total += values[chosen[first : first + step]].sum(0, dtype=np.float64)
-    return total / len(chosen)
+        rows = values[chosen[first : first + step]]
+        yield unit(rows) if normalize else rows.astype(np.float64)
 
 
 def _singular_values(values: Array, chosen: Array, normalize: bool, center: bool) -> Floats:
     """Of the chosen rows, (D,): by triangular factors of blocks of rows, so that nothing is squared."""
-    columns = values.shape[1]
-    step = max(columns, _BLOCK_BYTES // (8 * columns))
-    if normalize and center:
-        mean = sum((_block(values, chosen[first : first + step], True, 0.0).sum(0)
-                    for first in range(0, len(chosen), step)), np.zeros(columns)) / len(chosen)
-    else:
-        mean = _mean(values, chosen) if center else np.zeros(columns)
-    factor: Any = np.empty((0, columns))
-    largest = 0.0
-    for first in range(0, len(chosen), step):
-        block = _block(values, chosen[first : first + step], normalize, 0.0)
+    rows, columns = len(chosen), values.shape[1]
+    mean, largest = np.zeros(columns), 0.0
+    if center:
+        for block in _blocks(values, chosen, normalize):
+            mean += block.sum(0) / rows
+    factor: Any = None
+    for block in _blocks(values, chosen, normalize):
         largest = max(largest, float(np.abs(block).max()))
         block -= mean
-        factor = block if len(chosen) <= step else np.linalg.qr(np.concatenate([factor, block]), mode="r")
+        whole = factor is None and len(block) == rows
+        factor = block if whole else np.linalg.qr(block if factor is None else np.concatenate([factor, block]), "r")
     found = np.zeros(columns)
     singular = np.linalg.svd(factor, compute_uv=False)
     found[: len(singular)] = singular
-    found[found <= max(len(chosen), columns) * np.finfo(np.float64).eps * largest] = 0  # what rounding alone has left
+    found[found <= max(rows, columns) * np.finfo(np.float64).eps * largest] = 0  # what rounding alone has left
     return found
-
-
-def _block(values: Array, chosen: Array, normalize: bool, mean: Any) -> Floats:
-    block = values[chosen].astype(np.float64)
-    if normalize:
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
-    return block - mean
 
 
 def _local(values: Array, level: Level, normalize: bool, center: bool, seed: int) -> LocalCollapse:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hexssl.diagnostics import drawing
-from hexssl.diagnostics.pairs import PairCounts, count_pairs
+from hexssl.diagnostics.pairs import PairCounts, count_pairs, share_of
 from hexssl.diagnostics.rows import Levels, rows_of
 
 if TYPE_CHECKING:
@@ -50,11 +50,6 @@ class ThresholdSweep(NamedTuple):
         return ax
 
 
-def _over(part: Any, whole: Any) -> Any:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(part, whole, dtype=np.float64)
-
-
 def sweep_of(counts: PairCounts, names: tuple[str, ...], supervised: bool) -> ThresholdSweep:
     """What `threshold_sweep` returns, of pairs that are counted."""
     kinds = counts.histogram[1:].sum(1)  # negatives alone
@@ -63,8 +58,8 @@ def sweep_of(counts: PairCounts, names: tuple[str, ...], supervised: bool) -> Th
     agreeing = above.cumsum(0)[:-1]  # from the finest level on: whoever shares a class shares what is coarser
     if supervised:
         agreeing = np.concatenate([np.zeros_like(above[:1]), agreeing])
-    return ThresholdSweep(counts.edges, _over(picked, total), names, _over(agreeing, picked),
-                          _over(agreeing, agreeing[:, :1]))
+    return ThresholdSweep(counts.edges, share_of(picked, total), names, share_of(agreeing, picked),
+                          share_of(agreeing, agreeing[:, :1]))
 
 
 def threshold_sweep(*views: Any, labels: Levels | None = None, bins: int = 200, supervised: bool = False,

@@ -10,12 +10,10 @@ import numpy as np
 from hexssl import validation
 from hexssl.core import _C
 from hexssl.diagnostics import drawing
-from hexssl.diagnostics.rows import Rows, rows_of
+from hexssl.diagnostics.rows import Rows, block_rows, rows_of, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_BLOCK_BYTES = 4 << 20
 
 
 class AlignmentUniformity(NamedTuple):
@@ -43,24 +41,19 @@ class AlignmentUniformity(NamedTuple):
         return ax
 
 
-def _unit(values: Any) -> Any:
-    wide = values.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-
-
 def alignment_of(rows: Rows, alpha: float) -> float:
     """Mean over the pairs of views of a sample of |x - y|^alpha; NaN where there is none."""
     values, sample = rows.values, rows.sample
     order = np.argsort(sample, kind="stable")
     total, count, offset = 0.0, 0, 1
-    step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
+    step = block_rows(values.shape[1])
     while True:  # pairs of views that are `offset` apart within a sample
         first = order[:-offset][sample[order[:-offset]] == sample[order[offset:]]]
         second = order[offset:][sample[order[:-offset]] == sample[order[offset:]]]
         if len(first) == 0:
             return total / count if count else float("nan")
         for at in range(0, len(first), step):
-            apart = _unit(values[first[at : at + step]]) - _unit(values[second[at : at + step]])
+            apart = unit(values[first[at : at + step]]) - unit(values[second[at : at + step]])
             total += float((np.linalg.norm(apart, axis=1) ** alpha).sum())
         count, offset = count + len(first), offset + 1
         if offset >= len(values):
