@@ -23,6 +23,7 @@ ON_ONE_TIER = {
     "test_compiled_training.py": "what is compiled anew, whichever kernels compute",
     "test_core.py": "C programs with flags of their own",
     "test_diagnostics.py": "counts that test_count_pairs.py compares on every tier, and formulas in NumPy",
+    "test_diagnostics_errors.py": "errors before any work",
     "test_diagnostics_figures.py": "figures by their data",
     "test_derivatives.py": "who asks for a gradient, whichever kernels compute it",
     "test_distributed.py": "gathering and its gradient; what is gathered is computed as on one rank",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 LINKAGES = ("average", "complete", "single", "weighted")
-MOST_CLASSES = 4096  # whose distances are held: 64 MiB
+MOST_CLASSES = 2048  # of whose pairs a few arrays are held, 16 MiB each
 
 
 def _scipy() -> Any:
@@ -147,7 +147,7 @@ def class_hierarchy(*views: Any, labels: Levels, linkage: str = "average", names
     Parameters
     ----------
     views, names : as in `cosine_histogram`; all views count as rows
-    labels : as in `cosine_histogram`, not None; two to 4,096 classes. With coarser levels the dendrogram is compared
+    labels : as in `cosine_histogram`, not None; two to 2,048 classes. With coarser levels the dendrogram is compared
         with them.
     linkage : "average", "complete", "single" or "weighted", as in `scipy.cluster.hierarchy.linkage`
 
