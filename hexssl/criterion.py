@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, own_threshold
+from hexssl.gathered import evaluate_gathered
+from hexssl.groups import Group, Ranks, group_of
 from hexssl.problem import Problem, Settings, current_temperature, make_settings
 from hexssl.results import HEXStats, batch_stats
 from hexssl.thresholds import Threshold, warn_of_positives
@@ -39,11 +42,13 @@ class Criterion(nn.Module):
     _fixed: Settings | None  # the settings, if none of them is a tensor or made anew in every call
     _seen: tuple[Tensor, ...]
     _sync = True  # in training, ranks agree on a threshold that does not say otherwise
+    _gather: Group | None
 
     def __init__(self, temperature: Any, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, positives: str, denominator: str, normalize: bool, reduction: str,
-                 stats: bool = True) -> None:
+                 stats: bool = True, gather: Ranks = False) -> None:
         super().__init__()
+        self.gather = gather
         _check_leaf(temperature)
         self._wants_stats = validation.flag("stats", stats)
         self._assign(temperature=temperature, threshold=threshold, beta=beta, tau_plus=tau_plus,
@@ -117,6 +122,26 @@ class Criterion(nn.Module):
         self._remember(seen)
         return loss
 
+    def _loss_of_all(self, make: Callable[[], Problem], both_ways: bool = False, views: int = 2,
+                     queue: bool = False) -> Tensor:
+        """The loss of the batch of all ranks that `gather` names, in training; else that of this rank's, as without.
+
+        make : gives this rank's problem
+        views, queue : as in `hexssl.gathered.Local`
+        """
+        group = self._gather
+        assert group is not None
+        if not (self.training and group.active()):
+            return self._loss_both_ways(make()) if both_ways else self._loss_of(make())
+
+        def asked() -> tuple[Problem, Settings]:
+            problem = make()
+            return problem, self._settings(problem.anchors.device)
+
+        loss, seen = evaluate_gathered(group, asked, self.threshold, self._wants_stats, both_ways, views, queue)
+        self._remember(seen)
+        return loss
+
     def _remember(self, seen: tuple[Tensor, ...]) -> None:
         # past Module.__setattr__, which looks for parameters: 1.2 of the 80 us of a step of 32 x 128 on AVX-512
         self.__dict__["_seen"] = seen if self._wants_stats else ()
@@ -136,6 +161,16 @@ class Criterion(nn.Module):
             validation.integer("step", step, 0, "an int >= 0")
 
     @property
+    def gather(self) -> Any:
+        """Whose rows are the keys in training: False, this rank's own; True, those of all ranks; or a process group or
+        a one-dimensional DeviceMesh, those of its ranks."""
+        return False if self._gather is None else self._gather.given
+
+    @gather.setter
+    def gather(self, value: Ranks) -> None:
+        self.__dict__["_gather"] = group_of("gather", value)
+
+    @property
     def stats(self) -> HEXStats | None:
         """What the loss saw in the last batch; None before the first, and always with ``stats=False``."""
         return batch_stats(self._seen) if self._seen else None
@@ -147,6 +182,7 @@ class Criterion(nn.Module):
     def extra_repr(self) -> str:
         values = ((name, getattr(self, name)) for name in self._shown())
         shown = [f"{name}={_brief(value)}" for name, value in values if not isinstance(value, nn.Module)]
+        shown += [] if self._gather is None else [f"gather={self._gather}"]
         return ", ".join(shown if self._wants_stats else [*shown, "stats=False"])
 
 

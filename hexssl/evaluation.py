@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hexssl import backends, validation
 from hexssl.core import NO_TOKEN
+from hexssl.groups import Group
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import WORDS, Measurement, Threshold, named
 
@@ -29,7 +30,7 @@ def measure(problem: Problem, quantile: float | None, rows: str, moments: bool, 
     return found
 
 
-def decide(problem: Problem, settings: Settings, threshold: Any, sync: bool,
+def decide(problem: Problem, settings: Settings, threshold: Any, sync: bool | Group,
            backend: ModuleType) -> tuple[Settings, float | Tensor | Measurement | None, Tensor]:
     """The settings and the threshold of this batch, or from what the backend shall take that; and a token."""
     if threshold is None:
@@ -61,12 +62,13 @@ def _ready(problem: Problem, settings: Settings, threshold: Any) -> Any:
 
 
 def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0, statistics: bool = True,
-             sync: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+             sync: bool | Group = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The loss, times `scale`, and the vectors of batch statistics, in the order of `HEXStats`: here one, empty unless
     wanted.
 
     threshold : as in `hexssl.hex_loss`
-    sync : whether ranks agree in training on a threshold that does not say it by itself; see `Threshold.pools`
+    sync : whether ranks agree in training on a threshold that does not say it by itself, or which; see
+        `Threshold.pools`
     """
     threshold, backend = _ready(problem, settings, threshold), backends.of(problem, settings)
     settings, decided, token = decide(problem, settings, threshold, sync, backend)
@@ -75,7 +77,7 @@ def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float 
 
 
 def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, statistics: bool = True,
-                       sync: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+                       sync: bool | Group = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
     In one pass over the cosines where the backend can, unless each direction has a threshold of its own: one that is

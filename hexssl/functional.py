@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, measure
-from hexssl.problem import Labels, Problem, cross_problem, make_settings, statistics_problem, view_problem
+from hexssl.gathered import evaluate_gathered, gathered_statistics
+from hexssl.groups import Ranks, group_of
+from hexssl.problem import Labels, Problem, Settings, cross_problem, make_settings, statistics_problem, view_problem
 from hexssl.results import HEXStats, RowStats, batch_stats
 from hexssl.thresholds import Threshold
 
@@ -23,6 +26,7 @@ class InfoNCEOptions(TypedDict, total=False):
     denominator: str
     normalize: bool
     reduction: str
+    gather: Ranks
 
 
 class HEXOptions(InfoNCEOptions, total=False):
@@ -68,7 +72,7 @@ def hex_loss(
     *views: Tensor, labels: Labels | None = None, threshold: str | float | Tensor | Threshold | None = "adaptive",
     temperature: float | Tensor | nn.Module = 0.1, beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0,
     formulation: str = "weighted", positives: str = "sum", denominator: str = "all", normalize: bool = True,
-    reduction: str = "mean", return_stats: bool = False,
+    reduction: str = "mean", gather: Ranks = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """The HEX loss of several views of a batch, or of rows with labels (HEX, WACV 2025, arXiv 2410.23200).
 
@@ -113,6 +117,10 @@ def hex_loss(
     reduction : "mean", "sum" or "none"
         Over the anchors that have a loss. An anchor without a positive, or with an empty denominator, has none: it
         is 0 under "none", has no gradient and is counted in the statistics.
+    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+        Under ``torch.distributed`` compare with the rows of all ranks, of the default group or of the one given, and
+        with gradients on only: under ``torch.no_grad()`` nothing is communicated, and the loss is of this rank's rows.
+        False: never. See Notes.
     return_stats : bool
         Also return what the loss saw.
 
@@ -125,7 +133,18 @@ def hex_loss(
     Raises
     ------
     TypeError, ValueError
-        Before any work, naming the argument, what was given and what is accepted.
+        Before any work, naming the argument, what was given and what is accepted. With `gather` on every rank, with the
+        words of the first rank that has one; and where the ranks have not the same settings, dtype and columns.
+
+    Notes
+    -----
+    With `gather` the loss, its threshold and the statistics are those of one process that has the rows of all ranks,
+    on every rank. The gradient is the number of ranks times this rank's part of it, so that the average over the ranks
+    that ``DistributedDataParallel`` takes is the gradient of that one process, for "mean" and "sum" alike. With "none"
+    the losses are those of this rank's rows, and their gradients are not scaled: whatever the ranks make of their
+    losses, DDP's average is the gradient of its mean over the ranks. A rank may have any number of rows, none included
+    (views of shape (0, D)). Every rank must make the call, and its backward. Labels are compared over all ranks; a
+    threshold of shape (M,) is that of this rank's rows. A threshold that does not say ``sync=False`` is of all ranks.
 
     Examples
     --------
@@ -139,10 +158,13 @@ def hex_loss(
     >>> views.grad.shape, round(stats.threshold.item(), 6)
     (torch.Size([2, 8, 16]), 0.3)
     """
-    problem = view_problem(views, labels)
-    settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
-                             reduction, problem.anchors.device)
-    return _result(problem, settings, threshold, return_stats)
+    def asked() -> tuple[Problem, Settings]:
+        problem = view_problem(views, labels)
+        return problem, make_settings(
+            temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize, reduction,
+            problem.anchors.device)
+
+    return _result(asked, threshold, gather, return_stats, views=len(views))
 
 
 @overload
@@ -157,7 +179,8 @@ def info_nce(*views: Tensor, labels: Labels | None = None, return_stats: Literal
 
 def info_nce(
     *views: Tensor, labels: Labels | None = None, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum",
-    denominator: str = "all", normalize: bool = True, reduction: str = "mean", return_stats: bool = False,
+    denominator: str = "all", normalize: bool = True, reduction: str = "mean", gather: Ranks = False,
+    return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """InfoNCE (NT-Xent) of several views: `hex_loss` without hierarchical negatives.
 
@@ -171,10 +194,13 @@ def info_nce(
     >>> round(info_nce(torch.eye(4)[:2], torch.eye(4)[2:], temperature=1.0).item(), 6)  # log 3: all keys equally far
     1.098612
     """
-    problem = view_problem(views, labels)
-    settings = make_settings(temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
-                             problem.anchors.device)
-    return _result(problem, settings, None, return_stats)
+    def asked() -> tuple[Problem, Settings]:
+        problem = view_problem(views, labels)
+        return problem, make_settings(
+            temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
+            problem.anchors.device)
+
+    return _result(asked, None, gather, return_stats, views=len(views))
 
 
 @overload
@@ -194,7 +220,7 @@ def cross_hex_loss(
     threshold: str | float | Tensor | Threshold | None = "adaptive", temperature: float | Tensor | nn.Module = 0.1,
     beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
-    return_stats: bool = False,
+    gather: Ranks = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """The HEX loss of anchors against other keys (NNCLR, CLIP), or against a queue of negatives (MoCo).
 
@@ -229,6 +255,11 @@ def cross_hex_loss(
         of the threshold. Not with `queue`, `paired` or `self_offset`; with reduction="none" N must be M.
     threshold, temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize, reduction
         As in `hex_loss`; a threshold of shape (M,) has one for every anchor.
+    gather
+        As in `hex_loss`. Keys are gathered, and `key_labels`; anchors, `paired` and a queue are compared as they are on
+        each rank. Row numbers are this rank's: key i is still the positive of anchor i, and `self_offset` counts this
+        rank's keys. A relation has a column for each key of all ranks, (M, sum of N), in the order of the ranks, and is
+        not taken with `symmetric`.
     return_stats : bool
         Also return what the loss saw: of a symmetric one the skipped anchors of both directions added, the rest the
         mean over the directions that have a value.
@@ -254,11 +285,15 @@ def cross_hex_loss(
     0.4005
     """
     validation.flag("symmetric", symmetric)
-    problem = cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset, symmetric,
-                            reduction)
-    settings = make_settings(temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize,
-                             reduction, problem.anchors.device)
-    return _result(problem, settings, threshold, return_stats, symmetric)
+
+    def asked() -> tuple[Problem, Settings]:
+        problem = cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset, symmetric,
+                                reduction, gather is not False)
+        return problem, make_settings(
+            temperature, beta, tau_plus, local_weight, formulation, positives, denominator, normalize, reduction,
+            problem.anchors.device)
+
+    return _result(asked, threshold, gather, return_stats, symmetric, queue=queue is not None)
 
 
 @overload
@@ -276,7 +311,7 @@ def cross_info_nce(
     labels: Labels | None = None, key_labels: Labels | None = None, relation: Tensor | None = None,
     self_offset: int | None = None, symmetric: bool = False,
     temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
-    normalize: bool = True, reduction: str = "mean", return_stats: bool = False,
+    normalize: bool = True, reduction: str = "mean", gather: Ranks = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """InfoNCE of anchors against other keys: `cross_hex_loss` without hierarchical negatives.
 
@@ -290,16 +325,26 @@ def cross_info_nce(
     0.743668
     """
     validation.flag("symmetric", symmetric)
-    problem = cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset, symmetric,
-                            reduction)
-    settings = make_settings(temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
-                             problem.anchors.device)
-    return _result(problem, settings, None, return_stats, symmetric)
+
+    def asked() -> tuple[Problem, Settings]:
+        problem = cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset, symmetric,
+                                reduction, gather is not False)
+        return problem, make_settings(
+            temperature, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
+            problem.anchors.device)
+
+    return _result(asked, None, gather, return_stats, symmetric, queue=queue is not None)
 
 
-def _result(problem: Problem, settings: Any, threshold: Any, return_stats: Any,
-            symmetric: bool = False) -> Tensor | tuple[Tensor, HEXStats]:
+def _result(asked: Callable[[], tuple[Problem, Settings]], threshold: Any, gather: Any, return_stats: Any,
+            symmetric: bool = False, views: int = 2, queue: bool = False) -> Tensor | tuple[Tensor, HEXStats]:
+    """asked : gives the problem and the settings, validated; views, queue : as in `hexssl.gathered.Local`."""
     validation.flag("return_stats", return_stats)
+    group = None if gather is False else group_of("gather", gather)
+    if group is not None and group.active():
+        loss, seen = evaluate_gathered(group, asked, threshold, return_stats, symmetric, views, queue)
+        return (loss, batch_stats(seen)) if return_stats else loss
+    problem, settings = asked()
     if symmetric:
         loss, seen = evaluate_both_ways(problem, settings, threshold, statistics=return_stats)
     else:
@@ -310,7 +355,7 @@ def _result(problem: Problem, settings: Any, threshold: Any, return_stats: Any,
 def similarity_stats(
     anchors: Tensor, keys: Tensor | None = None, *, labels: Labels | None = None, key_labels: Labels | None = None,
     relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
-    normalize: bool = True,
+    normalize: bool = True, gather: Ranks = False,
 ) -> RowStats:
     """Statistics of every anchor's cosines with the keys, without gradient.
 
@@ -326,6 +371,9 @@ def similarity_stats(
     rows : "all" or "negatives"
         Count all N cosines (the anchor itself and its positives among them), or the negatives' alone. Which are
         negatives must be said, by labels or a relation, where the keys are the anchors.
+    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+        Of this rank's anchors and the keys of all ranks, as in `cross_hex_loss`, but with or without gradients: it is a
+        collective call wherever it is made.
 
     Returns
     -------
@@ -346,6 +394,13 @@ def similarity_stats(
     """
     quantile = validation.statistic(quantile, rows)
     validation.flag("normalize", normalize)
-    problem = statistics_problem(anchors, keys, labels, key_labels, relation, self_offset, rows)
-    stats, _, _ = measure(problem, quantile, rows, True, normalize, normalize, False)
+    group = None if gather is False else group_of("gather", gather)
+
+    def asked() -> tuple[Problem, Settings]:
+        problem = statistics_problem(anchors, keys, labels, key_labels, relation, self_offset, rows, group is not None)
+        return problem, make_settings(1.0, 0.0, 0.0, 1.0, "weighted", "sum", "all", normalize, "none")
+
+    if group is not None and group.size > 1:
+        return RowStats(*gathered_statistics(group, asked, quantile, rows).unbind(1))
+    stats, _, _ = measure(asked()[0], quantile, rows, True, normalize, normalize, False)
     return RowStats(*stats.unbind(1))

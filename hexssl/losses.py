@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.criterion import Criterion
+from hexssl.groups import Ranks
 from hexssl.problem import Labels, cross_problem, view_problem
 from hexssl.thresholds import Threshold
 
@@ -27,6 +28,8 @@ class HEXLoss(Criterion):
     ----------
     temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator, normalize, reduction
         As in `hexssl.hex_loss`.
+    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+        As in `hexssl.hex_loss`, in training only: in evaluation mode, too, nothing is communicated.
     stats : bool
         False: no statistics are computed, and `stats` is None.
 
@@ -56,12 +59,14 @@ class HEXLoss(Criterion):
                  threshold: str | float | Tensor | Threshold | None = "adaptive", beta: float = 1.0,
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True,
-                 reduction: str = "mean", stats: bool = True) -> None:
+                 reduction: str = "mean", gather: Ranks = False, stats: bool = True) -> None:
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
-                         normalize, reduction, stats)
+                         normalize, reduction, stats, gather)
 
     def forward(self, *views: Tensor, labels: Labels | None = None) -> Tensor:
         """The loss of the batch; arguments, result and errors are those of `hexssl.hex_loss`."""
+        if self._gather is not None:
+            return self._loss_of_all(lambda: view_problem(views, labels), views=len(views))
         return self._loss_of(view_problem(views, labels))
 
 
@@ -70,7 +75,7 @@ class InfoNCELoss(Criterion):
 
     Parameters
     ----------
-    temperature, positives, denominator, normalize, reduction, stats
+    temperature, positives, denominator, normalize, reduction, gather, stats
         As in `HEXLoss`.
 
     Examples
@@ -82,12 +87,14 @@ class InfoNCELoss(Criterion):
     """
 
     def __init__(self, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
-                 normalize: bool = True, reduction: str = "mean", stats: bool = True) -> None:
+                 normalize: bool = True, reduction: str = "mean", gather: Ranks = False, stats: bool = True) -> None:
         super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
-                         stats)
+                         stats, gather)
 
     def forward(self, *views: Tensor, labels: Labels | None = None) -> Tensor:
         """The loss of the batch; arguments, result and errors are those of `hexssl.info_nce`."""
+        if self._gather is not None:
+            return self._loss_of_all(lambda: view_problem(views, labels), views=len(views))
         return self._loss_of(view_problem(views, labels))
 
     def _shown(self) -> list[str]:
@@ -103,6 +110,11 @@ class _Cross(Criterion):
                 labels: Labels | None = None, key_labels: Labels | None = None, relation: Tensor | None = None,
                 self_offset: int | None = None) -> Tensor:
         """The loss of the batch; arguments, result and errors are those of `hexssl.cross_hex_loss`."""
+        if self._gather is not None:
+            return self._loss_of_all(
+                lambda: cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset,
+                                      self.symmetric, self.reduction, own=True),
+                self.symmetric, queue=queue is not None)
         problem = cross_problem(anchors, keys, queue, paired, labels, key_labels, relation, self_offset, self.symmetric,
                                 self.reduction)
         return self._loss_both_ways(problem) if self.symmetric else self._loss_of(problem)
@@ -122,6 +134,8 @@ class CrossHEXLoss(_Cross):
         Also the other way round, keys against anchors, and the mean of both (CLIP). Each direction has its own estimate
         of the threshold; a running one then follows twice per batch, a fixed one is asked once. In `stats` the skipped
         anchors of both directions are added, the rest is the mean over the directions that have a value.
+    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+        As in `hexssl.cross_hex_loss`, in training only, as in `HEXLoss`.
     stats : bool
         False: no statistics are computed, and `stats` is None.
 
@@ -140,9 +154,9 @@ class CrossHEXLoss(_Cross):
                  threshold: str | float | Tensor | Threshold | None = "adaptive", beta: float = 1.0,
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
-                 symmetric: bool = False, stats: bool = True) -> None:
+                 symmetric: bool = False, gather: Ranks = False, stats: bool = True) -> None:
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
-                         normalize, reduction, stats)
+                         normalize, reduction, stats, gather)
         self.symmetric = validation.flag("symmetric", symmetric)
 
 
@@ -151,7 +165,7 @@ class CrossInfoNCELoss(_Cross):
 
     Parameters
     ----------
-    temperature, positives, denominator, normalize, reduction, symmetric, stats
+    temperature, positives, denominator, normalize, reduction, symmetric, gather, stats
         As in `CrossHEXLoss`.
 
     Examples
@@ -163,9 +177,10 @@ class CrossInfoNCELoss(_Cross):
     """
 
     def __init__(self, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
-                 normalize: bool = True, reduction: str = "mean", symmetric: bool = False, stats: bool = True) -> None:
+                 normalize: bool = True, reduction: str = "mean", symmetric: bool = False, gather: Ranks = False,
+                 stats: bool = True) -> None:
         super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
-                         stats)
+                         stats, gather)
         self.symmetric = validation.flag("symmetric", symmetric)
 
     def _shown(self) -> list[str]:

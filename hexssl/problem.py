@@ -96,8 +96,11 @@ def view_problem(views: tuple[Any, ...], labels: Any) -> Problem:
 
 
 def cross_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any, key_labels: Any, relation: Any,
-                  self_offset: Any, symmetric: bool, reduction: str) -> Problem:
-    """Of anchors and other keys, or of anchors, their positives and a queue of negatives; see `cross_hex_loss`."""
+                  self_offset: Any, symmetric: bool, reduction: str, own: bool = False) -> Problem:
+    """Of anchors and other keys, or of anchors, their positives and a queue of negatives; see `cross_hex_loss`.
+
+    own : the keys are known to be this rank's, since those of the others are still to be gathered
+    """
     validation.look_at_signs(relation)
     cross_rules.together(symmetric, queue, paired, self_offset)
     if queue is not None:
@@ -109,7 +112,7 @@ def cross_problem(anchors: Any, keys: Any, queue: Any, paired: Any, labels: Any,
     if paired is not None:
         validation.partner("paired", paired, anchors, one_each=True)
     if labels is None and key_labels is None and relation is None and paired is None:
-        _check_pairs(anchors, keys, self_offset)
+        _check_pairs(anchors, keys, self_offset, own)
     cross_rules.as_many_keys(anchors, keys, symmetric, reduction)
     if same:
         return _related(anchors, None, paired, labels, None, relation, self_offset)
@@ -125,10 +128,11 @@ def _queue_problem(anchors: Any, keys: Any, queue: Any, labels: Any, key_labels:
     return _related(anchors, queue, keys, labels, key_labels, relation, self_offset)
 
 
-def _check_pairs(anchors: Tensor, keys: Tensor, self_offset: Any) -> None:
+def _check_pairs(anchors: Tensor, keys: Tensor, self_offset: Any, own: bool) -> None:
     """Where key i is the positive of anchor i."""
     cross_rules.a_key_each(anchors, keys)
-    _refuse_keys_of_all_ranks(anchors, keys)  # says more than what follows
+    if not own:
+        _refuse_keys_of_all_ranks(anchors, keys)  # says more than what follows
     if self_offset is not None and validation.offset(self_offset, anchors.shape[0], keys.shape[0], False) == 0:
         validation.refuse_value("self_offset", self_offset, "0 with labels, relation or paired only: else the positive "
                                 "of anchor i would be key i, which is the anchor itself (two views of a batch are "
@@ -177,12 +181,12 @@ def _refuse_keys_of_all_ranks(anchors: Tensor, keys: Tensor) -> None:
             "they may be the keys of all ranks; accepted: with labels and key_labels, which say whose positive a key "
             f"is: key_labels=torch.arange({keys.shape[0]}), and labels=torch.arange({rows}) + rank() * {rows} for keys "
             f"of all ranks as hexssl.distributed.all_gather returns them, labels=torch.arange({rows}) for this rank's "
-            "own")
+            "own; or this rank's own keys with gather=True")
 
 
 def statistics_problem(anchors: Any, keys: Any, labels: Any, key_labels: Any, relation: Any, self_offset: Any,
-                       rows: str) -> Problem:
-    """Of `hexssl.similarity_stats`, where it may not matter who is whose positive."""
+                       rows: str, own: bool = False) -> Problem:
+    """Of `hexssl.similarity_stats`, where it may not matter who is whose positive. own : as in `cross_problem`."""
     validation.look_at_signs(relation)
     if keys is None and labels is None and key_labels is None and relation is None:
         validation.embeddings("anchors", anchors)
@@ -190,7 +194,8 @@ def statistics_problem(anchors: Any, keys: Any, labels: Any, key_labels: Any, re
             validation.refuse_value("anchors", anchors, "with rows='negatives' labels or a relation, which say who is "
                                     "a negative: labels=torch.arange(B).repeat(2) for two stacked views")
         return make_problem(anchors, None, self_offset=self_offset, views=1)
-    return make_problem(anchors, keys, None, labels, key_labels, relation, self_offset, pairs=rows == "negatives")
+    return make_problem(anchors, keys, None, labels, key_labels, relation, self_offset,
+                        pairs=rows == "negatives" and not own)
 
 
 def current_temperature(temperature: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from hexssl import dtypes, validation
 from hexssl.losses import HEXLoss
+from hexssl.problem import Problem, view_problem
 from hexssl.results import HEXStats
 
 VICREG_WEIGHTS: Mapping[str, float] = MappingProxyType(
@@ -81,7 +82,8 @@ class HEXRegularized(nn.Module):
     alpha : float in [0, 1]
         0.1 in the published settings.
     hex
-        The keyword arguments of `hexssl.HEXLoss`, whose `reduction` must not be "none" here.
+        The keyword arguments of `hexssl.HEXLoss`, whose `reduction` must not be "none" here. With `gather` HEX is of
+        the rows of all ranks; `base_loss` is of this rank's, whatever it does with them.
 
     Attributes
     ----------
@@ -138,15 +140,25 @@ class HEXRegularized(nn.Module):
         -------
         0-d tensor
         """
-        _check_pair(("z1", "z2"), dtypes.autocast(z1, z2))
+        if self.hex.gather is False:
+            _check_pair(("z1", "z2"), dtypes.autocast(z1, z2))
+            hex = None
+        else:  # first, since the other ranks wait for it
+            hex = self.hex._loss_of_all(lambda: self._checked(z1, z2), views=2)
         base = self.base_loss(z1, z2, *args, **kwargs)
         if not isinstance(base, Tensor):
             raise TypeError(f"base_loss: returned {validation.describe(base)}; accepted: a 0-d tensor")
         if base.dim() != 0:
             raise ValueError(f"base_loss: returned {validation.describe(base)}; accepted: a 0-d tensor")
-        hex = self.hex(z1, z2)
+        if hex is None:
+            hex = self.hex(z1, z2)
         self.terms = Terms(hex.detach(), base.detach())
         return self.alpha * hex + (1.0 - self.alpha) * base
+
+    @staticmethod
+    def _checked(z1: Tensor, z2: Tensor) -> Problem:
+        _check_pair(("z1", "z2"), dtypes.autocast(z1, z2))
+        return view_problem((z1, z2), None)
 
     def set_epoch(self, epoch: int) -> None:
         """As `HEXLoss.set_epoch`."""

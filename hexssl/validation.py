@@ -10,7 +10,9 @@ from __future__ import annotations
 import reprlib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import inf
 from numbers import Integral, Real
 from typing import Any, NoReturn
@@ -31,6 +33,19 @@ POSITIVES = {"sum": 0, "mean": 1}
 DENOMINATORS = {"all": 0, "own": 1, "negatives": 2}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 ROWS = {"all": False, "negatives": True}
+
+_among_ranks: ContextVar[bool] = ContextVar("among_ranks", default=False)
+
+
+@contextmanager
+def among_ranks() -> Iterator[None]:
+    """For a rank's part of a batch of several ranks: it may have no rows, and a relation's columns are those of all
+    ranks' keys, whose number this rank does not know."""
+    token = _among_ranks.set(True)
+    try:
+        yield
+    finally:
+        _among_ranks.reset(token)
 
 
 def describe(value: Any) -> str:
@@ -237,7 +252,7 @@ def embeddings(name: str, value: Any) -> Tensor:
         rows, columns = value.shape
     except (ValueError, RuntimeError):  # other than two sides, or, in a nested tensor, none
         rows = columns = 0
-    if rows == 0 or columns == 0:
+    if (rows == 0 or columns == 0) and not (columns and value.dim() == 2 and _among_ranks.get()):
         refuse_value(name, value, accepted + advice(value))
     return value
 
@@ -276,7 +291,7 @@ def label_array(name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except (TypeError, ValueError):  # of several lengths, for one
         refuse_type(name, value, accepted)
-    if array.dtype.kind not in "iub":
+    if array.dtype.kind not in "iub" and array.shape != (0,):  # an empty list has no kind
         refuse_type(name, value, accepted)
     if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
         refuse_value(name, array, "integers below 2**63")
@@ -351,7 +366,8 @@ def _relation(value: Any, anchors: int, keys: int, device: torch.device) -> Tens
                     "of bool: True positive, False negative")
     if type(value) is not Tensor:
         _ordinary("relation", value)
-    if value.dim() != 2 or value.shape[0] != anchors or value.shape[1] != keys or value.device != device:
+    columns_fit = value.dim() == 2 and (value.shape[1] == keys or _among_ranks.get())
+    if not columns_fit or value.shape[0] != anchors or value.device != device:
         refuse_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 or bool on {device}")
     if value.dtype == torch.bool:
         return value.to(torch.int8).mul_(2).sub_(1).contiguous()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from hexssl import validation
+from hexssl.groups import Ranks
 from hexssl.thresholds.base import QUANTILE, Measurement, Threshold, check_per, check_sync, inf_if_undefined, needs_time
 from hexssl.thresholds.buffers import scalar
 
@@ -31,11 +32,11 @@ class AdaptiveThreshold(Threshold):
         Never above an earlier threshold (running minimum, after the average).
     warmup_value : number or None
         The threshold during the warm-up (0.9 in the authors' NNCLR); None: no hierarchical negatives, InfoNCE.
-    sync : bool or None
-        Under ``torch.distributed`` take the mean over the anchors of all ranks, so that all ranks have the same
-        threshold. Every rank must then compute the loss equally often. Only in training: training mode, with gradients
-        on. None: in loss modules, and in drop-ins that gather rows over the ranks, but not in functions such as
-        `hexssl.hex_loss`, which communicate only where they are told to by True.
+    sync : bool, ProcessGroup, one-dimensional DeviceMesh or None
+        Under ``torch.distributed`` take the mean over the anchors of all ranks, or of those of a group, so that they
+        have the same threshold. Every rank must then compute the loss equally often. Only in training: training mode,
+        with gradients on. None: in losses with `gather`, in loss modules, and in drop-ins that gather rows over the
+        ranks, but not in functions such as `hexssl.hex_loss`, which communicate only where they are told to.
     per : "epoch" or "step"
         What the warm-up counts. Steps suit runs of few epochs.
 
@@ -66,7 +67,7 @@ class AdaptiveThreshold(Threshold):
     looked_at = False  # by `choice.warn_of_positives`, which warns once
 
     def __init__(self, quantile: float = 0.99, rows: str = "all", warmup: int = 0, momentum: float | None = None,
-                 monotone: bool = False, warmup_value: float | None = None, sync: bool | None = None,
+                 monotone: bool = False, warmup_value: float | None = None, sync: Ranks | None = None,
                  per: str = "epoch") -> None:
         super().__init__()
         self.per = check_per(per)
@@ -106,7 +107,7 @@ class AdaptiveThreshold(Threshold):
         rows = torch.count_nonzero(~row_stats[:, QUANTILE].isnan()).to(mean_quantile.dtype)
         # A rank without any quantile adds nothing; NaN from NaN embeddings reaches all ranks.
         total = torch.stack((torch.where(rows > 0, mean_quantile * rows, 0.0), rows))
-        distributed.all_reduce(total)
+        self.add_up(total)
         return row_stats, total[0] / total[1]
 
     def follow(self, row_stats: Tensor, mean_quantile: Tensor) -> None:

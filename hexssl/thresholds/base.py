@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from hexssl import validation
-from hexssl.distributed import world_size
+from hexssl.groups import DEFAULT, Group, group_of
 from hexssl.thresholds.buffers import WideBuffers
 
 MIN, MAX, MEAN, VARIANCE, COUNT, QUANTILE = range(6)  # columns of the row statistics
@@ -51,9 +51,10 @@ class Threshold(WideBuffers):
         As `set_epoch` and `set_step` were told; None: not yet.
     per : "epoch" or "step"
         Which of them a schedule or a warm-up follows.
-    sync : bool or None
-        Whether `pool` is called in training under ``torch.distributed`` with several ranks. None, where it is not set:
-        by the loss modules, and by the drop-ins that gather rows, but not by functions such as `hexssl.hex_loss`.
+    sync : bool, ProcessGroup, DeviceMesh or None
+        Whether `pool` is called in training under ``torch.distributed`` with several ranks, and which; True is the
+        default group. None, where it is not set: by a loss that gathers, of its group; by the other loss modules, and
+        by the drop-ins that gather rows, of the default group; but not by functions such as `hexssl.hex_loss`.
 
     Examples
     --------
@@ -71,23 +72,25 @@ class Threshold(WideBuffers):
     0.0
     """
 
-    sync: bool | None = None
+    sync: Any = None
     per: str = "epoch"
+    _pooled = DEFAULT  # the ranks of `pool`, while it runs
 
     def __init__(self) -> None:
         super().__init__()
         self.epoch: int | None = None
         self.step: int | None = None
 
-    def forward(self, row_stats: Tensor | None, mean_quantile: Tensor | None, sync: bool = False) -> Tensor | None:
+    def forward(self, row_stats: Tensor | None, mean_quantile: Tensor | None,
+                sync: bool | Group = False) -> Tensor | None:
         """The threshold of this batch, as a loss asks for it: `pool` and `follow` in training, then `decide`.
 
         Parameters
         ----------
         row_stats, mean_quantile
             As in `decide`, of this rank's anchors.
-        sync : bool
-            Whether to call `pool` where `self.sync` is None.
+        sync : bool, or the ranks themselves
+            Whether to call `pool` where `self.sync` is None, and of which ranks.
         """
         if row_stats is None or mean_quantile is None:
             with torch.no_grad():
@@ -95,6 +98,7 @@ class Threshold(WideBuffers):
         training, pools = self._in_training(), self.pools(sync)
         with torch.no_grad():
             if pools:
+                self.__dict__["_pooled"] = self._group(sync)
                 row_stats, mean_quantile = self.pool(row_stats, mean_quantile)
             if training:
                 self.follow(row_stats, mean_quantile)
@@ -103,9 +107,23 @@ class Threshold(WideBuffers):
     def _in_training(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    def pools(self, sync: bool) -> bool:
+    def pools(self, sync: bool | Group) -> bool:
         """Whether a loss that is computed now makes the collective call; `sync` says so where ``self.sync`` is None."""
-        return (sync if self.sync is None else self.sync) and self._in_training() and world_size() > 1
+        if (sync if self.sync is None else self.sync) is False or not self._in_training():
+            return False
+        group = self._group(sync)
+        return group is not None and group.size > 1
+
+    def _group(self, sync: bool | Group) -> Group | None:
+        """Of the ranks that pool; those of a loss that gathers where True does not say which."""
+        if isinstance(sync, Group) and (self.sync is None or self.sync is True):
+            return sync
+        return group_of("sync", sync if self.sync is None else self.sync)
+
+    def add_up(self, numbers: Tensor) -> Tensor:
+        """In `pool`: the sum of a tensor over the ranks that pool, in place."""
+        distributed.all_reduce(numbers, group=self._pooled.process_group)
+        return numbers
 
     def measures(self) -> Measurement | None:
         """What to measure for the next `decide`; None: nothing."""
@@ -129,7 +147,8 @@ class Threshold(WideBuffers):
     def pool(self, row_stats: Tensor, mean_quantile: Tensor) -> tuple[Tensor, Tensor]:
         """What `follow` and `decide` are given in place of this rank's statistics, from those of all ranks.
 
-        A collective call: every rank must compute the loss equally often. Here: this rank's, and no call.
+        A collective call: every rank must compute the loss equally often. `add_up` sums over the ranks that take part.
+        A rank of a loss that gathers may have no rows. Here: this rank's, and no call.
 
         Returns
         -------
@@ -215,10 +234,11 @@ def check_per(per: Any) -> str:
     return validation.choice("per", per, ("epoch", "step"))
 
 
-def check_sync(sync: Any) -> bool | None:
-    if sync is not None and sync is not True and sync is not False:
-        raise TypeError(f"sync: got {validation.describe(sync)}; accepted: None, True or False")
-    return sync
+def check_sync(sync: Any) -> Any:
+    """None, False, True, or ranks."""
+    if sync is None or sync is True or sync is False:
+        return sync
+    return group_of("sync", sync, "None, ")
 
 
 def inf_if_undefined(estimate: Tensor) -> Tensor:
