@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from hexssl import dtypes, validation
+from hexssl import dtypes, exchange, validation
+from hexssl.groups import DEFAULT, Group, Ranks, group_of
 
 _DIMENSIONS = 8  # most that rows of all ranks may have
 _DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
@@ -39,7 +40,7 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def check_ranks(*differentiable: str, **given: Any) -> None:
+def check_ranks(*differentiable: str, group: Group = DEFAULT, **given: Any) -> None:
     """Raise the same error on every rank unless all ranks were given the same kinds of tensors.
 
     Ranks that disagree would wait for each other, mix their numbers or abort in the collective calls that follow. So
@@ -49,6 +50,7 @@ def check_ranks(*differentiable: str, **given: Any) -> None:
     ----------
     differentiable : names of those that are gathered with gradient
         All ranks must want their gradient or none: its sum over the ranks is a collective call, too.
+    group : the ranks
     given : by the names of the arguments, tensors, None or anything else, and as many on every rank
         Their shapes and dtypes are compared, never their values.
 
@@ -69,18 +71,19 @@ def check_ranks(*differentiable: str, **given: Any) -> None:
     >>> import torch
     >>> check_ranks(z=torch.zeros(3, 2))  # one rank
     """
-    if world_size() == 1:
+    size = group.size
+    if size == 1:
         return
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     own = torch.tensor([_description(value, name in differentiable) for name, value in given.items()], device=device)
-    everyone = [torch.empty_like(own) for _ in range(world_size())]
-    distributed.all_gather(everyone, own)
+    everyone = own.new_empty(size, *own.shape)
+    exchange.all_gather(group, everyone.view(-1), own.view(-1))
     if torch.compiler.is_compiling():  # a compiled graph hands out no values to put into words
-        torch._assert_async((torch.stack(everyone) == own).all(), f"{', '.join(given)}: got different shapes or dtypes "
+        torch._assert_async((everyone == own).all(), f"{', '.join(given)}: got different shapes or dtypes "
                             "on the ranks, or a gradient wanted on some of them; accepted: the same on every rank")
         return
-    seen = torch.stack(everyone).tolist()
+    seen = everyone.tolist()
     for index, name in enumerate(given):
         kinds = [rank_saw[index] for rank_saw in seen]
         if any(kind != kinds[0] for kind in kinds):
@@ -110,37 +113,29 @@ class _AllGather(torch.autograd.Function):
     """The gradient of a rank's rows is the sum over all ranks' losses, each of which saw them."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.rows = rows.shape[0]
-        return _all_rows(rows)
+    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return exchange.equal_rows(group, rows)
 
     @staticmethod
     @once_differentiable  # the sum over the ranks has no graph: a second derivative would lack the other ranks
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # Half precision is summed in float32 and rounded once, not after every rank.
-        total = dtypes.single(grad).clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total.narrow(0, rank() * ctx.rows, ctx.rows).to(grad.dtype)
+        total = dtypes.single(grad).contiguous()
+        own = total.new_empty(total.shape[0] // ctx.group.size, *total.shape[1:])
+        if total.numel():
+            exchange.reduce_scatter(ctx.group, own.view(-1), total.view(-1))
+        return own.to(grad.dtype), None
 
 
-def _all_rows(rows: Tensor) -> Tensor:
-    rows = rows.detach().contiguous()
-    everything = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
-    # as bytes, since backends refuse some dtypes (gloo int16, for one)
-    if rows.numel():
-        places = everything.view(world_size(), -1).view(torch.uint8)
-        distributed.all_gather(list(places.unbind()), rows.view(-1).view(torch.uint8))
-    return everything
-
-
-def all_gather_checked(rows: Tensor, differentiable: bool = True) -> Tensor:
+def all_gather_checked(rows: Tensor, differentiable: bool = True, group: Group = DEFAULT) -> Tensor:
     """`all_gather` of rows that `check_ranks` has seen: without a check of its own, which would cost another call."""
-    if world_size() == 1:
+    if group.size == 1:
         return rows if differentiable else rows.detach()
-    return _AllGather.apply(rows) if differentiable else _all_rows(rows)
+    return _AllGather.apply(rows, group) if differentiable else exchange.equal_rows(group, rows)
 
 
-def all_gather(rows: Tensor, differentiable: bool = True) -> Tensor:
+def all_gather(rows: Tensor, differentiable: bool = True, group: Ranks = True) -> Tensor:
     """The rows of all ranks, in the order of the ranks.
 
     Parameters
@@ -148,10 +143,12 @@ def all_gather(rows: Tensor, differentiable: bool = True) -> Tensor:
     rows : (n, ...) tensor of 1 to 8 dimensions, of the same shape and dtype on every rank
     differentiable : bool
         The gradient of the rows is summed over the ranks, half precision in float32. False: no gradient.
+    group : True, ProcessGroup or one-dimensional DeviceMesh
+        Which ranks; True is the default group.
 
     Returns
     -------
-    (world_size * n, ...) tensor; `rows` itself (detached, if not differentiable) where there is one rank
+    (ranks * n, ...) tensor; `rows` itself (detached, if not differentiable) where there is one rank
 
     Raises
     ------
@@ -165,7 +162,8 @@ def all_gather(rows: Tensor, differentiable: bool = True) -> Tensor:
     -----
     A collective call: every rank makes it equally often, and in backward too where a gradient is wanted. Shapes are
     compared before anything else (see `check_ranks` for what that costs). The row of this rank's anchor ``i`` is row
-    ``rank() * n + i`` of the result, so that a loss of it needs labels and key_labels.
+    ``rank() * n + i`` of the result, so that a loss of it needs labels and key_labels. Losses with `gather` take ranks
+    with different numbers of rows, too, and need none of this.
 
     Examples
     --------
@@ -174,10 +172,13 @@ def all_gather(rows: Tensor, differentiable: bool = True) -> Tensor:
     tensor([0, 1, 2])
     """
     validation.flag("differentiable", differentiable)
-    check_ranks(*(["rows"] if differentiable else []), rows=rows)
+    ranks = group_of("group", group) if group is not False else None
+    if ranks is None:
+        raise ValueError("group: got False; accepted: True, a process group or a one-dimensional DeviceMesh")
+    check_ranks(*(["rows"] if differentiable else []), group=ranks, rows=rows)
     accepted = f"a dense tensor of 1 to {_DIMENSIONS} dimensions"
     if not isinstance(rows, Tensor) or rows.layout is not torch.strided:
         raise TypeError(f"rows: got {validation.describe(rows)}; accepted: {accepted}")
     if not 1 <= rows.dim() <= _DIMENSIONS:
         raise ValueError(f"rows: got {validation.describe(rows)}; accepted: {accepted}")
-    return all_gather_checked(rows, differentiable)
+    return all_gather_checked(rows, differentiable, ranks)

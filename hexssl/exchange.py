@@ -22,12 +22,13 @@ _ERRORS = (ValueError, TypeError, RuntimeError, NotImplementedError)
 _NO_REDUCE_SCATTER = ("mpi",)  # backends of torch.distributed that sum by an all-reduce alone
 
 
-def _all_gather(group: Group, everything: Tensor, own: Tensor) -> None:
+def all_gather(group: Group, everything: Tensor, own: Tensor) -> None:
+    """The tensors of all ranks, of as many elements each, in the order of the ranks."""
     call = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # before torch 2.13
     call(everything, own, group=group.process_group)
 
 
-def _reduce_scatter(group: Group, own: Tensor, everything: Tensor) -> None:
+def reduce_scatter(group: Group, own: Tensor, everything: Tensor) -> None:
     """The sum over the ranks of this rank's part of everything, (ranks * n,). gloo makes it of an all-reduce, too."""
     if distributed.get_backend(group.process_group) in _NO_REDUCE_SCATTER:
         total = everything.clone()
@@ -73,7 +74,7 @@ def _tell(group: Group, numbers: Sequence[int]) -> list[list[int]]:
     assert len(filled) == NUMBERS
     own = torch.tensor(filled, dtype=torch.int64, device=group.device())
     everyone = own.new_empty(group.size * NUMBERS)
-    _all_gather(group, everyone, own)
+    all_gather(group, everyone, own)
     heard: list[list[int]] = everyone.view(group.size, NUMBERS).tolist()
     return heard
 
@@ -88,7 +89,7 @@ def _raise_first(group: Group, heard: list[list[int]], text: str) -> NoReturn:
         own[: len(encoded)] = encoded
     everyone = own.new_empty(group.size * longest)
     if longest:
-        _all_gather(group, everyone, own)
+        all_gather(group, everyone, own)
     told = bytes(everyone.view(group.size, longest)[first, : heard[first][1]].tolist()).decode()
     raise _ERRORS[heard[first][0] - 1](f"{told} (rank {first} of {group.size})")
 
@@ -151,11 +152,7 @@ def _gather(group: Group, blocks: Sequence[Block]) -> list[Tensor]:
     ranks, sizes = range(group.size), [block.rows.element_size() for block in blocks]
     first = blocks[0].rows
     if len(blocks) == 1 and len(set(blocks[0].counts)) == 1:  # nothing to cut: the message is the result
-        own = first.detach().contiguous()
-        everything = own.new_empty(group.size * own.shape[0], *own.shape[1:])
-        if own.numel():
-            _all_gather(group, everything.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8))
-        return [everything]
+        return [equal_rows(group, first)]
     # begins[rank][block]: where a block begins in a rank's message, and in the end its length
     begins = [list(accumulate((_aligned(block.elements(block.counts[rank]) * size)
                                for block, size in zip(blocks, sizes, strict=True)), initial=0)) for rank in ranks]
@@ -166,7 +163,7 @@ def _gather(group: Group, blocks: Sequence[Block]) -> list[Tensor]:
         message[begin : begin + as_bytes.numel()] = as_bytes
     everything = message.new_empty(group.size * longest)
     if longest:
-        _all_gather(group, everything, message)
+        all_gather(group, everything, message)
     found = []
     for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
         starts = [rank * longest + begins[rank][number] for rank in ranks]
@@ -174,6 +171,15 @@ def _gather(group: Group, blocks: Sequence[Block]) -> list[Tensor]:
         pieces = [everything[start : start + length] for start, length in zip(starts, lengths, strict=True)]
         found.append(torch.cat(pieces).view(block.rows.dtype).view(-1, *block.rows.shape[1:]))
     return found
+
+
+def equal_rows(group: Group, rows: Tensor) -> Tensor:
+    """The rows of all ranks, of one shape and dtype, without gradient: an all-gather."""
+    own = rows.detach().contiguous()
+    everything = own.new_empty(group.size * own.shape[0], *own.shape[1:])
+    if own.numel():
+        all_gather(group, everything.view(-1).view(torch.uint8), own.view(-1).view(torch.uint8))
+    return everything
 
 
 def _aligned(size: int) -> int:
@@ -196,5 +202,5 @@ def _scatter_sums(group: Group, parts: list[Tensor], counts: list[list[int]], wi
                 filled[rank] += piece.numel()
     own = everything.new_empty(longest)
     if longest:
-        _reduce_scatter(group, own, everything)
+        reduce_scatter(group, own, everything)
     return list(own[: totals[group.rank]].split([of_part[group.rank] for of_part in lengths]))

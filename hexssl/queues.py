@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from hexssl import dtypes, validation
-from hexssl.distributed import all_gather_checked, check_ranks, world_size
+from hexssl.distributed import all_gather_checked, check_ranks
+from hexssl.groups import Ranks, group_of
 from hexssl.normalised import unit
 
 _BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
@@ -30,11 +31,12 @@ class FeatureQueue(nn.Module):
         Columns of a row.
     labels : bool
         Keep an integer with every row.
-    gather : bool
-        Under ``torch.distributed`` push the rows of all ranks, in the order of the ranks, so that every rank holds the
-        same queue. Every rank must then push equally often, and rows of one shape and dtype. In training mode only,
-        under ``torch.no_grad()`` too, where MoCo's keys come from; in evaluation mode such a push is refused, since
-        ranks that evaluate by themselves would wait for the others, or their queues would no longer be the same.
+    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+        Under ``torch.distributed`` push the rows of all ranks, or of those of a group, in the order of the ranks, so
+        that every rank holds the same queue. Every rank must then push equally often, and rows of one shape and dtype.
+        In training mode only, under ``torch.no_grad()`` too, where MoCo's keys come from; in evaluation mode such a
+        push is refused, since ranks that evaluate by themselves would wait for the others, or their queues would no
+        longer be the same.
     dtype, device
         Of the rows held; the default is torch's. They follow the module (``.to``, ``.half``).
 
@@ -69,12 +71,12 @@ class FeatureQueue(nn.Module):
     stored_rows: Tensor
     stored_labels: Tensor | None
 
-    def __init__(self, size: int, dim: int, labels: bool = False, *, gather: bool = True,
+    def __init__(self, size: int, dim: int, labels: bool = False, *, gather: Ranks = True,
                  dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.size = validation.integer("size", size, 1, "an int >= 1")
         self.dim = validation.integer("dim", dim, 1, "an int >= 1")
-        self.gather = validation.flag("gather", gather)
+        self._group = group_of("gather", gather)
         kept = validation.flag("labels", labels)
         if dtype is not None and dtype not in validation.FLOATING:
             raise TypeError(f"dtype: got {dtype}; accepted: float32, float64, float16 or bfloat16")
@@ -99,21 +101,26 @@ class FeatureQueue(nn.Module):
             Also, on every rank, where the ranks push rows of different shapes or dtypes; and in evaluation mode where
             the rows of several ranks were to be gathered.
         """
-        many = self.gather and world_size() > 1
-        if many:
+        group = self._group
+        if group is not None and group.size > 1:
             if not self.training:
                 raise ValueError("push: this FeatureQueue, with gather=True, is in evaluation mode; accepted: training "
                                  "mode (queue.train()), or a FeatureQueue with gather=False")
-            check_ranks(rows=rows, labels=labels)  # before what only one rank would refuse
+            check_ranks(group=group, rows=rows, labels=labels)  # before what only one rank would refuse
         self._check_rows("rows", rows)
         labels = self._checked_labels(labels, rows)
-        if many:
-            rows = all_gather_checked(rows, differentiable=False)
-            labels = None if labels is None else all_gather_checked(labels, differentiable=False)
+        if group is not None and group.size > 1:
+            rows = all_gather_checked(rows, False, group)
+            labels = None if labels is None else all_gather_checked(labels, False, group)
         self._write(self.stored_rows, rows)
         if self.stored_labels is not None and labels is not None:
             self._write(self.stored_labels, labels)
         self._pushed += rows.shape[0]
+
+    @property
+    def gather(self) -> Any:
+        """Whose rows a push adds, as it was said."""
+        return False if self._group is None else self._group.given
 
     @property
     def rows(self) -> Tensor:

@@ -31,6 +31,7 @@ ON_ONE_TIER = {
     "test_docs.py": "runs the documentation",
     "test_examples.py": "trainings, checkpoints, arguments",
     "test_gather.py": "gathering, as above, of the package's own losses",
+    "test_gather_calls.py": "what is sent, refused and not sent",
     "test_half_products.py": "another backend",
     "test_inspect.py": "reads files and writes pages",
     "test_interruption.py": "signals during calls; tests/core/interruption.c looks for what is left behind, sanitized",
