@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # that a new file is.
 ON_ONE_TIER = {
     "test_benchmarks.py": "compares formulas in plain torch",
+    "test_cached.py": "passes through encoders in plain torch",
     "test_compat_signatures.py": "looks at signatures",
     "test_compiled_training.py": "what is compiled anew, whichever kernels compute",
     "test_core.py": "C programs with flags of their own",

@@ -109,9 +109,12 @@ class Threshold(WideBuffers):
 
     def pools(self, sync: bool | Group) -> bool:
         """Whether a loss that is computed now makes the collective call; `sync` says so where ``self.sync`` is None."""
-        if (sync if self.sync is None else self.sync) is False or not self._in_training():
+        wanted = sync if self.sync is None else self.sync
+        if wanted is False or not self._in_training():
             return False
-        group = self._group(sync)
+        if wanted is True and sync is not True and sync is not False:
+            wanted = sync  # the ranks of a loss that gathers
+        group = DEFAULT if wanted is True else group_of("sync", wanted)  # the quick way first, in every step
         return group is not None and group.size > 1
 
     def _group(self, sync: bool | Group) -> Group | None:
