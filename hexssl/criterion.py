@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, own_threshold
-from hexssl.gathered import evaluate_gathered
+from hexssl.gathered import evaluate_gathered, go_along
 from hexssl.groups import Group, Ranks, group_of
 from hexssl.problem import Problem, Settings, current_temperature, make_settings
 from hexssl.results import HEXStats, batch_stats
@@ -141,6 +141,14 @@ class Criterion(nn.Module):
         loss, seen = evaluate_gathered(group, asked, self.threshold, self._wants_stats, both_ways, views, queue)
         self._remember(seen)
         return loss
+
+    def _go_along(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+        """What this rank does in a call that the ranks with data make; see `hexssl.gathered.go_along`."""
+        assert self._gather is not None
+        loss, seen, leaves = go_along(self._gather, device, lambda: self._settings(device), self.threshold,
+                                      self._wants_stats)
+        self._remember(seen)
+        return loss, leaves
 
     def _remember(self, seen: tuple[Tensor, ...]) -> None:
         # past Module.__setattr__, which looks for parameters: 1.2 of the 80 us of a step of 32 x 128 on AVX-512

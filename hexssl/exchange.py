@@ -18,6 +18,7 @@ from hexssl.groups import Group
 
 NUMBERS = 16  # int64 that a rank tells the others of its batch
 _ALIGNMENT = 8  # bytes: where a block of rows begins in a message, so that it can be read in place
+_ALONG, _FINE = -1, 0  # how a rank is, before its numbers; from 1 on an error
 _ERRORS = (ValueError, TypeError, RuntimeError, NotImplementedError)
 _NO_REDUCE_SCATTER = ("mpi",)  # backends of torch.distributed that sum by an all-reduce alone
 
@@ -45,17 +46,19 @@ def sums(group: Group, numbers: Tensor) -> Tensor:
     return numbers
 
 
-def tell(group: Group, numbers: Sequence[int]) -> list[list[int]]:
+def tell(group: Group, numbers: Sequence[int] | None) -> list[list[int] | None]:
     """What every rank has said, NUMBERS int64 at most, in the order of the ranks. The host waits for it.
+
+    numbers : None: this rank has nothing to say, and goes along with what the others do
 
     Raises
     ------
     What `refuse` told, on all ranks.
     """
-    heard = _tell(group, [0, 0, *numbers])
-    if any(status for status, *_ in heard):
+    heard = _tell(group, [_FINE if numbers is not None else _ALONG, 0, *(numbers or [])])
+    if any(status > _FINE for status, *_ in heard):
         _raise_first(group, heard, "")
-    return [said for _, _, *said in heard]
+    return [said if status == _FINE else None for status, _, *said in heard]
 
 
 def refuse(group: Group, error: Exception) -> NoReturn:
@@ -81,8 +84,8 @@ def _tell(group: Group, numbers: Sequence[int]) -> list[list[int]]:
 
 def _raise_first(group: Group, heard: list[list[int]], text: str) -> NoReturn:
     """The error of the first rank that has one; its text is fetched from it."""
-    first = next(number for number, said in enumerate(heard) if said[0])
-    longest = max(said[1] for said in heard if said[0])
+    first = next(number for number, said in enumerate(heard) if said[0] > _FINE)
+    longest = max(said[1] for said in heard if said[0] > _FINE)
     own = torch.zeros(longest, dtype=torch.uint8, device=group.device())
     if text:
         encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)

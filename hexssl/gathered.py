@@ -53,6 +53,7 @@ class _Told(NamedTuple):
 
 _DTYPES = {dtype: number for number, dtype in enumerate(dtypes.FLOATING)}
 _ROWS = 3  # of `_Told`, the numbers that need not be the same
+_WHO_BITS = 7
 
 
 def _prepared(group: Group, make: Callable[[], tuple[Problem, Settings]], threshold: Any, statistics: bool,
@@ -70,10 +71,47 @@ def _prepared(group: Group, make: Callable[[], tuple[Problem, Settings]], thresh
             told = _describe(local, settings, threshold, statistics, both_ways, group)
     except Exception as error:
         exchange.refuse(group, error)
-    heard = [_Told(dict(zip(told.alike, said[_ROWS:], strict=False)), *said[:_ROWS])
-             for said in exchange.tell(group, [told.anchors, told.keys, told.columns, *told.alike.values()])]
+    heard = _read(exchange.tell(group, [told.anchors, told.keys, told.columns, *told.alike.values()]))
     _compare(heard, local)
     return local, settings, heard
+
+
+def _read(said: list[list[int] | None]) -> list[_Told]:
+    """A rank that goes along has no rows, and is like the others."""
+    there = [numbers for numbers in said if numbers is not None]
+    keys = sum(numbers[1] for numbers in there)
+    return [_Told(dict(zip(_IN_WORDS, (numbers or there[0])[_ROWS:], strict=False)),
+                  *(numbers[:_ROWS] if numbers is not None else (0, 0, keys))) for numbers in said]
+
+
+def go_along(group: Group, device: torch.device, make: Callable[[], Settings], threshold: Any,
+             statistics: bool) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+    """As `evaluate_gathered` on a rank whose data have ended, with a batch of no rows that is else as the others'.
+
+    Returns
+    -------
+    loss, statistics : of the other ranks
+    leaves : whose gradient, empty, makes the collective call of the other ranks' backward
+    """
+    heard = _read(exchange.tell(group, None))
+    alike = heard[0].alike
+    same, paired, labels, relation, oneself, queue, both_ways = (bool(alike["who"] >> place & 1)
+                                                                 for place in range(_WHO_BITS))
+    dtype = dtypes.FLOATING[alike["dtype"]]
+
+    def nothing(gradient: int = 0) -> Tensor:
+        return torch.empty(0, alike["columns"], dtype=dtype, device=device, requires_grad=bool(gradient))
+
+    anchors = nothing(alike["gradient of anchors"])
+    keys = None if same else nothing(alike["gradient of keys"])
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    problem = Problem(anchors, keys, nothing() if paired else None, none if labels else None,
+                      none if labels and not same else None,
+                      none.new_empty((0, sum(told.keys for told in heard)), dtype=torch.int8) if relation else None,
+                      0, 0 if oneself else -1)
+    local = Local(problem, max(1, alike["who"] >> _WHO_BITS), queue)
+    loss, seen = _of_all(group, local, make(), heard, threshold, statistics, both_ways)
+    return loss, seen, [leaf for leaf in (anchors, keys) if leaf is not None and leaf.requires_grad]
 
 
 def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
@@ -100,7 +138,8 @@ def _who(problem: Problem, local: Local, both_ways: bool) -> int:
     bits = (problem.keys is None, problem.paired is not None, problem.labels is not None,
             problem.relation is not None, problem.self_offset >= 0, local.queue, both_ways)
     views = local.views if problem.keys is None and problem.labels is None else 0
-    return sum(bit << place for place, bit in enumerate(bits)) + (views << len(bits))
+    assert len(bits) == _WHO_BITS
+    return sum(bit << place for place, bit in enumerate(bits)) + (views << _WHO_BITS)
 
 
 def _plain(settings: Settings) -> Settings:
@@ -264,6 +303,12 @@ def evaluate_gathered(group: Group, make: Callable[[], tuple[Problem, Settings]]
     views, queue : as in `Local`
     """
     local, settings, heard = _prepared(group, make, threshold, statistics, both_ways, views, queue)
+    return _of_all(group, local, settings, heard, threshold, statistics, both_ways)
+
+
+def _of_all(group: Group, local: Local, settings: Settings, heard: list[_Told], threshold: Any, statistics: bool,
+            both_ways: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Once the ranks have heard of each other."""
     problems = among(group, local, heard, both_ways)
     single = settings.reduction == "none"
     form = settings if single else settings._replace(reduction="sum")

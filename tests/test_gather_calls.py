@@ -14,6 +14,7 @@ from peers import EXACT, assert_close, rows
 from ranks import in_step, on_ranks
 from test_gather import Batch, Model, part
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +33,7 @@ from hexssl import (
     similarity_stats,
 )
 from hexssl.distributed import all_gather
+from hexssl.joining import JoinableLoss
 from hexssl.thresholds import AdaptiveThreshold, CosineSchedule, FixedThreshold, MeanStdThreshold
 
 RANKS = 4
@@ -46,7 +48,7 @@ def rank() -> int:
 def everything() -> dict[str, Any]:
     """All that the ranks do: starting them takes longer than that."""
     found = {}
-    for task in (counted, silent, refused, groups, running, half, statistics, queued):
+    for task in (counted, silent, refused, groups, running, joined, half, statistics, queued):
         found[task.__name__] = task()
         assert in_step(), task.__name__
     return found
@@ -403,6 +405,80 @@ def test_training_under_ddp_is_that_of_one_process(four, name):
         for key, value in expected["state"].items():
             assert_close(found["state"][key], value, EXACT)
             assert torch.equal(found["state"][key], four[0]["running"][name]["state"][key])
+
+
+# --- Ranks whose data end ---------------------------------------------------------------------------------------------
+
+TURNS = [3, 1, 4, 2]  # batches of each rank
+TURN_SAMPLES = 2
+
+
+def turn(number: int, process: int) -> Tensor:
+    """(2, samples, INPUTS), two views."""
+    return rows(100 + 10 * number + process, 2, TURN_SAMPLES, 5)
+
+
+def criteria(gather: Any) -> list[Any]:
+    return [HEXLoss(0.4, AdaptiveThreshold(0.7, momentum=0.5), gather=gather),
+            CrossHEXLoss(0.3, MeanStdThreshold(0.5), symmetric=True, gather=gather)]
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rows(7, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def optimized(model: nn.Module, losses: list[Any], batches: list[Tensor]) -> list[Tensor]:
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.5), []
+    for both in batches:
+        optimizer.zero_grad()
+        views = model(both.flatten(0, 1)).chunk(2)
+        values = [loss(*views) for loss in losses]
+        (values[0] + 2 * values[1]).backward()
+        optimizer.step()
+        seen.append(torch.stack([value.detach() for value in values]))
+    return seen
+
+
+def joined() -> dict[str, Any]:
+    group = distributed.new_group()
+    model, losses = DistributedDataParallel(Encoder(), broadcast_buffers=False), criteria(group)
+    joinable = JoinableLoss(model, *losses)
+    with pytest.raises(ValueError, match="criteria: got gather=True; accepted: a process group of its own"):
+        JoinableLoss(model, HEXLoss(gather=True))
+    with pytest.raises(ValueError, match="criteria: got gather=False"):
+        JoinableLoss(model, HEXLoss())
+    with pytest.raises(ValueError, match="criteria: got a group of 2 ranks"):
+        JoinableLoss(model, HEXLoss(gather=distributed.new_subgroups(2)[0]))
+    with pytest.raises(ValueError, match="criteria: got none"):
+        JoinableLoss(model)
+    with pytest.raises(TypeError, match="model: got"):
+        JoinableLoss(Encoder(), HEXLoss(gather=group))
+    with pytest.raises(ValueError, match="Join: got JoinableLoss behind another"), Join([model, joinable]):
+        model(turn(0, rank())[0])
+    with Join([joinable, model]):
+        seen = optimized(model, losses, [turn(number, rank()) for number in range(TURNS[rank()])])
+    return {"seen": seen, "weight": model.module.weight.detach(), "average": losses[0].threshold.average,
+            "stats": [loss.stats for loss in losses]}
+
+
+def test_join_goes_on_until_all_data_have_ended(four):
+    model, losses = Encoder(), criteria(False)
+    batches = [torch.cat([turn(number, process) for process in range(RANKS) if TURNS[process] > number], 1)
+               for number in range(max(TURNS))]
+    expected = optimized(model, losses, batches)
+    for process, found in enumerate(results["joined"] for results in four):
+        assert len(found["seen"]) == TURNS[process]
+        for got, value in zip(found["seen"], expected, strict=False):
+            assert_close(got, value, EXACT)
+        assert_close(found["weight"], model.weight.detach(), EXACT)
+        assert_close(found["average"], losses[0].threshold.average, EXACT)  # of every step, the others' too
+        for stats, loss in zip(found["stats"], losses, strict=True):
+            assert_close(torch.stack(stats), torch.stack(loss.stats), EXACT)
 
 
 # --- Precision --------------------------------------------------------------------------------------------------------
