@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,28 @@ CASES: dict[str, Case] = {
     "cross_info_nce": crossed("pairs", loss=CROSS_INFO_NCE, symmetric=True),
     "cross_info_nce function": crossed("labels", loss=CROSS_INFO_NCE, function=True),
 }
+
+
+def drawn(seed: int) -> Case:
+    """Any settings that go together."""
+    draw = random.Random(seed)
+    form: dict[str, Any] = draw.choice([{}, {"denominator": "negatives"}, {"positives": "mean"},
+                                        {"positives": "mean", "denominator": "own"}, {"formulation": "released"}])
+    threshold = draw.choice([None, 0.1, -0.3, "adaptive-negatives", lambda: AdaptiveThreshold(0.6),
+                             lambda: MeanStdThreshold(0.3), lambda: RowRangeThreshold(0.5)])
+    form = {**form, "threshold": threshold, "beta": draw.choice([0.0, 1.5]), "tau_plus": draw.choice([0.0, 0.2]),
+            "normalize": draw.choice([True, False]), "reduction": draw.choice(["mean", "sum"]),
+            "function": draw.choice([True, False])}
+    if "formulation" not in form:
+        form["local_weight"] = draw.choice([0.0, 0.5, 1.0])
+    if draw.random() < 0.5:
+        return of_views(draw.choice([2, 3]), labelled=draw.choice([True, False]), **form)
+    how = draw.choice(["pairs", "more keys", "labels", "oneself", "oneself among", "paired labels", "queue",
+                       "relation"])
+    return crossed(how, symmetric=how in ("pairs", "more keys", "labels") and draw.random() < 0.5, **form)
+
+
+CASES.update({f"drawn {seed}": drawn(seed) for seed in range(30)})
 SCALED = {name: "single losses" not in name for name in CASES}  # by the number of ranks, which DDP divides by
 
 

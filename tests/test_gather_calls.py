@@ -28,6 +28,7 @@ from hexssl import (
     InfoNCELoss,
     cross_hex_loss,
     cross_info_nce,
+    exchange,
     hex_loss,
     info_nce,
     similarity_stats,
@@ -48,7 +49,7 @@ def rank() -> int:
 def everything() -> dict[str, Any]:
     """All that the ranks do: starting them takes longer than that."""
     found = {}
-    for task in (counted, silent, refused, groups, running, joined, half, statistics, queued):
+    for task in (counted, silent, refused, groups, running, joined, half, statistics, queued, twice, broken, compiled):
         found[task.__name__] = task()
         assert in_step(), task.__name__
     return found
@@ -274,6 +275,84 @@ def test_what_one_rank_refuses_is_refused_by_all(four, name):
     assert said[0][0] is kind
     with pytest.raises(kind, match=message):
         raise said[0][0](said[0][1])
+
+
+# --- What else comes in training --------------------------------------------------------------------------------------
+
+def in_time(loss: Callable[..., Tensor], samples: int = 3) -> dict[str, Any]:
+    own = [rows(40 + 2 * rank() + number, samples, 4).requires_grad_() for number in range(2)]
+    value = loss(*own)
+    value.backward()
+    return {"loss": value.detach(), "gradients": [x.grad for x in own]}
+
+
+def whole(loss: Callable[..., Tensor], samples: int = 3) -> dict[str, Any]:
+    leaves = [torch.cat([rows(40 + 2 * process + number, samples, 4) for process in range(RANKS)]).requires_grad_()
+              for number in range(2)]
+    value = loss(*leaves)
+    value.backward()
+    return {"loss": value.detach(), "gradients": [x.grad for x in leaves]}
+
+
+def assert_whole(found: list[dict[str, Any]], expected: dict[str, Any], times: float = 1.0) -> None:
+    for of_rank in found:
+        assert_close(of_rank["loss"], expected["loss"], EXACT)
+    for index, gradient in enumerate(expected["gradients"]):
+        together = torch.cat([of_rank["gradients"][index] for of_rank in found]) / RANKS
+        assert_close(together, times * gradient, EXACT)
+
+
+def twice() -> dict[str, Any]:
+    """Two losses in one step, backward twice, and a backend that has no reduce-scatter."""
+    def two(a: Tensor, b: Tensor) -> Tensor:
+        loss = hex_loss(a, b, threshold=0.1, gather=True) + cross_info_nce(a, b, symmetric=True, gather=True)
+        loss.backward(retain_graph=True)
+        return loss
+
+    def differentiated_again(a: Tensor, b: Tensor) -> Tensor:
+        loss = hex_loss(a, b, threshold=0.1, gather=True)
+        gradient, = torch.autograd.grad(loss, a, create_graph=True)
+        with pytest.raises(RuntimeError):
+            gradient.sum().backward()
+        return loss
+
+    found = {"two": in_time(two), "again": in_time(differentiated_again)}
+    before = exchange._NO_REDUCE_SCATTER
+    exchange._NO_REDUCE_SCATTER = ("gloo",)
+    found["all-reduce"] = in_time(lambda a, b: hex_loss(a, b, threshold=0.1, gather=True))
+    exchange._NO_REDUCE_SCATTER = before
+    return found
+
+
+def test_losses_together_and_backward_again(four):
+    found = [results["twice"] for results in four]
+    expected = whole(lambda a, b: hex_loss(a, b, threshold=0.1) + cross_info_nce(a, b, symmetric=True))
+    assert_whole([of_rank["two"] for of_rank in found], expected, times=2)
+    expected = whole(lambda a, b: hex_loss(a, b, threshold=0.1))
+    for name in ("again", "all-reduce"):
+        assert_whole([of_rank[name] for of_rank in found], expected)
+
+
+def broken() -> dict[str, Any]:
+    """NaN in a row of one rank is NaN on all of them."""
+    own = rows(rank(), 2, 3, 4)
+    own[0, 0, 0] = torch.nan if rank() == 1 else 0
+    criterion = HEXLoss(gather=True)
+    return {"loss": criterion(*own.requires_grad_()).detach(), "stats": criterion.stats}
+
+
+def test_nan_is_nan_on_every_rank(four):
+    for found in (results["broken"] for results in four):
+        assert found["loss"].isnan() and found["stats"].accuracy.isnan() and found["stats"].negative_similarity.isnan()
+
+
+def compiled() -> dict[str, Any]:
+    criterion = HEXLoss(threshold=0.1, gather=True)
+    return in_time(torch.compile(lambda a, b: criterion(a, b), backend="eager"), samples=2)
+
+
+def test_compiled_code_breaks_its_graph_there(four):
+    assert_whole([results["compiled"] for results in four], whole(lambda a, b: hex_loss(a, b, threshold=0.1), 2))
 
 
 # --- Which ranks ------------------------------------------------------------------------------------------------------
