@@ -226,6 +226,9 @@ class FeatureQueue(nn.Module):
         return torch.tensor(self._pushed, dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
+        if not isinstance(state, Tensor) or state.dim() > 0 or state.is_floating_point() or int(state) < 0:
+            raise ValueError(f"state_dict: got {validation.describe(state)} as the _extra_state of a FeatureQueue; "
+                             "accepted: the number of rows ever pushed, a 0-d tensor of integers")
         self._pushed = int(state)
 
     def extra_repr(self) -> str:

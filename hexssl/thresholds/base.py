@@ -196,6 +196,9 @@ class Threshold(WideBuffers):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Epoch and step, or the epoch alone, 0-d, from a checkpoint of before there were steps."""
+        if not isinstance(state, Tensor) or state.shape not in ((), (2,)) or state.is_floating_point():
+            raise ValueError(f"state_dict: got {validation.describe(state)} as the _extra_state of a "
+                             f"{type(self).__name__}; accepted: a (2,) tensor of epoch and step, or the epoch alone")
         epoch, step = [int(state), -1] if state.dim() == 0 else state.tolist()
         self.epoch = None if epoch < 0 else epoch
         self.step = None if step < 0 else step
