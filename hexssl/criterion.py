@@ -42,7 +42,7 @@ class Criterion(nn.Module):
     _fixed: Settings | None  # the settings, if none of them is a tensor or made anew in every call
     _seen: tuple[Tensor, ...]
     _sync = True  # in training, ranks agree on a threshold that does not say otherwise
-    _gather: Group | None
+    _gather: Group | None = None
 
     def __init__(self, temperature: Any, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, positives: str, denominator: str, normalize: bool, reduction: str,

@@ -12,6 +12,7 @@ statistics, and, once ``DistributedDataParallel`` has averaged, every parameter'
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -118,6 +119,12 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
               group: Group) -> _Told:
     problem = local.problem
     keys = problem.anchors if problem.keys is None else problem.keys
+    validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
+    threshold = named(threshold)
+    if isinstance(threshold, Threshold):
+        threshold.check_device(problem.anchors.device)
+    elif threshold is not None:
+        validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
     if both_ways and problem.relation is not None:
         validation.refuse_value("relation", problem.relation, "None with gather and symmetric=True: a rank knows the "
                                 "relation of its anchors to all keys, not of its keys to all anchors; labels say both")
@@ -149,7 +156,6 @@ def _plain(settings: Settings) -> Settings:
 
 
 def _of_threshold(threshold: Any, group: Group) -> tuple[Any, ...]:
-    threshold = named(threshold)
     if isinstance(threshold, Threshold):  # raises, where it does not know the time
         return type(threshold).__qualname__, threshold.measures(), threshold.pools(group)
     return ("tensor", threshold.dim()) if isinstance(threshold, Tensor) else (threshold,)
@@ -215,7 +221,8 @@ def among(group: Group, local: Local, heard: list[_Told], both_ways: bool) -> tu
     elif problem.relation is not None or (problem.paired is not None):
         labels = all_key_labels = all_labels = None
     else:
-        numbers = _numbers(local, of_anchors, of_keys, all_keys.device)
+        numbers = _numbers(tuple(of_anchors), tuple(of_keys), local.views if problem.keys is None else 0,
+                           all_keys.device)
         all_labels, all_key_labels = numbers
         labels = numbers[0].split(of_anchors)[group.rank]
     first = sum(of_keys[: group.rank])
@@ -227,19 +234,23 @@ def among(group: Group, local: Local, heard: list[_Told], both_ways: bool) -> tu
     return there, Problem(keys, all_anchors, None, own, all_labels, None, 0, -1)
 
 
-def _numbers(local: Local, of_anchors: list[int], of_keys: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Labels of the anchors and of the keys of all ranks where row numbers say who is a positive: of rows of stacked
-    views the number of their sample, else of key i of a rank, and of its anchor i, the number of the key."""
-    if local.problem.keys is None:
-        samples = [count // local.views for count in of_anchors]
-        firsts = list(accumulate(samples, initial=0))
-        labels = torch.cat([torch.arange(first, first + count, device=device).repeat(local.views)
-                            for first, count in zip(firsts, samples, strict=False)])
-        return labels, labels
-    firsts = list(accumulate(of_keys, initial=0))
-    labels = torch.cat([torch.arange(first, first + count, device=device)
-                        for first, count in zip(firsts, of_anchors, strict=False)])
-    return labels, torch.arange(firsts[-1], device=device)
+@lru_cache(maxsize=16)  # a step has the numbers of the one before; made on the CPU, they are a copy to the device
+def _numbers(of_anchors: tuple[int, ...], of_keys: tuple[int, ...], views: int,
+             device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels of the anchors and of the keys of all ranks where row numbers say who is a positive: of rows of so many
+    stacked views the number of their sample; with 0 views, of key i of a rank, and of its anchor i, the number of the
+    key."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be saved for backward later
+        if views > 0:
+            samples = [count // views for count in of_anchors]
+            firsts = list(accumulate(samples, initial=0))
+            labels = torch.cat([torch.arange(first, first + count).repeat(views)
+                                for first, count in zip(firsts, samples, strict=False)]).to(device)
+            return labels, labels
+        firsts = list(accumulate(of_keys, initial=0))
+        labels = torch.cat([torch.arange(first, first + count)
+                            for first, count in zip(firsts, of_anchors, strict=False)])
+        return labels.to(device), torch.arange(firsts[-1], device=device)
 
 
 class _Nothing(torch.autograd.Function):

@@ -231,7 +231,8 @@ class All4OneLoss(nn.Module):
         Of the centroid contrast; `temperature` is that of the neighbour contrast, 0.2 in solo-learn's settings.
     hex
         The keyword arguments of `hexssl.HEXLoss`, whose `reduction` must not be "none" here. The centroid contrast gets
-        a copy of a threshold object.
+        a copy of a threshold object. With `gather` the contrasts are of the rows of all ranks, `feature_redundancy` of
+        this rank's, of which there must be some.
 
     Attributes
     ----------

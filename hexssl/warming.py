@@ -16,7 +16,7 @@ def warm_up(criterion: nn.Module, *embeddings: Tensor, **others: Any) -> None:
 
     Triton's kernels are compiled at the first loss of their kind, about ten of one to three seconds each. A forward and
     a backward pass are made by a copy of the module, with random numbers in place of the embeddings: neither the module
-    nor the random state change. Where ranks agree on a threshold, every rank must call it.
+    nor the random state change. Where ranks gather, or agree on a threshold, every rank must call it.
 
     Parameters
     ----------

@@ -30,6 +30,9 @@ from hexssl import (
     info_nce,
     similarity_stats,
 )
+from hexssl.compat import info_nce as info_nce_pytorch
+from hexssl.compat import lightly, metric_learning
+from hexssl.compat.open_clip import ClipLoss
 from hexssl.distributed import all_gather
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold
 
@@ -222,6 +225,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
                             r"keys: got .* \(rank 3 of 4\)"),
     "beside another objective": (lambda: HEXRegularized(torch.dist, gather=True)(
         views()[0], views()[1][: 2 + (rank() < 3)]), ValueError, r"z2: got .* \(rank 3 of 4\)"),
+    "a threshold of another length": (
+        lambda: hex_loss(*views(), threshold=torch.zeros(6 + (rank() == 2), dtype=torch.float64), gather=True),
+        ValueError, r"threshold: got .* there are 6 anchors \(rank 2 of 4\)"),
+    "a temperature that is too small": (lambda: hex_loss(*views(samples=rank(), dtype=torch.float32), temperature=1e-39,
+                                                         gather=True), ValueError, "temperature: got 1e-39"),
+    "a threshold elsewhere": (lambda: HEXLoss(threshold=AdaptiveThreshold(momentum=0.5).to("meta"), gather=True)(
+        *views(samples=rank())), ValueError, "threshold: got AdaptiveThreshold with 'average' on meta"),
     "another module": (lambda: HEXLoss(LateModule(), gather=True)(*views()), RuntimeError, r"late \(rank 2 of 4\)"),
 }
 REFUSED["a warm-up on some"] = (
@@ -406,3 +416,12 @@ def test_groups_and_meshes_of_some_ranks(four):
                 assert_close(of_rank[name + " threshold"], torch.stack(thresholds).mean(), EXACT)
                 assert all(torch.equal(kept, gathered) for kept in of_rank[name + " rows"])
             assert_close(sum(of_rank[name][2] for of_rank in found) / 2, model.weight.grad, EXACT)
+
+
+@pytest.mark.parametrize("drop_in", [lightly.NTXentLoss, lightly.SupConLoss, ClipLoss, metric_learning.NTXentLoss,
+                                     info_nce_pytorch.InfoNCE])
+def test_drop_ins_gather_by_their_librarys_argument(drop_in):
+    criterion = drop_in()
+    assert criterion.gather is False
+    with pytest.raises(ValueError, match="gather: got True.*; accepted: False: a drop-in gathers where"):
+        criterion.gather = True

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hexssl import validation
 from hexssl.criterion import SETTINGS, Criterion
 from hexssl.problem import Problem, Settings, make_problem
 
@@ -41,6 +42,17 @@ class DropIn(Criterion):
                  reduction: str = "mean") -> None:
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
                          normalize, reduction)
+
+    @property
+    def gather(self) -> Any:
+        """False: a drop-in gathers where its library does, by that library's argument."""
+        return False
+
+    @gather.setter
+    def gather(self, value: Any) -> None:
+        if value is not False:
+            validation.refuse_value("gather", value, "False: a drop-in gathers where its library does, by that "
+                                                     "library's argument; hexssl's own losses have gather")
 
     def _checked(self, values: dict[str, Any], device: torch.device | None = None) -> Settings:
         formulation = formulation_of(values["threshold"], values["formulation"])
