@@ -127,7 +127,7 @@ class Criterion(nn.Module):
         """The loss of the batch of all ranks that `gather` names, in training; else that of this rank's, as without.
 
         make : gives this rank's problem
-        views, queue : as in `hexssl.gathered.Local`
+        views, queue : as in `hexssl.gathered_problem.Local`
         """
         group = self._gather
         assert group is not None

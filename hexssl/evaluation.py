@@ -16,6 +16,11 @@ from hexssl.thresholds import WORDS, Measurement, Threshold, named
 _SHARED = {word: named(word) for word in WORDS}  # stateless, so that all calls of functions may share them
 
 
+def shared_threshold(value: Any) -> Any:
+    """The threshold object that a word stands for in a function; anything else as it is."""
+    return _SHARED.get(value, value) if isinstance(value, str) else value
+
+
 def own_threshold(value: Any) -> Any:
     """What a module holds: for a word a threshold object of its own, an object as it is, anything else checked."""
     value = named(value)
@@ -58,7 +63,7 @@ def decide(problem: Problem, settings: Settings, threshold: Any, sync: bool | Gr
 def _ready(problem: Problem, settings: Settings, threshold: Any) -> Any:
     """The threshold that a word stands for; and what can be checked only of settings and embeddings together."""
     validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
-    return _SHARED.get(threshold, threshold) if isinstance(threshold, str) else threshold
+    return shared_threshold(threshold)
 
 
 def evaluate(problem: Problem, settings: Settings, threshold: Any, scale: float = 1.0, statistics: bool = True,

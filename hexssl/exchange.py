@@ -19,7 +19,7 @@ from hexssl.groups import Group
 NUMBERS = 16  # int64 that a rank tells the others of its batch
 _ALIGNMENT = 8  # bytes: where a block of rows begins in a message, so that it can be read in place
 _ALONG, _FINE = -1, 0  # how a rank is, before its numbers; from 1 on an error
-_ERRORS = (ValueError, TypeError, RuntimeError, NotImplementedError)
+_ERRORS = (ValueError, TypeError, NotImplementedError, RuntimeError)
 _NO_REDUCE_SCATTER = ("mpi",)  # backends of torch.distributed that sum by an all-reduce alone
 
 

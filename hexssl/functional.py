@@ -338,7 +338,7 @@ def cross_info_nce(
 
 def _result(asked: Callable[[], tuple[Problem, Settings]], threshold: Any, gather: Any, return_stats: Any,
             symmetric: bool = False, views: int = 2, queue: bool = False) -> Tensor | tuple[Tensor, HEXStats]:
-    """asked : gives the problem and the settings, validated; views, queue : as in `hexssl.gathered.Local`."""
+    """asked : gives the problem and the settings, validated; views, queue : as in `hexssl.gathered_problem.Local`."""
     validation.flag("return_stats", return_stats)
     group = None if gather is False else group_of("gather", gather)
     if group is not None and group.active():

@@ -3,254 +3,31 @@
 Every rank calls, and with the batches of all of them the outcome is that of one process: the loss, the threshold, the
 statistics, and, once ``DistributedDataParallel`` has averaged, every parameter's gradient. The steps of a call:
 
-    tell       what each rank has, checked by all alike: how many rows, of what kind (`hexssl.exchange.tell`)
-    gather     the keys of all ranks, and the labels among them (`hexssl.exchange.gather`)
+    prepared   what each rank has, told to the others and checked by all alike: how many rows, of what kind
+    among      the keys of all ranks, and the labels among them: this rank's problem
     evaluate   as anywhere; the threshold's `pool` is of all ranks
     add up     losses, their number and what statistics are made of
+
+The first two are in `hexssl.gathered_problem`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from itertools import accumulate
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hexssl import dtypes, exchange, validation
+from hexssl import exchange
 from hexssl.counts import pair_counts
 from hexssl.devices import widest_dtype
-from hexssl.evaluation import evaluate, measure
-from hexssl.exchange import Block
+from hexssl.evaluation import evaluate, measure, shared_threshold
+from hexssl.gathered_problem import Local, Told, among, nothing_like, prepared, read
 from hexssl.groups import Group
 from hexssl.problem import Problem, Settings
 from hexssl.results import HEXStats
-from hexssl.thresholds import Threshold, named, warn_of_positives
-
-
-class Local(NamedTuple):
-    """What a rank brings: its own problem, as it would be without the others.
-
-    views : of the problem's rows, one below the other, where row numbers say who is a positive
-    queue : the problem's keys are a queue, which every rank has as it is
-    """
-
-    problem: Problem
-    views: int = 2
-    queue: bool = False
-
-
-class _Told(NamedTuple):
-    """What ranks tell of their batch: what must be the same on all of them, and how many rows each has."""
-
-    alike: dict[str, int]
-    anchors: int
-    keys: int
-    columns: int  # of a relation
-
-
-_DTYPES = {dtype: number for number, dtype in enumerate(dtypes.FLOATING)}
-_ROWS = 3  # of `_Told`, the numbers that need not be the same
-_WHO_BITS = 7
-
-
-def _prepared(group: Group, make: Callable[[], tuple[Problem, Settings]], threshold: Any, statistics: bool,
-              both_ways: bool, views: int, queue: bool) -> tuple[Local, Settings, list[_Told]]:
-    """This rank's batch and what the others have told of theirs.
-
-    Raises
-    ------
-    The first error that `make` has on a rank, on all ranks; and what the ranks must have alike and have not.
-    """
-    try:
-        with validation.among_ranks():
-            problem, settings = make()
-            local = Local(problem, views, queue)
-            told = _describe(local, settings, threshold, statistics, both_ways, group)
-    except Exception as error:
-        exchange.refuse(group, error)
-    heard = _read(exchange.tell(group, [told.anchors, told.keys, told.columns, *told.alike.values()]))
-    _compare(heard, local)
-    return local, settings, heard
-
-
-def _read(said: list[list[int] | None]) -> list[_Told]:
-    """A rank that goes along has no rows, and is like the others."""
-    there = [numbers for numbers in said if numbers is not None]
-    keys = sum(numbers[1] for numbers in there)
-    return [_Told(dict(zip(_IN_WORDS, (numbers or there[0])[_ROWS:], strict=False)),
-                  *(numbers[:_ROWS] if numbers is not None else (0, 0, keys))) for numbers in said]
-
-
-def go_along(group: Group, device: torch.device, make: Callable[[], Settings], threshold: Any,
-             statistics: bool) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
-    """As `evaluate_gathered` on a rank whose data have ended, with a batch of no rows that is else as the others'.
-
-    Returns
-    -------
-    loss, statistics : of the other ranks
-    leaves : whose gradient, empty, makes the collective call of the other ranks' backward
-    """
-    heard = _read(exchange.tell(group, None))
-    alike = heard[0].alike
-    same, paired, labels, relation, oneself, queue, both_ways = (bool(alike["who"] >> place & 1)
-                                                                 for place in range(_WHO_BITS))
-    dtype = dtypes.FLOATING[alike["dtype"]]
-
-    def nothing(gradient: int = 0) -> Tensor:
-        return torch.empty(0, alike["columns"], dtype=dtype, device=device, requires_grad=bool(gradient))
-
-    anchors = nothing(alike["gradient of anchors"])
-    keys = None if same else nothing(alike["gradient of keys"])
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    problem = Problem(anchors, keys, nothing() if paired else None, none if labels else None,
-                      none if labels and not same else None,
-                      none.new_empty((0, sum(told.keys for told in heard)), dtype=torch.int8) if relation else None,
-                      0, 0 if oneself else -1)
-    local = Local(problem, max(1, alike["who"] >> _WHO_BITS), queue)
-    loss, seen = _of_all(group, local, make(), heard, threshold, statistics, both_ways)
-    return loss, seen, [leaf for leaf in (anchors, keys) if leaf is not None and leaf.requires_grad]
-
-
-def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
-              group: Group) -> _Told:
-    problem = local.problem
-    keys = problem.anchors if problem.keys is None else problem.keys
-    validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
-    threshold = named(threshold)
-    if isinstance(threshold, Threshold):
-        threshold.check_device(problem.anchors.device)
-    elif threshold is not None:
-        validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
-    if both_ways and problem.relation is not None:
-        validation.refuse_value("relation", problem.relation, "None with gather and symmetric=True: a rank knows the "
-                                "relation of its anchors to all keys, not of its keys to all anchors; labels say both")
-    if local.queue and problem.relation is not None and problem.relation.shape[1] != keys.shape[0]:
-        validation.refuse_value("relation", problem.relation, f"a column for each of the queue's {keys.shape[0]} rows")
-    alike = {
-        "dtype": _DTYPES[problem.anchors.dtype], "columns": problem.anchors.shape[1],
-        "gradient of anchors": int(problem.anchors.requires_grad), "gradient of keys": int(keys.requires_grad),
-        "who": _who(problem, local, both_ways), "settings": _code(_plain(settings), statistics, both_ways),
-        "threshold": _code(_of_threshold(threshold, group)),
-    }
-    columns = 0 if problem.relation is None else problem.relation.shape[1]
-    return _Told(alike, problem.anchors.shape[0], keys.shape[0], columns)
-
-
-def _who(problem: Problem, local: Local, both_ways: bool) -> int:
-    """What says who is compared with whom, as bits, and the number of views above them."""
-    bits = (problem.keys is None, problem.paired is not None, problem.labels is not None,
-            problem.relation is not None, problem.self_offset >= 0, local.queue, both_ways)
-    views = local.views if problem.keys is None and problem.labels is None else 0
-    assert len(bits) == _WHO_BITS
-    return sum(bit << place for place, bit in enumerate(bits)) + (views << _WHO_BITS)
-
-
-def _plain(settings: Settings) -> Settings:
-    """With what is no number or word by its kind: the values of tensors are not read."""
-    temperature = settings.temperature
-    return settings._replace(temperature=-1.0) if isinstance(temperature, Tensor) else settings
-
-
-def _of_threshold(threshold: Any, group: Group) -> tuple[Any, ...]:
-    if isinstance(threshold, Threshold):  # raises, where it does not know the time
-        return type(threshold).__qualname__, threshold.measures(), threshold.pools(group)
-    return ("tensor", threshold.dim()) if isinstance(threshold, Tensor) else (threshold,)
-
-
-def _code(*what: Any) -> int:
-    return crc32(repr(what).encode())
-
-
-_IN_WORDS = {
-    "dtype": "embeddings: got several dtypes on the ranks",
-    "columns": "embeddings: got several numbers of columns on the ranks",
-    "gradient of anchors": "anchors: got some that want a gradient and some that do not on the ranks",
-    "gradient of keys": "keys: got some that want a gradient and some that do not on the ranks",
-    "who": "gather: got other arguments or another number of views on some ranks, of those that say who is compared "
-           "with whom",
-    "settings": "gather: got other settings on some ranks",
-    "threshold": "threshold: got another kind of threshold on some ranks, or another time (set_epoch, set_step)",
-}
-
-
-def _compare(heard: list[_Told], local: Local) -> None:
-    """The same on all ranks, and so is the error."""
-    for name, words in _IN_WORDS.items():
-        values = [told.alike[name] for told in heard]
-        if len(set(values)) > 1:
-            others = [str(rank) for rank, value in enumerate(values) if value != values[0]]
-            raise ValueError(f"{words}: rank {', '.join(others)} differs from rank 0; accepted: the same on every rank")
-    counts = f"{[told.anchors for told in heard]} anchors and {[told.keys for told in heard]} keys"
-    if not any(told.anchors for told in heard) or not any(told.keys for told in heard):
-        raise ValueError(f"gather: got {counts} on the ranks; accepted: rows on one of them at least")
-    keys = sum(told.keys for told in heard)
-    if local.problem.relation is not None and not local.queue and any(told.columns != keys for told in heard):
-        raise ValueError(f"relation: got {[told.columns for told in heard]} columns on the ranks; accepted with "
-                         f"gather: a column for each of the {keys} keys of all ranks, in the order of the ranks")
-
-
-def among(group: Group, local: Local, heard: list[_Told], both_ways: bool) -> tuple[Problem, ...]:
-    """The problem of this rank's anchors and the keys of all; and, both ways, that of its keys and all anchors."""
-    problem = local.problem
-    if local.queue:
-        return (problem,)
-    of_anchors, of_keys = [told.anchors for told in heard], [told.keys for told in heard]
-    keys = problem.anchors if problem.keys is None else problem.keys
-    key_labels = problem.labels if problem.key_labels is None else problem.key_labels
-    blocks = [Block(keys, of_keys, keys.requires_grad)]
-    if both_ways:
-        blocks.append(Block(problem.anchors, of_anchors, problem.anchors.requires_grad))
-    if key_labels is not None:
-        blocks.append(Block(key_labels, of_keys, False))
-        if both_ways:
-            assert problem.labels is not None
-            blocks.append(Block(problem.labels, of_anchors, False))
-    gathered = exchange.gather(group, blocks)
-    all_keys, rest = gathered[0], gathered[1:]
-    all_anchors = rest.pop(0) if both_ways else None
-    labels: Tensor | None
-    all_key_labels: Tensor | None
-    all_labels: Tensor | None
-    if key_labels is not None:
-        labels, all_key_labels = problem.labels, rest.pop(0)
-        all_labels = rest.pop(0) if both_ways else None
-    elif problem.relation is not None or (problem.paired is not None):
-        labels = all_key_labels = all_labels = None
-    else:
-        numbers = _numbers(tuple(of_anchors), tuple(of_keys), local.views if problem.keys is None else 0,
-                           all_keys.device)
-        all_labels, all_key_labels = numbers
-        labels = numbers[0].split(of_anchors)[group.rank]
-    first = sum(of_keys[: group.rank])
-    offset = first + problem.self_offset if problem.self_offset >= 0 else -1
-    there = Problem(problem.anchors, all_keys, problem.paired, labels, all_key_labels, problem.relation, 0, offset)
-    if not both_ways:
-        return (there,)
-    own = None if all_key_labels is None else all_key_labels.split(of_keys)[group.rank].contiguous()
-    return there, Problem(keys, all_anchors, None, own, all_labels, None, 0, -1)
-
-
-@lru_cache(maxsize=16)  # a step has the numbers of the one before; made on the CPU, they are a copy to the device
-def _numbers(of_anchors: tuple[int, ...], of_keys: tuple[int, ...], views: int,
-             device: torch.device) -> tuple[Tensor, Tensor]:
-    """Labels of the anchors and of the keys of all ranks where row numbers say who is a positive: of rows of so many
-    stacked views the number of their sample; with 0 views, of key i of a rank, and of its anchor i, the number of the
-    key."""
-    with torch.inference_mode(False):  # a cached inference tensor could not be saved for backward later
-        if views > 0:
-            samples = [count // views for count in of_anchors]
-            firsts = list(accumulate(samples, initial=0))
-            labels = torch.cat([torch.arange(first, first + count).repeat(views)
-                                for first, count in zip(firsts, samples, strict=False)]).to(device)
-            return labels, labels
-        firsts = list(accumulate(of_keys, initial=0))
-        labels = torch.cat([torch.arange(first, first + count)
-                            for first, count in zip(firsts, of_anchors, strict=False)])
-        return labels.to(device), torch.arange(firsts[-1], device=device)
+from hexssl.thresholds import Threshold, warn_of_positives
 
 
 class _Nothing(torch.autograd.Function):
@@ -290,7 +67,6 @@ def _evaluate_own(problem: Problem, settings: Settings, threshold: Any, statisti
     if problem.anchors.shape[0] > 0:
         loss, seen = evaluate(problem, settings, threshold, statistics=statistics, sync=group)
         return loss, seen[0] if statistics else None
-    threshold = named(threshold)
     wanted = threshold.measures() if isinstance(threshold, Threshold) else None
     if isinstance(threshold, Threshold) and wanted is not None:
         wide = widest_dtype(problem.anchors.device)
@@ -313,11 +89,28 @@ def evaluate_gathered(group: Group, make: Callable[[], tuple[Problem, Settings]]
     make : gives this rank's problem, validated, and the settings; what it raises on one rank is raised on all
     views, queue : as in `Local`
     """
-    local, settings, heard = _prepared(group, make, threshold, statistics, both_ways, views, queue)
+    threshold = shared_threshold(threshold)
+    local, settings, heard = prepared(group, make, threshold, statistics, both_ways, views, queue)
     return _of_all(group, local, settings, heard, threshold, statistics, both_ways)
 
 
-def _of_all(group: Group, local: Local, settings: Settings, heard: list[_Told], threshold: Any, statistics: bool,
+def go_along(group: Group, device: torch.device, make: Callable[[], Settings], threshold: Any,
+             statistics: bool) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+    """As `evaluate_gathered` on a rank whose data have ended, with a batch of no rows that is else as the others'.
+
+    Returns
+    -------
+    loss, statistics : of the other ranks
+    leaves : whose gradient, empty, makes the collective call of the other ranks' backward
+    """
+    heard = read(exchange.tell(group, None))
+    local, both_ways = nothing_like(heard[0], sum(told.keys for told in heard), device)
+    loss, seen = _of_all(group, local, make(), heard, shared_threshold(threshold), statistics, both_ways)
+    leaves = (local.problem.anchors, local.problem.keys)
+    return loss, seen, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+
+
+def _of_all(group: Group, local: Local, settings: Settings, heard: list[Told], threshold: Any, statistics: bool,
             both_ways: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Once the ranks have heard of each other."""
     problems = among(group, local, heard, both_ways)
@@ -397,10 +190,13 @@ def _merged(added: Tensor) -> Tensor:
 def gathered_statistics(group: Group, make: Callable[[], tuple[Problem, Settings]], quantile: float,
                         rows: str) -> Tensor:
     """Row statistics (M, 6) of this rank's anchors and the keys of all."""
-    local, settings, heard = _prepared(group, make, None, False, False, 1, False)
-    detached = local.problem._replace(anchors=local.problem.anchors.detach(),
-                                      keys=None if local.problem.keys is None else local.problem.keys.detach())
-    problem, *_ = among(group, local._replace(problem=detached), heard, False)
+    def detached() -> tuple[Problem, Settings]:
+        problem, settings = make()
+        keys = None if problem.keys is None else problem.keys.detach()
+        return problem._replace(anchors=problem.anchors.detach(), keys=keys), settings
+
+    local, settings, heard = prepared(group, detached, None, False, False, 1, False)
+    problem, *_ = among(group, local, heard, False)
     if problem.anchors.shape[0] == 0:
         return problem.anchors.new_zeros((0, 6), dtype=widest_dtype(problem.anchors.device))
     return measure(problem, quantile, rows, True, settings.normalize, settings.normalize_keys, False)[0]

@@ -1,4 +1,4 @@
-"""Two processes: rows gathered with gradient, and the drop-ins that gather."""
+"""Three processes: rows gathered with gradient, and the drop-ins that gather."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hexssl.compat.open_clip import ClipLoss
 from hexssl.distributed import all_gather, rank, world_size
 from hexssl.thresholds import AdaptiveThreshold
 
-RANKS, SAMPLES, COLUMNS, TEMPERATURE = 2, 5, 4, 0.3
+RANKS, SAMPLES, COLUMNS, TEMPERATURE = 3, 5, 4, 0.3
 INDEXES = torch.arange(RANKS * SAMPLES).view(RANKS, SAMPLES).repeat(1, 2)  # two views of each rank's samples
-LABELS = torch.tensor([[0, 1, 1, 2, 0], [1, 3, 0, 3, 4]])
+LABELS = torch.tensor([[0, 1, 1, 2, 0], [1, 3, 0, 3, 4], [4, 4, 2, 0, 1]])
 VIEWS = rows(1, RANKS, 2, SAMPLES, COLUMNS)  # what each rank sees
 
 Views = Callable[[Tensor, Tensor], Tensor]
@@ -96,7 +96,7 @@ def gathered() -> dict[str, list[Tensor]]:
     bank(x, update=True)
     plain = all_gather(x, differentiable=False)
     assert not plain.requires_grad and torch.equal(plain, everything)
-    return {"gather": [everything.detach(), x.grad], "bank": [bank.bank[: 2 * SAMPLES], bank.bank_ptr],
+    return {"gather": [everything.detach(), x.grad], "bank": [bank.bank[: RANKS * SAMPLES], bank.bank_ptr],
             "queue": queued(True), "local queue": queued(False)}
 
 
@@ -136,7 +136,7 @@ def test_gather(results):
     for r in range(RANKS):
         assert torch.equal(results[r]["gather"][0], everything)
         own = slice(r * SAMPLES, (r + 1) * SAMPLES)
-        assert_close(results[r]["gather"][1], (weights[0] + weights[1])[own], EXACT)
+        assert_close(results[r]["gather"][1], sum(weights)[own], EXACT)
         assert torch.equal(results[r]["bank"][0].double(), everything.float().double())
         assert results[r]["bank"][1].item() == RANKS * SAMPLES
 

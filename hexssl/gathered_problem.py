@@ -1,0 +1,226 @@
+"""What the ranks of a gathered loss tell each other of their batches, and the problem that each then has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from hexssl import dtypes, exchange, validation
+from hexssl.exchange import Block
+from hexssl.groups import Group
+from hexssl.problem import Problem, Settings
+from hexssl.thresholds import Threshold
+
+
+class Local(NamedTuple):
+    """What a rank brings: its own problem, as it would be without the others.
+
+    views : of the problem's rows, one below the other, where row numbers say who is a positive
+    queue : the problem's keys are a queue, which every rank has as it is
+    """
+
+    problem: Problem
+    views: int = 2
+    queue: bool = False
+
+
+class Told(NamedTuple):
+    """What ranks tell of their batch: what must be the same on all of them, and how many rows each has."""
+
+    alike: dict[str, int]
+    anchors: int
+    keys: int
+    columns: int  # of a relation
+
+
+_DTYPES = {dtype: number for number, dtype in enumerate(dtypes.FLOATING)}
+_ROWS = 3  # of `Told`, the numbers that need not be the same
+_WHO_BITS = 7
+
+
+def prepared(group: Group, make: Callable[[], tuple[Problem, Settings]], threshold: Any, statistics: bool,
+             both_ways: bool, views: int, queue: bool) -> tuple[Local, Settings, list[Told]]:
+    """This rank's batch and what the others have told of theirs.
+
+    Raises
+    ------
+    The first error that `make` has on a rank, on all ranks; and what the ranks must have alike and have not.
+    """
+    try:
+        with validation.among_ranks():
+            problem, settings = make()
+            local = Local(problem, views, queue)
+            told = _describe(local, settings, threshold, statistics, both_ways, group)
+    except Exception as error:
+        exchange.refuse(group, error)
+    heard = read(exchange.tell(group, [told.anchors, told.keys, told.columns, *told.alike.values()]))
+    _compare(heard, local)
+    return local, settings, heard
+
+
+def read(said: list[list[int] | None]) -> list[Told]:
+    """A rank that goes along has no rows, and is like the others."""
+    there = [numbers for numbers in said if numbers is not None]
+    keys = sum(numbers[1] for numbers in there)
+    return [Told(dict(zip(_IN_WORDS, (numbers or there[0])[_ROWS:], strict=False)),
+                  *(numbers[:_ROWS] if numbers is not None else (0, 0, keys))) for numbers in said]
+
+
+def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
+              group: Group) -> Told:
+    problem = local.problem
+    keys = problem.anchors if problem.keys is None else problem.keys
+    validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
+    if isinstance(threshold, Threshold):
+        threshold.check_device(problem.anchors.device)
+    elif threshold is not None:
+        validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
+    if both_ways and problem.relation is not None:
+        validation.refuse_value("relation", problem.relation, "None with gather and symmetric=True: a rank knows the "
+                                "relation of its anchors to all keys, not of its keys to all anchors; labels say both")
+    if local.queue and problem.relation is not None and problem.relation.shape[1] != keys.shape[0]:
+        validation.refuse_value("relation", problem.relation, f"a column for each of the queue's {keys.shape[0]} rows")
+    alike = {
+        "dtype": _DTYPES[problem.anchors.dtype], "columns": problem.anchors.shape[1],
+        "gradient of anchors": int(problem.anchors.requires_grad), "gradient of keys": int(keys.requires_grad),
+        "who": _who(problem, local, both_ways), "settings": _code(_plain(settings), statistics, both_ways),
+        "threshold": _code(_of_threshold(threshold, group)),
+    }
+    columns = 0 if problem.relation is None else problem.relation.shape[1]
+    return Told(alike, problem.anchors.shape[0], keys.shape[0], columns)
+
+
+def _who(problem: Problem, local: Local, both_ways: bool) -> int:
+    """What says who is compared with whom, as bits, and the number of views above them."""
+    bits = (problem.keys is None, problem.paired is not None, problem.labels is not None,
+            problem.relation is not None, problem.self_offset >= 0, local.queue, both_ways)
+    views = local.views if problem.keys is None and problem.labels is None else 0
+    assert len(bits) == _WHO_BITS
+    return sum(bit << place for place, bit in enumerate(bits)) + (views << _WHO_BITS)
+
+
+def _plain(settings: Settings) -> Settings:
+    """With what is no number or word by its kind: the values of tensors are not read."""
+    temperature = settings.temperature
+    return settings._replace(temperature=-1.0) if isinstance(temperature, Tensor) else settings
+
+
+def _of_threshold(threshold: Any, group: Group) -> tuple[Any, ...]:
+    if isinstance(threshold, Threshold):  # raises, where it does not know the time
+        return type(threshold).__qualname__, threshold.measures(), threshold.pools(group)
+    return ("tensor", threshold.dim()) if isinstance(threshold, Tensor) else (threshold,)
+
+
+def _code(*what: Any) -> int:
+    return crc32(repr(what).encode())
+
+
+_IN_WORDS = {
+    "dtype": "embeddings: got several dtypes on the ranks",
+    "columns": "embeddings: got several numbers of columns on the ranks",
+    "gradient of anchors": "anchors: got some that want a gradient and some that do not on the ranks",
+    "gradient of keys": "keys: got some that want a gradient and some that do not on the ranks",
+    "who": "gather: got other arguments or another number of views on some ranks, of those that say who is compared "
+           "with whom",
+    "settings": "gather: got other settings on some ranks",
+    "threshold": "threshold: got another kind of threshold on some ranks, or another time (set_epoch, set_step)",
+}
+
+
+def _compare(heard: list[Told], local: Local) -> None:
+    """The same on all ranks, and so is the error."""
+    for name, words in _IN_WORDS.items():
+        values = [told.alike[name] for told in heard]
+        if len(set(values)) > 1:
+            others = [str(rank) for rank, value in enumerate(values) if value != values[0]]
+            raise ValueError(f"{words}: rank {', '.join(others)} differs from rank 0; accepted: the same on every rank")
+    counts = f"{[told.anchors for told in heard]} anchors and {[told.keys for told in heard]} keys"
+    if not any(told.anchors for told in heard) or not any(told.keys for told in heard):
+        raise ValueError(f"gather: got {counts} on the ranks; accepted: rows on one of them at least")
+    keys = sum(told.keys for told in heard)
+    if local.problem.relation is not None and not local.queue and any(told.columns != keys for told in heard):
+        raise ValueError(f"relation: got {[told.columns for told in heard]} columns on the ranks; accepted with "
+                         f"gather: a column for each of the {keys} keys of all ranks, in the order of the ranks")
+
+
+def among(group: Group, local: Local, heard: list[Told], both_ways: bool) -> tuple[Problem, ...]:
+    """The problem of this rank's anchors and the keys of all; and, both ways, that of its keys and all anchors."""
+    problem = local.problem
+    if local.queue:
+        return (problem,)
+    of_anchors, of_keys = [told.anchors for told in heard], [told.keys for told in heard]
+    keys = problem.anchors if problem.keys is None else problem.keys
+    key_labels = problem.labels if problem.key_labels is None else problem.key_labels
+    blocks = [Block(keys, of_keys, keys.requires_grad)]
+    if both_ways:
+        blocks.append(Block(problem.anchors, of_anchors, problem.anchors.requires_grad))
+    if key_labels is not None:
+        blocks.append(Block(key_labels, of_keys, False))
+        if both_ways:
+            assert problem.labels is not None
+            blocks.append(Block(problem.labels, of_anchors, False))
+    gathered = exchange.gather(group, blocks)
+    all_keys, rest = gathered[0], gathered[1:]
+    all_anchors = rest.pop(0) if both_ways else None
+    labels: Tensor | None
+    all_key_labels: Tensor | None
+    all_labels: Tensor | None
+    if key_labels is not None:
+        labels, all_key_labels = problem.labels, rest.pop(0)
+        all_labels = rest.pop(0) if both_ways else None
+    elif problem.relation is not None or (problem.paired is not None):
+        labels = all_key_labels = all_labels = None
+    else:
+        numbers = _numbers(tuple(of_anchors), tuple(of_keys), local.views if problem.keys is None else 0,
+                           all_keys.device)
+        all_labels, all_key_labels = numbers
+        labels = numbers[0].split(of_anchors)[group.rank]
+    first = sum(of_keys[: group.rank])
+    offset = first + problem.self_offset if problem.self_offset >= 0 else -1
+    there = Problem(problem.anchors, all_keys, problem.paired, labels, all_key_labels, problem.relation, 0, offset)
+    if not both_ways:
+        return (there,)
+    own = None if all_key_labels is None else all_key_labels.split(of_keys)[group.rank].contiguous()
+    return there, Problem(keys, all_anchors, None, own, all_labels, None, 0, -1)
+
+
+@lru_cache(maxsize=16)  # a step has the numbers of the one before; made on the CPU, they are a copy to the device
+def _numbers(of_anchors: tuple[int, ...], of_keys: tuple[int, ...], views: int,
+             device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels of the anchors and of the keys of all ranks where row numbers say who is a positive: of rows of so many
+    stacked views the number of their sample; with 0 views, of key i of a rank, and of its anchor i, the number of the
+    key."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be saved for backward later
+        if views > 0:
+            samples = [count // views for count in of_anchors]
+            firsts = list(accumulate(samples, initial=0))
+            labels = torch.cat([torch.arange(first, first + count).repeat(views)
+                                for first, count in zip(firsts, samples, strict=False)]).to(device)
+            return labels, labels
+        firsts = list(accumulate(of_keys, initial=0))
+        labels = torch.cat([torch.arange(first, first + count)
+                            for first, count in zip(firsts, of_anchors, strict=False)])
+        return labels.to(device), torch.arange(firsts[-1], device=device)
+
+
+def nothing_like(told: Told, all_keys: int, device: torch.device) -> tuple[Local, bool]:
+    """A batch of no rows, else like those that others have told of; and whether the loss is both ways."""
+    alike = told.alike
+    same, paired, labels, relation, oneself, queue, both_ways = (bool(alike["who"] >> place & 1)
+                                                                 for place in range(_WHO_BITS))
+    dtype = dtypes.FLOATING[alike["dtype"]]
+
+    def nothing(gradient: int = 0) -> Tensor:
+        return torch.empty(0, alike["columns"], dtype=dtype, device=device, requires_grad=bool(gradient))
+
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    problem = Problem(nothing(alike["gradient of anchors"]), None if same else nothing(alike["gradient of keys"]),
+                      nothing() if paired else None, none if labels else None, none if labels and not same else None,
+                      none.new_empty((0, all_keys), dtype=torch.int8) if relation else None, 0, 0 if oneself else -1)
+    return Local(problem, max(1, alike["who"] >> _WHO_BITS), queue), both_ways
