@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from hexssl import (
     FeatureQueue,
     HEXLoss,
     cross_hex_loss,
+    hex_loss,
     info_nce,
     similarity_stats,
 )
@@ -208,30 +210,52 @@ def plain(first: Tensor, second: Tensor) -> Tensor:
     return cross_entropy(logits, torch.arange(len(z)).roll(len(first)))
 
 
+def plain_hex(first: Tensor, second: Tensor) -> Tensor:
+    """The weighted form for a threshold of 0.1, beta 1 and tau_plus 0.1, likewise."""
+    z = normalize(torch.cat((first, second)))
+    cosines, sample = z @ z.T, torch.arange(len(first)).repeat(2)
+    negative = sample[:, None] != sample
+    positive = ~negative & ~torch.eye(len(z), dtype=torch.bool)
+    e, hard = (cosines / 0.2).exp(), negative & (cosines > 0.1)
+    own, count, weights = (e * positive).sum(1), hard.sum(1), e * hard
+    raw = count * (weights * e).sum(1) / weights.sum(1)
+    local = torch.maximum((raw - 0.1 * count * own) / 0.9, count * torch.tensor(-5.0, dtype=z.dtype).exp())
+    return (1 + (local + (e * (negative & ~hard)).sum(1)) / own).log().mean()
+
+
+PRECISELY: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "info_nce": (plain, lambda a, b: info_nce(a, b, temperature=0.2, gather=True)),
+    "hex": (plain_hex, lambda a, b: hex_loss(a, b, temperature=0.2, threshold=0.1, gather=True)),
+}
+
+
 def precise(dtype: torch.dtype) -> list[Tensor]:
     return [rows(20 + number, sum(PRECISE), 16).to(dtype) for number in range(2)]
 
 
 def half() -> dict[str, Any]:
     found = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype, name in product((torch.float32, torch.bfloat16, torch.float16), PRECISELY):
         own = [x.split(PRECISE)[rank()].clone().requires_grad_() for x in precise(dtype)]
-        loss = info_nce(*own, temperature=0.2, gather=True)
+        loss = PRECISELY[name][1](*own)
         loss.backward()
-        found[dtype] = loss.detach(), [x.grad for x in own]
+        found[dtype, name] = loss.detach(), [x.grad for x in own]
     return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_errors_are_at_most_twice_those_of_plain_pytorch(four, dtype):
+@pytest.mark.parametrize("name", PRECISELY)
+def test_errors_are_at_most_twice_those_of_plain_pytorch(four, name, dtype):
+    formula = PRECISELY[name][0]
+
     def differentiated(loss: Callable[..., Tensor], of: torch.dtype) -> list[Tensor]:
         leaves = [x.to(of).requires_grad_() for x in precise(dtype)]
         value = loss(*leaves)
         value.backward()
         return [value.detach().double(), *(leaf.grad.double() for leaf in leaves)]
 
-    exact, theirs = differentiated(plain, torch.float64), differentiated(plain, dtype)
-    results = [found["half"][dtype] for found in four]
+    exact, theirs = differentiated(formula, torch.float64), differentiated(formula, dtype)
+    results = [found["half"][dtype, name] for found in four]
     ours = [results[0][0].double(), *(torch.cat([gradients[i] for _, gradients in results]).double() / RANKS
                                       for i in range(2))]
     assert all(torch.equal(loss, results[0][0]) for loss, _ in results)
