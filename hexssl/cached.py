@@ -282,8 +282,9 @@ def _rewinding(encoders: list[Any]) -> Iterator[Callable[[], None]]:
     handles = []
     for encoder in {id(encoder): encoder for encoder in encoders}.values():
         module = _module(encoder)
-        if module is not None and hasattr(module, "no_sync") and isinstance(module.module, nn.Module):
-            handles.append(module.module.register_forward_pre_hook(keep))
+        wrapped = getattr(module, "module", None) if hasattr(module, "no_sync") else None
+        if isinstance(wrapped, nn.Module):
+            handles.append(wrapped.register_forward_pre_hook(keep))
         elif module is not None:
             keep(module)
     try:

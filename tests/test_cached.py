@@ -258,10 +258,12 @@ SIZES = [5, 0, 3]
 
 
 class Both(nn.Module):
+    """The encoder has buffers, which DDP broadcasts, but no statistics of a batch."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.criterion = network(), HEXLoss(LogTemperature(0.3).double(), AdaptiveThreshold(0.7),
-                                                          gather=True)
+        self.encoder = network(nn.BatchNorm1d(8).eval())
+        self.criterion = HEXLoss(LogTemperature(0.3).double(), AdaptiveThreshold(0.7), gather=True)
 
 
 def reductions(model: DistributedDataParallel) -> list[int]:
@@ -281,7 +283,7 @@ def on_each() -> dict[str, Any]:
     first = sum(SIZES[:process])
     inputs = [batch(sum(SIZES), number)[first : first + SIZES[process]] for number in range(2)]
     for name in ("views", "own no_sync", "batch norm"):
-        both = Both() if name != "batch norm" else Both().requires_grad_(True)
+        both = Both()
         if name == "batch norm":
             both.encoder = network(nn.BatchNorm1d(8))
             inputs = [batch(12, number)[4 * process : 4 * process + 4] for number in range(2)]

@@ -31,7 +31,7 @@ from hexssl import (
     similarity_stats,
 )
 from hexssl.compat import info_nce as info_nce_pytorch
-from hexssl.compat import lightly, metric_learning
+from hexssl.compat import lightly, metric_learning, solo
 from hexssl.compat.open_clip import ClipLoss
 from hexssl.distributed import all_gather
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold
@@ -94,6 +94,11 @@ def step(loss: Callable[..., Tensor], *shapes: tuple[int, ...], dtype: torch.dty
     return calls
 
 
+def pushed(rows_of_rank: Tensor) -> Tensor:
+    FeatureQueue(20, rows_of_rank.shape[1], labels=True).push(rows_of_rank, torch.arange(len(rows_of_rank)))
+    return rows_of_rank
+
+
 def counted() -> dict[str, Any]:
     """Per call and rank, as docs/distributed.md has it."""
     own, labels = UNEVEN[rank()], torch.arange(UNEVEN[rank()])
@@ -135,6 +140,21 @@ def counted() -> dict[str, Any]:
                                   [told, gathered(one * 4), added(2)]),
         "statistics": (step(lambda a: similarity_stats(a, gather=True).max * a.sum(), two[0], dtype=single),
                        [told, gathered(one * 4)]),
+        "simclr": (step(lambda z: solo.simclr_loss_func(z, torch.arange(4)), (4, columns), dtype=single),
+                   [gathered(2 * 96), gathered(4 * columns * 4), gathered(4 * 8), scattered(4 * columns * 4)]),
+        "mocov3": (step(solo.mocov3_loss_func, (4, columns), (4, columns), dtype=single),
+                   [gathered(2 * 96), gathered(4 * columns * 4)]),
+        "lightly": (step(lightly.NTXentLoss(gather_distributed=True, threshold="adaptive"), (4, columns), (4, columns),
+                         dtype=single),
+                    [gathered(3 * 96), gathered(8 * columns * 4), gathered(8 * 8), adaptive,
+                     scattered(8 * columns * 4)]),
+        "clip": (step(lambda a, b: ClipLoss(True, True, rank=rank(), world_size=RANKS)(a, b, 5.0), (4, columns),
+                      (4, columns), dtype=single),
+                 [gathered(2 * 96), *[gathered(4 * columns * 4)] * 2, *[scattered(4 * columns * 4)] * 2]),
+        "push": (step(pushed, (4, columns), dtype=single),
+                 [gathered(2 * 96), gathered(4 * columns * 4), gathered(4 * 8)]),
+        "by hand": (step(lambda z: all_gather(z), (4, columns), dtype=single),
+                    [gathered(96), gathered(4 * columns * 4), scattered(4 * columns * 4)]),
         "not gathered": (step(HEXLoss(), (4, columns), (4, columns), dtype=single), [adaptive]),
         "not gathered, functions": (
             step(lambda a, b: hex_loss(a, b) + cross_hex_loss(a, b), (4, columns), (4, columns), dtype=single), []),
