@@ -87,11 +87,13 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
     if local.queue and problem.relation is not None and problem.relation.shape[1] != keys.shape[0]:
         validation.refuse_value("relation", problem.relation, f"a column for each of the queue's {keys.shape[0]} rows")
     alike = {
-        "dtype": _DTYPES[problem.anchors.dtype], "columns": problem.anchors.shape[1],
+        "dtype": _DTYPES[problem.anchors.dtype], "device": _code(problem.anchors.device.type),
+        "columns": problem.anchors.shape[1],
         "gradient of anchors": int(problem.anchors.requires_grad), "gradient of keys": int(keys.requires_grad),
         "who": _who(problem, local, both_ways), "settings": _code(_plain(settings), statistics, both_ways),
         "threshold": _code(_of_threshold(threshold, group)),
     }
+    assert list(alike) == list(_IN_WORDS)
     columns = 0 if problem.relation is None else problem.relation.shape[1]
     return Told(alike, problem.anchors.shape[0], keys.shape[0], columns)
 
@@ -123,6 +125,7 @@ def _code(*what: Any) -> int:
 
 _IN_WORDS = {
     "dtype": "embeddings: got several dtypes on the ranks",
+    "device": "embeddings: got several kinds of devices on the ranks",
     "columns": "embeddings: got several numbers of columns on the ranks",
     "gradient of anchors": "anchors: got some that want a gradient and some that do not on the ranks",
     "gradient of keys": "keys: got some that want a gradient and some that do not on the ranks",

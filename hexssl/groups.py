@@ -61,7 +61,7 @@ class Group:
 
     def device(self) -> torch.device:
         """Where small tensors are that the host will read: the CPU if the group communicates there, too."""
-        if "gloo" in distributed.get_backend(self.process_group) or not torch.accelerator.is_available():
+        if "cpu:" in distributed.get_backend_config(self.process_group) or not torch.accelerator.is_available():
             return torch.device("cpu")
         accelerator = torch.accelerator.current_accelerator()
         assert accelerator is not None

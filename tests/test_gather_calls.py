@@ -219,6 +219,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
                       r"labels: got .* \(rank 1 of 4\)"),
     "another dtype": (lambda: hex_loss(*views(dtype=torch.float32 if rank() == 3 else torch.float64), gather=True),
                       ValueError, "embeddings: got several dtypes on the ranks: rank 3 differs"),
+    "another device": (lambda: hex_loss(*[v.to("meta") if rank() == 1 else v for v in views()], gather=True),
+                       ValueError, "embeddings: got several kinds of devices on the ranks: rank 1 differs"),
     "other columns": (lambda: hex_loss(*views(3 + (rank() == 0)), gather=True), ValueError,
                       "embeddings: got several numbers of columns on the ranks: rank 1, 2, 3 differs"),
     "one without gradient": (lambda: hex_loss(*[v.detach() if rank() == 1 else v for v in views()], gather=True),
