@@ -124,7 +124,8 @@ class Accumulated:
         """All chunks together."""
         job, anchors, temperature = self.job, None, None
         if self.temperature.tensor is not None:
-            temperature = self.temperature.tensor.sum() * -(job.wide_inverse * job.wide_inverse)
+            # One factor after the other: their product may be beyond the dtype where the sum is 0.
+            temperature = self.temperature.tensor.sum() * -job.wide_inverse * job.wide_inverse
         if self.wanted.anchors:
             part, divisor = self.anchors.tensor, self.divisor.tensor
             assert part is not None
