@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from exact import Exact, draw_row
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from problems import FORMS, general_hex_loss
 from torch import Tensor
@@ -117,6 +117,8 @@ def by_torch(loss_fn: Callable[..., Any], case: Case, dtype: torch.dtype) -> Non
 
 @settings(deadline=None, max_examples=30, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32))
+@example(seed=200)  # torch's operations had NaN: the square of 1 / temperature times 0
+@example(seed=70457)  # and lost the logarithm of a count beside logits of 1e99
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_core(dtype: torch.dtype, seed: int) -> None:
     by_torch(general_hex_loss, Case(seed, dtype), dtype)

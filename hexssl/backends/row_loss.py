@@ -237,6 +237,15 @@ def _local(form: Settings, sums: Sums, inverse: Tensor, unit: Tensor | bool, pre
     return Level(torch.where(floored, floor.top, local.top), torch.where(floored, floor.log, local.log)), floored
 
 
+def logits_less_log(x: Tensor, top_p: Tensor, inverse: float | Tensor, level: Level, log: Tensor) -> Tensor:
+    """The positives' logits less the logarithm ``log`` of a sum that is relative to the top of `level`.
+
+    Where the logit is the top itself, the two differences cancel to 0 however large ``inverse`` is, and the logarithm
+    is what remains: it is taken off last.
+    """
+    return x + ((top_p - level.top) * inverse)[:, None] - log[:, None]
+
+
 def own_sums(x: Tensor, members: Tensor, top_p: Tensor, found: Negatives, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Of the denominator "own": the sums over the positives of ``log(1 + Neg / e^s)`` and of ``Neg / (e^s + Neg)``.
 
@@ -245,7 +254,7 @@ def own_sums(x: Tensor, members: Tensor, top_p: Tensor, found: Negatives, invers
     """
     level = found.level
     present = level.log > -inf
-    gap = x + ((top_p - level.top) * inverse - torch.where(present, level.log, 0))[:, None]  # s - log Neg
+    gap = logits_less_log(x, top_p, inverse, level, torch.where(present, level.log, 0))  # s - log Neg
     counted = members & present[:, None]
     return torch.where(counted, softplus(-gap), 0).sum(1), torch.where(counted, torch.sigmoid(-gap), 0).sum(1)
 

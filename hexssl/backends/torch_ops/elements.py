@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hexssl.backends.row_loss import STEEP, HardSums, Level, PlainLosses, Sums, Weights, needs_mean
+from hexssl.backends.row_loss import STEEP, HardSums, PlainLosses, Sums, Weights, logits_less_log, needs_mean
 from hexssl.problem import Settings
 
 
@@ -133,10 +133,6 @@ def pull(e: Tensor, x: Tensor, members: Tensor, top_p: Tensor, inverse: float | 
     if weights.pb is not None:
         out = torch.addcmul(out, e, weights.pb[:, None], value=-1)
     if weights.po is not None and weights.own is not None:
-        out = out - weights.po[:, None] * torch.sigmoid(-_gap(x, top_p, inverse, weights.own))
+        out = out - weights.po[:, None] * torch.sigmoid(
+            -logits_less_log(x, top_p, inverse, weights.own, weights.own.log))
     return torch.where(members, out, 0).to(e.dtype)
-
-
-def _gap(x: Tensor, top_p: Tensor, inverse: float | Tensor, own: Level) -> Tensor:
-    """The positives' logits less log Neg."""
-    return x + ((top_p - own.top) * inverse - own.log)[:, None]
