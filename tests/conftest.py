@@ -30,6 +30,7 @@ ON_ONE_TIER = {
     "test_distributed.py": "gathering and its gradient; what is gathered is computed as on one rank",
     "test_distributed_drop_ins.py": "gathering, as above",
     "test_docs.py": "runs the documentation",
+    "test_example_ddp.py": "a training on two ranks",
     "test_examples.py": "trainings, checkpoints, arguments",
     "test_gather.py": "gathering, as above, of the package's own losses",
     "test_gather_calls.py": "what is sent, refused and not sent",
@@ -70,7 +71,8 @@ ON_ONE_TIER = {
 
 # Files that take longest: they compile, wait or train. Several processes (pytest -n --no-loadscope-reorder) begin with
 # them: none is left over.
-LONG = ("test_core.py", "test_kernels.py", "test_interruption.py", "test_examples.py", "test_studies.py")
+LONG = ("test_core.py", "test_kernels.py", "test_interruption.py", "test_examples.py", "test_studies.py",
+        "test_example_ddp.py")
 
 # Skips that --strict-skips lets pass: what the reason looks like, and why it may be so. Any other fails.
 SKIPS = {
