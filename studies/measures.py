@@ -14,15 +14,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from torch import nn
 
+from hexssl import diagnostics
+
 NEIGHBOURS = 20
 DRAWS = 3  # of the labelled 1 % and 10 %; the accuracy is the mean over them
 
 
 def effective_rank(rows: np.ndarray) -> float:
-    """RankMe (Garrido et al., ICML 2023): the exponential of the entropy of the singular values' shares."""
-    values = np.linalg.svd(rows, compute_uv=False)
-    shares = values / values.sum() + 1e-7  # as published
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    """RankMe of the rows as they are, not centred."""
+    return diagnostics.effective_rank(np.linalg.svd(rows, compute_uv=False))
 
 
 def measure(encoder: nn.Module, projector: nn.Module, images: Images) -> dict[str, float]:
