@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from augment import uniform  # of examples/
 from torch import Tensor, nn
 
-FEATURES = 96
+FEATURES = 64
 
 
 class Block(nn.Module):
@@ -28,10 +28,13 @@ class Block(nn.Module):
 
 
 def resnet8() -> nn.Sequential:
-    """A ResNet of 8 layers, 173,496 parameters: ``(rows, 1, 28, 28)`` to ``(rows, 96)``."""
+    """A ResNet of 8 layers, 77,392 parameters: ``(rows, 1, 28, 28)`` to ``(rows, 64)``.
+
+    As wide as CIFAR's ResNets (He et al., section 4.2). One half wider takes 2.2 times as long (AVX2, one thread).
+    """
     encoder = nn.Sequential(
-        nn.Conv2d(1, 24, 3, 2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
-        Block(24, 24, 2), Block(24, 48, 2), Block(48, FEATURES, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        nn.Conv2d(1, 16, 3, 2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        Block(16, 16, 2), Block(16, 32, 2), Block(32, FEATURES, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return encoder.to(memory_format=torch.channels_last)
 
 

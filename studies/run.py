@@ -34,6 +34,7 @@ import sklearn  # noqa: E402
 import torch  # noqa: E402
 from methods import load_images, start  # noqa: E402
 from plan import BATCH, LEARNING_RATE, PARTS, Part  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import hexssl  # noqa: E402
@@ -103,7 +104,8 @@ def run(task: Task, results: Path, data_dir: str | None) -> None:
     seconds = time.process_time() - began
     steps = part.epochs * (len(images.trained.train) // BATCH)
     model = training.model
-    found = measure(model.encoder, model.projector, images.measured)
+    with threadpool_limits(1):
+        found = measure(model.encoder, model.projector, images.measured)
     row = {**settings(part, task.loss, task.seed), **{name: f"{value:.4f}" for name, value in found.items()},
            "step_cpu_ms": f"{1e3 * seconds / steps:.2f}", "cpu_seconds": f"{time.process_time() - began:.0f}",
            **about()}
