@@ -244,6 +244,28 @@ print(torch.equal(ample[1], short[1]), torch.equal(ample[2], short[2]), short[0]
     assert done.returncode == 0 and done.stdout == "True True True\n", done.stdout + done.stderr
 
 
+def test_tiles_leave_memory_for_others():
+    """Where not all tiles fit, some 35 MiB, whoever asks for a quarter of what was to spare while the loss is kept for
+    backward has it. Tiles halved until they fit would leave next to nothing for some of these sizes."""
+    done = run_short("""
+x = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+def forward():
+    return hex_loss(*x.chunk(2), threshold=None, reduction="none").sum()
+forward().backward()
+workspace.set_budget(1 << 40)
+for megabytes in range(16, 34, 2):
+    workspace.release()
+    x.grad = None
+    spare(megabytes)
+    loss = forward()
+    torch.empty(megabytes << 16)
+    loss.backward()
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("all")
+""")
+    assert done.returncode == 0 and done.stdout == "all\n", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("threshold", ["'adaptive'", "None"])
 def test_a_large_batch_with_256_mebibytes_to_spare(threshold):
     """32,768 x 64 in float32 under ``ulimit -v``: what the process has once all is imported and the batch is there, the

@@ -130,14 +130,29 @@ static void place_kept(core_run *run) {
     core_kept_place(&run->g, run->keep, &(core_arena){core_slab_memory(run->kept_slab), 0}, &run->kept);
 }
 
-/* Takes a slab with as many of the tiles as there is memory for. */
+static bool take_tiles(core_run *run, core_keep keep) {
+    run->keep = keep;
+    run->kept_slab = core_slab_take(core_kept_bytes(&run->g, keep));
+    return run->kept_slab != NULL;
+}
+
+/* Takes a slab with the tiles, or, where memory is short, with half of those for which there is some: as much is left
+ * for others, who would fail before this slab is put back. */
 static bool take_kept(core_run *run, core_keep keep) {
-    for (;; keep.tiles /= 2) {
-        run->keep = keep;
-        run->kept_slab = core_slab_take(core_kept_bytes(&run->g, keep));
-        if (run->kept_slab || keep.tiles == 0)
-            return run->kept_slab != NULL;
+    if (take_tiles(run, keep))
+        return true;
+    while (keep.tiles > 0) {
+        keep.tiles /= 2;
+        if (!take_tiles(run, keep))
+            continue;
+        if (keep.tiles > 0) {
+            core_slab_put(run->kept_slab, NULL, false);
+            keep.tiles /= 2;
+            return take_tiles(run, keep);
+        }
+        return true;
     }
+    return false;
 }
 
 /* True if what was found has tiles or sums where they are wanted. Sums are of use only where they are what is wanted.

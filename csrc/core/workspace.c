@@ -23,6 +23,7 @@ struct core_slab {
     core_tag tag;    /* of the contents */
     int64_t touched; /* when it was put back, by core_clock; no two are equal, so that it also gives their order */
     enum slab_state state;
+    bool scarce; /* was allocated while memory was short: it does not rest once it is free, however long that was ago */
 };
 
 /* Forward passes whose backward never comes must not pile up: only the latest stay held. A training step that makes
@@ -129,7 +130,7 @@ static void discard_resting(leaving *l) {
 static void discard_stale(int64_t now, leaving *l) {
     const int64_t most = atomic_load_explicit(&core_rest_nanoseconds, memory_order_relaxed);
     for (int s = 0; s < SLABS; s++) {
-        const bool spare = slabs[s].state == FREE && now < short_until;
+        const bool spare = slabs[s].state == FREE && (slabs[s].scarce || now < short_until);
         if (rests(slabs + s) && (spare || now - slabs[s].touched >= most))
             discard(slabs + s, l);
     }
@@ -264,6 +265,7 @@ static void fill_slot(core_slab *slab, char *memory, int64_t bytes) {
     lock_table();
     slab->memory = memory;
     slab->bytes = bytes;
+    slab->scarce = core_clock() < short_until;
     unlock_table();
 }
 

@@ -12,6 +12,8 @@
  *     LOOSE    one caller's, where the      put -> given back
  *              table is full
  *
+ * What was allocated while memory was short is never FREE for long: the same put, or the next one, gives it back.
+ *
  * HELD and FREE slabs together stay within the budget. Whoever needs room may discard another loss's held tiles: that
  * loss then multiplies them anew. */
 #ifndef CORE_WORKSPACE_H

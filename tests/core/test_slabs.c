@@ -88,6 +88,27 @@ static void test_rest(void) {
     CHECK(mapped() < before + large, "released and still mapped");
 }
 
+/* A call may take longer than what was short is remembered for. What it puts back then must not rest. */
+static void test_taken_while_memory_was_short(void) {
+    const int64_t usual = atomic_load(&core_rest_nanoseconds), large = (int64_t)64 << 20;
+    hex_release_workspace();
+    const int64_t before = mapped();
+    atomic_store(&core_rest_nanoseconds, 50 * 1000000);
+    CHECK(!core_slab_take((int64_t)1 << 60), "an exbibyte was there");
+    core_slab *slab = core_slab_take(large);
+    const core_tag held = tag_of(1);
+    wait_milliseconds(100);
+    atomic_store(&core_rest_nanoseconds, usual);
+    core_slab_put(slab, &held, true);
+    slab = core_slab_find(&held);
+    CHECK(slab, "what is held for a later step is gone");
+    if (slab) core_slab_put(slab, NULL, false);
+    CHECK(mapped() < before + large, "rests, though memory was short when it was taken");
+    core_slab_put(core_slab_take(large), NULL, false);
+    CHECK(mapped() >= before + large, "does not rest, though memory is no longer short");
+    hex_release_workspace();
+}
+
 static void test_more_than_the_table_holds(void) {
     core_slab *slabs[50];
     for (int s = 0; s < 50; s++) {
@@ -175,6 +196,7 @@ static void test_no_memory(void) {
 int main(void) {
     test_tags();
     test_rest();
+    test_taken_while_memory_was_short();
     test_more_than_the_table_holds();
     test_budget();
     test_threads();
