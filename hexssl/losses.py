@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.criterion import Criterion
 from hexssl.groups import Ranks
 from hexssl.problem import Labels, cross_problem, view_problem
-from hexssl.thresholds import Threshold
+from hexssl.thresholds import AdaptiveThreshold, Threshold
 
 
-class HEXLoss(Criterion):
+class _Presets(Criterion):
+    """HEX as others have it, by name: the same in later versions, whatever the defaults are then."""
+
+    @classmethod
+    def paper(cls, **changed: Any) -> Self:
+        """The loss with the numbers of the HEX paper (arXiv 2410.23200): spec, section 2, `formulation` "weighted".
+
+        The threshold is the mean over the anchors of the 0.99 quantile of all their cosines; `beta` is 1, `tau_plus`
+        0.1, `local_weight` 1 and the temperature 0.1.
+
+        Parameters
+        ----------
+        **changed
+            Settings of the constructor that are to differ.
+
+        Examples
+        --------
+        >>> from hexssl import HEXLoss
+        >>> criterion = HEXLoss.paper(temperature=0.2)
+        >>> criterion.temperature, criterion.beta, criterion.threshold
+        (0.2, 1.0, AdaptiveThreshold(quantile=0.99, rows='all'))
+        """
+        return cls(**{"temperature": 0.1, "threshold": AdaptiveThreshold(0.99, "all"), "beta": 1.0, "tau_plus": 0.1,
+                      "local_weight": 1.0, "formulation": "weighted", **changed})
+
+    @classmethod
+    def released(cls, **changed: Any) -> Self:
+        """What the code computes that was published with the paper: spec, section 3, `formulation` "released".
+
+        The threshold and the temperature are those of `paper`. Its fixed threshold is
+        ``threshold=hexssl.thresholds.RowRangeThreshold(...)``.
+
+        Parameters
+        ----------
+        **changed
+            Settings of the constructor that are to differ.
+
+        Examples
+        --------
+        >>> from hexssl import CrossHEXLoss
+        >>> CrossHEXLoss.released().formulation
+        'released'
+        """
+        return cls.paper(**{"formulation": "released", **changed})
+
+
+class HEXLoss(_Presets):
     """`hexssl.hex_loss` as a module: several views of a batch (SimCLR and its kin), or rows with labels.
 
     A `temperature` tensor of one element is held in its shape as a buffer, or as a parameter if it is an
@@ -123,7 +171,7 @@ class _Cross(Criterion):
         return [*super()._shown(), "symmetric"]
 
 
-class CrossHEXLoss(_Cross):
+class CrossHEXLoss(_Cross, _Presets):
     """`hexssl.cross_hex_loss` as a module: anchors and other keys (NNCLR, CLIP), or a queue of negatives (MoCo).
 
     Parameters

@@ -247,3 +247,23 @@ def test_replicas_of_data_parallelism():
     assert_close(loss, expected, rtol=1e-13, atol=1e-13)
     loss.backward()
     assert module.temperature.grad.isfinite()
+
+
+@pytest.mark.parametrize("module", [HEXLoss, CrossHEXLoss])
+def test_presets(module):
+    """The paper's numbers, against a threshold that is found here; of the published code, its formula; what is given
+    takes the preset's place."""
+    cosines = nn.functional.normalize(OWN.flatten(0, 1)) @ nn.functional.normalize(OWN.flatten(0, 1)).T
+    rows = OWN.flatten(0, 1).chunk(2)
+    if module is CrossHEXLoss:
+        cosines = cosines[:15, 15:]
+    threshold = torch.quantile(cosines, 0.99, 1, interpolation="nearest").mean()
+    function = hex_loss if module is HEXLoss else cross_hex_loss
+    given = {"temperature": 0.1, "threshold": threshold}
+    expected = function(*rows, beta=1.0, tau_plus=0.1, local_weight=1.0, **given)
+    torch.testing.assert_close(module.paper()(*rows), expected, rtol=1e-12, atol=0)  # a threshold of other sums
+    torch.testing.assert_close(module.released()(*rows), function(*rows, formulation="released", **given), rtol=1e-12,
+                               atol=0)
+    assert module.paper(beta=2.0, reduction="sum").beta == 2.0 and module.released(temperature=0.3).temperature == 0.3
+    with pytest.raises(TypeError, match="alpha"):
+        module.paper(alpha=1)
