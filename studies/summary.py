@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "examples"), str(HERE.parent / "tools")]
 
 from marked import filled, markdown, write_or_check  # noqa: E402
-from plan import PARTS, Part  # noqa: E402
+from plan import MAIN, PARTS, Part  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "study.md"
 IMAGES = HERE.parent / "docs" / "images"
@@ -162,7 +162,7 @@ def found_in(parts: Mapping[str, Part]) -> str:
 def has_pairs(part: Part) -> bool:
     """Two seeds of the baseline and of a loss that no other part's table shows."""
     results = read(part.folder)
-    own = set(part.losses) - set(PARTS["main"].losses) if part is PARTS["screening"] else set(part.losses)
+    own = set(part.losses) - set(MAIN) if part.losses.keys() > MAIN.keys() else set(part.losses)
     return any(len(paired(results, loss, part.baseline, "knn")) > 1 for loss in own - {part.baseline}) if len(
         results) else False
 
