@@ -15,12 +15,21 @@ import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 
+DROP_IN = "another library's arguments and values; test_hex_loss.py and test_losses.py compare the losses on every tier"
+
 # Files whose tests are the same on every tier of kernels, and need to run on one only. All others are marked `tier`, so
 # that a new file is.
 ON_ONE_TIER = {
     "test_benchmarks.py": "compares formulas in plain torch",
     "test_cached.py": "passes through encoders in plain torch",
+    "test_compat_info_nce.py": DROP_IN,
+    "test_compat_lightly.py": DROP_IN,
+    "test_compat_metric_learning.py": DROP_IN,
+    "test_compat_metric_pairs.py": DROP_IN,
+    "test_compat_metric_parts.py": DROP_IN,
+    "test_compat_open_clip.py": DROP_IN,
     "test_compat_signatures.py": "looks at signatures",
+    "test_compat_solo.py": DROP_IN,
     "test_compiled_training.py": "what is compiled anew, whichever kernels compute",
     "test_core.py": "C programs with flags of their own",
     "test_diagnostics.py": "counts that test_count_pairs.py compares on every tier, and formulas in NumPy",
@@ -55,6 +64,7 @@ ON_ONE_TIER = {
     "test_resume.py": "what a state holds, whichever kernels compute the steps",
     "test_second_derivatives.py": "plain torch, whichever kernels computed the first",
     "test_settings.py": "what modules hold, whichever kernels compute with it",
+    "test_short_memory.py": "who goes without memory; what is computed then, test_workspace.py compares on every tier",
     "test_studies.py": "what is planned, and statistics of results",
     "test_temperature.py": "a tensor in place of a number; test_hex_loss.py has the gradient by it on every tier",
     "test_threshold_choice.py": "words and a warning",
