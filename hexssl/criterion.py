@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, own_threshold
 from hexssl.gathered import evaluate_gathered, go_along
-from hexssl.groups import Group, Ranks, group_of
+from hexssl.groups import Gather, Group, group_of
 from hexssl.problem import Problem, Settings, current_temperature, make_settings
 from hexssl.results import HEXStats, batch_stats
 from hexssl.thresholds import Threshold, warn_of_positives
@@ -46,7 +46,7 @@ class Criterion(nn.Module):
 
     def __init__(self, temperature: Any, threshold: Any, beta: float, tau_plus: float, local_weight: float,
                  formulation: str, positives: str, denominator: str, normalize: bool, reduction: str,
-                 stats: bool = True, gather: Ranks = False) -> None:
+                 stats: bool = True, gather: Gather = False) -> None:
         super().__init__()
         self.gather = gather
         _check_leaf(temperature)
@@ -171,12 +171,13 @@ class Criterion(nn.Module):
     @property
     def gather(self) -> Any:
         """Whose rows are the keys in training: False, this rank's own; True, those of all ranks; or a process group or
-        a one-dimensional DeviceMesh, those of its ranks."""
+        a one-dimensional DeviceMesh, those of its ranks; "ring" or a `hexssl.distributed.Ring`, those of all that pass
+        by."""
         return False if self._gather is None else self._gather.given
 
     @gather.setter
-    def gather(self, value: Ranks) -> None:
-        self.__dict__["_gather"] = group_of("gather", value)
+    def gather(self, value: Gather) -> None:
+        self.__dict__["_gather"] = group_of("gather", value, rings=True)
 
     @property
     def stats(self) -> HEXStats | None:

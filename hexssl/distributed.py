@@ -9,7 +9,9 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from hexssl import dtypes, exchange, validation
-from hexssl.groups import DEFAULT, Group, Ranks, group_of
+from hexssl.groups import DEFAULT, Group, Ranks, Ring, group_of
+
+__all__ = ["Ring", "all_gather", "all_gather_checked", "check_ranks", "rank", "world_size"]
 
 _DIMENSIONS = 8  # most that rows of all ranks may have
 _DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hexssl import validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, measure
 from hexssl.gathered import evaluate_gathered, gathered_statistics
-from hexssl.groups import Ranks, group_of
+from hexssl.groups import Gather, group_of
 from hexssl.problem import Labels, Problem, Settings, cross_problem, make_settings, statistics_problem, view_problem
 from hexssl.results import HEXStats, RowStats, batch_stats
 from hexssl.thresholds import Threshold
@@ -26,7 +26,7 @@ class InfoNCEOptions(TypedDict, total=False):
     denominator: str
     normalize: bool
     reduction: str
-    gather: Ranks
+    gather: Gather
 
 
 class HEXOptions(InfoNCEOptions, total=False):
@@ -72,7 +72,7 @@ def hex_loss(
     *views: Tensor, labels: Labels | None = None, threshold: str | float | Tensor | Threshold | None = "adaptive",
     temperature: float | Tensor | nn.Module = 0.1, beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0,
     formulation: str = "weighted", positives: str = "sum", denominator: str = "all", normalize: bool = True,
-    reduction: str = "mean", gather: Ranks = False, return_stats: bool = False,
+    reduction: str = "mean", gather: Gather = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """The HEX loss of several views of a batch, or of rows with labels (HEX, WACV 2025, arXiv 2410.23200).
 
@@ -179,7 +179,7 @@ def info_nce(*views: Tensor, labels: Labels | None = None, return_stats: Literal
 
 def info_nce(
     *views: Tensor, labels: Labels | None = None, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum",
-    denominator: str = "all", normalize: bool = True, reduction: str = "mean", gather: Ranks = False,
+    denominator: str = "all", normalize: bool = True, reduction: str = "mean", gather: Gather = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """InfoNCE (NT-Xent) of several views: `hex_loss` without hierarchical negatives.
@@ -220,7 +220,7 @@ def cross_hex_loss(
     threshold: str | float | Tensor | Threshold | None = "adaptive", temperature: float | Tensor | nn.Module = 0.1,
     beta: float = 1.0, tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
     positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
-    gather: Ranks = False, return_stats: bool = False,
+    gather: Gather = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """The HEX loss of anchors against other keys (NNCLR, CLIP), or against a queue of negatives (MoCo).
 
@@ -311,7 +311,7 @@ def cross_info_nce(
     labels: Labels | None = None, key_labels: Labels | None = None, relation: Tensor | None = None,
     self_offset: int | None = None, symmetric: bool = False,
     temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
-    normalize: bool = True, reduction: str = "mean", gather: Ranks = False, return_stats: bool = False,
+    normalize: bool = True, reduction: str = "mean", gather: Gather = False, return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HEXStats]:
     """InfoNCE of anchors against other keys: `cross_hex_loss` without hierarchical negatives.
 
@@ -340,7 +340,7 @@ def _result(asked: Callable[[], tuple[Problem, Settings]], threshold: Any, gathe
             symmetric: bool = False, views: int = 2, queue: bool = False) -> Tensor | tuple[Tensor, HEXStats]:
     """asked : gives the problem and the settings, validated; views, queue : as in `hexssl.gathered_problem.Local`."""
     validation.flag("return_stats", return_stats)
-    group = None if gather is False else group_of("gather", gather)
+    group = None if gather is False else group_of("gather", gather, rings=True)
     if group is not None and group.active():
         loss, seen = evaluate_gathered(group, asked, threshold, return_stats, symmetric, views, queue)
         return (loss, batch_stats(seen)) if return_stats else loss
@@ -355,7 +355,7 @@ def _result(asked: Callable[[], tuple[Problem, Settings]], threshold: Any, gathe
 def similarity_stats(
     anchors: Tensor, keys: Tensor | None = None, *, labels: Labels | None = None, key_labels: Labels | None = None,
     relation: Tensor | None = None, self_offset: int | None = None, quantile: float = 0.99, rows: str = "all",
-    normalize: bool = True, gather: Ranks = False,
+    normalize: bool = True, gather: Gather = False,
 ) -> RowStats:
     """Statistics of every anchor's cosines with the keys, without gradient.
 
@@ -394,7 +394,7 @@ def similarity_stats(
     """
     quantile = validation.statistic(quantile, rows)
     validation.flag("normalize", normalize)
-    group = None if gather is False else group_of("gather", gather)
+    group = None if gather is False else group_of("gather", gather, rings=True)
 
     def asked() -> tuple[Problem, Settings]:
         problem = statistics_problem(anchors, keys, labels, key_labels, relation, self_offset, rows, group is not None)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hexssl import exchange
+from hexssl import exchange, ring
 from hexssl.counts import pair_counts
 from hexssl.devices import widest_dtype
 from hexssl.evaluation import evaluate, measure, shared_threshold
-from hexssl.gathered_problem import Local, Told, among, nothing_like, prepared, read
+from hexssl.gathered_problem import Local, Told, among, nothing_like, prepared, read, rounds
 from hexssl.groups import Group
 from hexssl.problem import Problem, Settings
 from hexssl.results import HEXStats
@@ -114,14 +114,18 @@ def _of_all(group: Group, local: Local, settings: Settings, heard: list[Told], t
             both_ways: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Once the ranks have heard of each other."""
     problems = among(group, local, heard, both_ways)
+    around = rounds(group, local, heard, problems) if group.ring and not local.queue else (None,) * len(problems)
     single = settings.reduction == "none"
     form = settings if single else settings._replace(reduction="sum")
     if problems[0].anchors.shape[0] > 0:
         warn_of_positives(threshold, problems[0])
     counted = statistics or not (single or _all_count(settings, threshold))  # by what is skipped
     parts, totals = [], []
-    for problem in problems:
-        loss, saw = _evaluate_own(problem, form, threshold, counted, group)
+    for problem, passes in zip(problems, around, strict=True):
+        if passes is None:
+            loss, saw = _evaluate_own(problem, form, threshold, counted, group)
+        else:
+            loss, saw = ring.evaluate(passes, form, threshold, counted)
         parts.append(loss)
         if statistics or not single:
             totals.append(_totals(problem, loss, saw, statistics))
@@ -196,7 +200,9 @@ def gathered_statistics(group: Group, make: Callable[[], tuple[Problem, Settings
         return problem._replace(anchors=problem.anchors.detach(), keys=keys), settings
 
     local, settings, heard = prepared(group, detached, None, False, False, 1, False)
-    problem, *_ = among(group, local, heard, False)
+    problem, *_ = problems = among(group, local, heard, False)
+    if group.ring:
+        return ring.row_statistics(rounds(group, local, heard, problems)[0], quantile, rows, settings)
     if problem.anchors.shape[0] == 0:
         return problem.anchors.new_zeros((0, 6), dtype=widest_dtype(problem.anchors.device))
     return measure(problem, quantile, rows, True, settings.normalize, settings.normalize_keys, False)[0]

@@ -11,10 +11,11 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from hexssl import dtypes, exchange, validation
+from hexssl import dtypes, exchange, passing, validation
 from hexssl.exchange import Block
 from hexssl.groups import Group
 from hexssl.problem import Problem, Settings
+from hexssl.ring import Round
 from hexssl.thresholds import Threshold
 
 
@@ -81,6 +82,8 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
         threshold.check_device(problem.anchors.device)
     elif threshold is not None:
         validation.threshold(threshold, problem.anchors.shape[0], problem.anchors.device)
+    if group.ring and not local.queue:
+        passing.check_device(group, problem.anchors.device)
     if both_ways and problem.relation is not None:
         validation.refuse_value("relation", problem.relation, "None with gather and symmetric=True: a rank knows the "
                                 "relation of its anchors to all keys, not of its keys to all anchors; labels say both")
@@ -90,7 +93,7 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
         "dtype": _DTYPES[problem.anchors.dtype], "device": _code(problem.anchors.device.type),
         "columns": problem.anchors.shape[1],
         "gradient of anchors": int(problem.anchors.requires_grad), "gradient of keys": int(keys.requires_grad),
-        "who": _who(problem, local, both_ways), "settings": _code(_plain(settings), statistics, both_ways),
+        "who": _who(problem, local, both_ways), "settings": _code(_plain(settings), statistics, both_ways, group.ring),
         "threshold": _code(_of_threshold(threshold, group)),
     }
     assert list(alike) == list(_IN_WORDS)
@@ -153,24 +156,31 @@ def _compare(heard: list[Told], local: Local) -> None:
 
 
 def among(group: Group, local: Local, heard: list[Told], both_ways: bool) -> tuple[Problem, ...]:
-    """The problem of this rank's anchors and the keys of all; and, both ways, that of its keys and all anchors."""
+    """The problem of this rank's anchors and the keys of all; and, both ways, that of its keys and all anchors.
+
+    In a ring, where keys are not gathered, it has labels and numbers alone: rows of no columns in the place of keys.
+    """
     problem = local.problem
     if local.queue:
         return (problem,)
     of_anchors, of_keys = [told.anchors for told in heard], [told.keys for told in heard]
     keys = problem.anchors if problem.keys is None else problem.keys
     key_labels = problem.labels if problem.key_labels is None else problem.key_labels
-    blocks = [Block(keys, of_keys, keys.requires_grad)]
-    if both_ways:
+    blocks = [] if group.ring else [Block(keys, of_keys, keys.requires_grad)]
+    if both_ways and not group.ring:
         blocks.append(Block(problem.anchors, of_anchors, problem.anchors.requires_grad))
     if key_labels is not None:
         blocks.append(Block(key_labels, of_keys, False))
         if both_ways:
             assert problem.labels is not None
             blocks.append(Block(problem.labels, of_anchors, False))
-    gathered = exchange.gather(group, blocks)
-    all_keys, rest = gathered[0], gathered[1:]
-    all_anchors = rest.pop(0) if both_ways else None
+    rest = exchange.gather(group, blocks)
+    all_anchors: Tensor | None
+    if group.ring:
+        all_keys, all_anchors = keys.new_empty((sum(of_keys), 0)), keys.new_empty((sum(of_anchors), 0))
+    else:
+        all_keys = rest.pop(0)
+        all_anchors = rest.pop(0) if both_ways else None
     labels: Tensor | None
     all_key_labels: Tensor | None
     all_labels: Tensor | None
@@ -191,6 +201,18 @@ def among(group: Group, local: Local, heard: list[Told], both_ways: bool) -> tup
         return (there,)
     own = None if all_key_labels is None else all_key_labels.split(of_keys)[group.rank].contiguous()
     return there, Problem(keys, all_anchors, None, own, all_labels, None, 0, -1)
+
+
+def rounds(group: Group, local: Local, heard: list[Told], problems: tuple[Problem, ...]) -> tuple[Round, ...]:
+    """What of a ring each of the problems of `among` is, without the keys of other ranks."""
+    own, of_keys, of_anchors = local.problem, [told.keys for told in heard], [told.anchors for told in heard]
+    labelled = own.labels is not None
+    there = Round(group, own, of_keys, problems[0].key_labels if labelled else None)
+    if len(problems) == 1:
+        return (there,)
+    assert own.keys is not None
+    back = own._replace(anchors=own.keys, keys=own.anchors, labels=own.key_labels, key_labels=own.labels)
+    return there, Round(group, back, of_anchors, problems[1].key_labels if labelled else None)
 
 
 @lru_cache(maxsize=16)  # a step has the numbers of the one before; made on the CPU, they are a copy to the device

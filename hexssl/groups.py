@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import distributed
@@ -14,9 +14,44 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Ranks: TypeAlias = "bool | ProcessGroup | DeviceMesh"
+Gather: TypeAlias = "Ranks | Ring | Literal['ring']"
 
 _ACCEPTED = ("False, True (the default process group), a torch.distributed.ProcessGroup that this process is in, or a "
              "one-dimensional DeviceMesh")
+_RINGS = "; or, for keys that pass round in a ring, 'ring' (the default process group) or a hexssl.distributed.Ring"
+
+
+class Ring:
+    """Ranks round which the keys of a loss with `gather` pass, one rank's at a time, so that no rank ever has all.
+
+    ``gather="ring"`` is ``gather=Ring()``.
+
+    Parameters
+    ----------
+    group : True, ProcessGroup or one-dimensional DeviceMesh
+        Which ranks; True is the default group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no group, a mesh of several dimensions, and a group that this process is not in.
+
+    Examples
+    --------
+    >>> from hexssl import InfoNCELoss
+    >>> from hexssl.distributed import Ring
+    >>> InfoNCELoss(gather=Ring()).gather
+    Ring(True)
+    """
+
+    def __init__(self, group: Ranks = True) -> None:
+        if group is False:
+            raise ValueError("group: got False; accepted: True, a process group or a one-dimensional DeviceMesh")
+        group_of("group", group)
+        self.group = group
+
+    def __repr__(self) -> str:
+        return f"Ring({Group(self.group)!r})"
 
 
 class Group:
@@ -27,19 +62,26 @@ class Group:
 
     Parameters
     ----------
-    given : True, ProcessGroup or DeviceMesh
+    given : True, ProcessGroup, DeviceMesh, Ring or "ring"
         Checked by `group_of`.
+
+    Attributes
+    ----------
+    ring : bool
+        Whether keys pass round the ranks, and are not gathered.
     """
 
     def __init__(self, given: Any) -> None:
         self.given = given
+        self.ring = given == "ring" if isinstance(given, str) else isinstance(given, Ring)
+        self._ranks: Any = given.group if isinstance(given, Ring) else True if self.ring else given
 
     @property
     def process_group(self) -> Any:
         """What collective calls take; None is the default group."""
-        if self.given is True:
+        if self._ranks is True:
             return None
-        return self.given.get_group() if _is_mesh(self.given) else self.given
+        return self._ranks.get_group() if _is_mesh(self._ranks) else self._ranks
 
     @property
     def size(self) -> int:
@@ -74,20 +116,24 @@ class Group:
         return self
 
     def __reduce__(self) -> Any:
-        if self.given is True:
-            return Group, (True,)
+        if self._ranks is True:
+            return Group, (self.given,)
         raise TypeError(f"gather: {self!r} cannot be saved, since it is of this process alone; accepted: save the "
                         "state_dict, or set gather=False before saving the module")
 
     def __repr__(self) -> str:
-        return repr(self.given) if self.given is True else f"<{type(self.given).__name__} of {self.size} ranks>"
+        named = self.given is True or self.ring
+        return repr(self.given) if named else f"<{type(self.given).__name__} of {self.size} ranks>"
 
 
 DEFAULT = Group(True)
 
 
-def group_of(name: str, value: Any, also: str = "") -> Group | None:
-    """The ranks that an argument of this name says; None for False. also : what else its caller accepts.
+def group_of(name: str, value: Any, also: str = "", rings: bool = False) -> Group | None:
+    """The ranks that an argument of this name says; None for False.
+
+    also : what else its caller accepts
+    rings : whether "ring" and a `Ring` are accepted
 
     Raises
     ------
@@ -106,7 +152,9 @@ def group_of(name: str, value: Any, also: str = "") -> Group | None:
         return DEFAULT
     if isinstance(value, Group):
         return value
-    accepted = also + _ACCEPTED
+    accepted = also + _ACCEPTED + (_RINGS if rings else "")
+    if rings and (isinstance(value, Ring) or (isinstance(value, str) and value == "ring")):
+        return Group(value)
     if not distributed.is_available():
         validation.refuse_type(name, value, f"{also}True or False, since this torch has no torch.distributed")
     if _is_mesh(value):

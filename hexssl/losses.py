@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hexssl import validation
 from hexssl.criterion import Criterion
-from hexssl.groups import Ranks
+from hexssl.groups import Gather
 from hexssl.problem import Labels, cross_problem, view_problem
 from hexssl.thresholds import AdaptiveThreshold, Threshold
 
@@ -107,7 +107,7 @@ class HEXLoss(_Presets):
                  threshold: str | float | Tensor | Threshold | None = "adaptive", beta: float = 1.0,
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True,
-                 reduction: str = "mean", gather: Ranks = False, stats: bool = True) -> None:
+                 reduction: str = "mean", gather: Gather = False, stats: bool = True) -> None:
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
                          normalize, reduction, stats, gather)
 
@@ -135,7 +135,7 @@ class InfoNCELoss(Criterion):
     """
 
     def __init__(self, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
-                 normalize: bool = True, reduction: str = "mean", gather: Ranks = False, stats: bool = True) -> None:
+                 normalize: bool = True, reduction: str = "mean", gather: Gather = False, stats: bool = True) -> None:
         super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
                          stats, gather)
 
@@ -202,7 +202,7 @@ class CrossHEXLoss(_Cross, _Presets):
                  threshold: str | float | Tensor | Threshold | None = "adaptive", beta: float = 1.0,
                  tau_plus: float = 0.1, local_weight: float = 1.0, formulation: str = "weighted",
                  positives: str = "sum", denominator: str = "all", normalize: bool = True, reduction: str = "mean",
-                 symmetric: bool = False, gather: Ranks = False, stats: bool = True) -> None:
+                 symmetric: bool = False, gather: Gather = False, stats: bool = True) -> None:
         super().__init__(temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator,
                          normalize, reduction, stats, gather)
         self.symmetric = validation.flag("symmetric", symmetric)
@@ -225,7 +225,7 @@ class CrossInfoNCELoss(_Cross):
     """
 
     def __init__(self, temperature: float | Tensor | nn.Module = 0.1, positives: str = "sum", denominator: str = "all",
-                 normalize: bool = True, reduction: str = "mean", symmetric: bool = False, gather: Ranks = False,
+                 normalize: bool = True, reduction: str = "mean", symmetric: bool = False, gather: Gather = False,
                  stats: bool = True) -> None:
         super().__init__(temperature, None, 0.0, 0.0, 1.0, "weighted", positives, denominator, normalize, reduction,
                          stats, gather)

@@ -84,7 +84,7 @@ def contrast(job: Job, threshold: Threshold, weights: Tensor | None, wanted: Wan
         hard = None if limit is None else thresholds.above(c, limit, first, last)
         if job.shared and not scaled:
             c, positives = c.mul_(job.inverse), positives * job.inverse
-        positives = _with_paired(job, positives, first, last)
+        positives = with_paired(job, positives, first, last)
         if see:
             more = statistics.sums(job, c, positives, hard)
             seen = more if seen is None else seen.add_(more)
@@ -108,7 +108,8 @@ def _limit(job: Job, threshold: Threshold, chunks: list[tuple[int, int]], scaled
     return thresholds.given_limit(job, threshold, scaled)
 
 
-def _with_paired(job: Job, positives: Tensor, first: int, last: int) -> Tensor:
+def with_paired(job: Job, positives: Tensor, first: int, last: int) -> Tensor:
+    """The paired positive behind those among the keys."""
     pair = paired_cosines(job, first, last)
     if pair is None:
         return positives

@@ -24,6 +24,14 @@ class Hard(NamedTuple):
     sums: HardSums
 
 
+class Tops(NamedTuple):
+    """(m,) each, in the dtype of the elements: of positives, hierarchical negatives and global ones."""
+
+    p: Tensor
+    h: Tensor
+    g: Tensor
+
+
 class Elements(NamedTuple):
     """positives : (m, p) e^x of the positives; easy : (m, N) of the global negatives; 0 in all other places."""
 
@@ -62,29 +70,36 @@ def _hard(e: Tensor, weight: Tensor | None, hard: Tensor, beta: float) -> Hard:
     return Hard(e, weight, HardSums(number, (weight * e).sum(1), weight.sum(1)))
 
 
-def _relative(c: Tensor, inverse: float | Tensor) -> tuple[Tensor, Tensor]:
-    """x and the top of every row; -inf stays what it is, and a row of nothing else has the top 0. Overwrites `c`."""
+def _relative(c: Tensor, inverse: float | Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x and the top of every row, or the one given; -inf stays what it is, and a row of nothing else has the top 0.
+    Overwrites `c`."""
+    if given is not None:
+        return c.sub_(given[:, None]).mul_(inverse), given
     top = c.amax(1, keepdim=True) if c.shape[1] > 0 else c.new_zeros(c.shape[0], 1)
     top = torch.where(top == -inf, 0, top)
     return c.sub_(top).mul_(inverse), top[:, 0]
 
 
 def separate(c: Tensor, positives: Tensor, hard: Tensor | None, form: Settings,
-             inverse: float | Tensor) -> tuple[Elements, Sums, Tensor]:
-    """The elements, their sums, and the (m, p) x of the positives."""
+             inverse: float | Tensor, tops: Tops | None = None) -> tuple[Elements, Sums, Tensor]:
+    """The elements, their sums, and the (m, p) x of the positives.
+
+    tops : of the classes, where an anchor's are not all here; None: the largest cosines
+    """
+    given_p, given_h, given_g = (None, None, None) if tops is None else tops
     count = (positives > -inf).sum(1).to(c.dtype)
     found = None if hard is None else torch.where(hard, c, -inf)
     if hard is not None:
         c.masked_fill_(hard, -inf)
     easy_count = (c > -inf).sum(1).to(c.dtype)
-    x_p, top_p = _relative(positives.clone(), inverse)
+    x_p, top_p = _relative(positives.clone(), inverse, given_p)
     e_p = x_p.exp()
-    x_g, top_g = _relative(c, inverse)
+    x_g, top_g = _relative(c, inverse, given_g)
     e_g = x_g.exp_()
     none = torch.zeros_like(count)
     of_hard, top_h = None, none
     if hard is not None and found is not None:
-        x, top_h = _relative(found, inverse)
+        x, top_h = _relative(found, inverse, given_h)
         weight = None if form.beta in (0, 1) else (x * form.beta).exp_()
         e = torch.where(hard, x.expm1_(), 0) if form.beta > STEEP else x.exp_()
         of_hard = _hard(e, weight, hard, form.beta)

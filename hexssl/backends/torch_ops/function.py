@@ -93,7 +93,7 @@ def shortened(job: Job, given: Sequence[Tensor | None]) -> list[Tensor | None]:
             for of, tensor in zip((job.anchors, job.keys, job.paired), given, strict=True)]
 
 
-def _like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], short: Sequence[Tensor | None],
+def like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], short: Sequence[Tensor | None],
           grad: Tensor | None) -> tuple[Tensor | None, ...]:
     """Times `grad`, in the dtype and shape of what they are the gradient of. That of a short row, which is 1e12 times
     what it would be of a long one, is the largest number of float16 in place of inf; all others may be inf, which
@@ -168,7 +168,7 @@ class _AtOnce(Function):
             return (None,) * 5
         saved, call = ctx.saved_tensors, ctx.call
         inputs = saved[4:8]
-        found = _like(saved[:4], inputs, saved[11:], grad_loss)
+        found = like(saved[:4], inputs, saved[11:], grad_loss)
         return (*derivatives.again(found, lambda: _plain(call, *saved[8:11]), grad_loss, *inputs), None)
 
 
@@ -208,7 +208,7 @@ def _weighted(weights: Tensor, call: Call, wanted: Wanted) -> tuple[Tensor, ...]
     job, again = evaluate(call, weights.detach(), wanted)
     assert again.gradients is not None
     gradients = given_gradients(job, again.gradients, call.scale, None)
-    found = _like(gradients, inputs, shortened(job, inputs[:3]), None)
+    found = like(gradients, inputs, shortened(job, inputs[:3]), None)
     return tuple(each for each, needs in zip(found, wanted, strict=True) if needs and each is not None)
 
 

@@ -82,8 +82,11 @@ def broken(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tens
     return found if inverse == inverse else torch.ones_like(found)
 
 
-def make(problem: Problem, settings: Settings) -> Job:
-    """The rows divided by their lengths, and the choice of the way."""
+def make(problem: Problem, settings: Settings, apart: bool = False) -> Job:
+    """The rows divided by their lengths, and the choice of the way.
+
+    apart : each class of each anchor has a shift of its own, however small the logits are
+    """
     dtype = rows.computed_in(problem.anchors.dtype)
     anchors = rows.ready(problem.anchors.detach(), settings.normalize)
     keys = anchors if problem.keys is None else rows.ready(problem.keys.detach(), settings.normalize_keys)
@@ -93,7 +96,7 @@ def make(problem: Problem, settings: Settings) -> Job:
     unit = settings.normalize and (problem.keys is None or settings.normalize_keys)
     who = members.of(problem)
     count = who.count + (paired is not None and not isinstance(who, members.Masks))
-    shared = elements.small_enough(settings, inverse, unit, dtype)
+    shared = not apart and elements.small_enough(settings, inverse, unit, dtype)
     plain = shared and is_plain(settings, 0 if isinstance(who, members.Masks) else count)
     bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
     if not unit:
@@ -102,6 +105,20 @@ def make(problem: Problem, settings: Settings) -> Job:
     poison = None if plain else torch.where(broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
     return Job(anchors, keys, paired, who, settings, inverse, wide_inverse, shared, plain, bound, given, of_paired,
                poison, dtype, widest_dtype(anchors.rows.device))
+
+
+def beside(job: Job, problem: Problem) -> Job:
+    """The same anchors against other keys, without paired ones. job : made `apart`"""
+    assert problem.keys is not None and problem.paired is None and job.poison is not None
+    settings, anchors = job.form, job.anchors
+    keys = rows.ready(problem.keys.detach(), settings.normalize_keys)
+    unit = settings.normalize and settings.normalize_keys
+    bound = given = 1.0 if unit else rows.unit_bound(anchors, keys, job.dtype)
+    if not unit:
+        given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
+    poison = torch.where(broken(anchors, keys, None, job.inverse, unit), nan, 1.0).to(job.dtype)
+    return job._replace(keys=keys, paired=None, members=members.of(problem), bound=bound, given_bound=given,
+                        paired_bound=given, poison=poison)
 
 
 def filled(number: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -96,12 +96,17 @@ def gradient(rows: Rows, of_rows: Tensor) -> Tensor:
     return found if rows.shrink is None else found.mul_(rows.shrink)
 
 
+def _largest(of: Tensor) -> Tensor:
+    """0-d, 0 of none."""
+    return of.max() if of.numel() > 0 else of.new_zeros(())
+
+
 def are_unit(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """0-d bool: whether no product of rows of these lengths is above 1 but for rounding in their dtype. What is not
     finite is not looked at."""
     slack = (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
-    longest, other = (torch.where(each.isfinite(), each, 0).max() for each in (a, b))
-    return longest * other <= 1 + slack
+    longest, other = (torch.where(each.isfinite(), each, 0) for each in (a, b))
+    return _largest(longest) * _largest(other) <= 1 + slack
 
 
 def unit_bound(a: Rows, b: Rows, dtype: torch.dtype) -> Tensor:
@@ -115,4 +120,4 @@ def may_overflow(a: Rows, b: Rows, each: bool) -> Tensor:
     """(n,) bool: whether the product of a row of `a` with one of `b`, or with the one of its own number (`each`), or a
     part of its sum, may leave the number format."""
     other = lengths(b)
-    return lengths(a) * (other if each else other.max()) > 0.9 * torch.finfo(computed_in(a.rows.dtype)).max
+    return lengths(a) * (other if each else _largest(other)) > 0.9 * torch.finfo(computed_in(a.rows.dtype)).max

@@ -1,0 +1,239 @@
+"""Anchors against one block of keys after the other, where the keys are never all there at once.
+
+    measure     a block's part of the row statistics; `Measured` puts the blocks' together
+    contrast    a block's part of the class sums; `Contrasted` puts the blocks' together
+    finish      from the sums of all blocks to losses and weights
+    own         before `finish`, where every positive has a denominator of its own: what needs the sums of all negatives
+    pull        from the weights to the gradients by a block
+
+A block is a `Job` that was made `apart`. It is cut into the same chunks each time it is visited, so that its cosines
+are the same to the last bit, and so is who is above the threshold.
+"""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from hexssl.backends import row_loss
+from hexssl.backends.row_loss import Negatives, RowLosses, Sums
+from hexssl.backends.torch_ops import budget, elements, quantile, statistics, thresholds
+from hexssl.backends.torch_ops import job as jobs
+from hexssl.backends.torch_ops import measure as measures
+from hexssl.backends.torch_ops.accumulate import Accumulated, Gradients, Wanted
+from hexssl.backends.torch_ops.contrast import with_paired
+from hexssl.backends.torch_ops.elements import Elements, Tops
+from hexssl.backends.torch_ops.job import Job
+from hexssl.backends.torch_ops.merge import merge, merge_statistics
+from hexssl.backends.torch_ops.score import Scored
+from hexssl.backends.torch_ops.thresholds import Limit
+from hexssl.problem import Settings
+
+_BYTES = 80  # of a pair of anchor and key at the peak of a chunk: some arrays of the widest dtype, and masks
+T = TypeVar("T")
+
+
+def cut(of: T, first: int, last: int) -> T:
+    """Anchors [first, last) of what has a number for each of them."""
+    def part(each: Any) -> Any:
+        if isinstance(each, Tensor):
+            return each[first:last]
+        return type(each)(*map(part, each)) if isinstance(each, tuple) else each
+
+    found: T = part(of)
+    return found
+
+
+def _chunks(job: Job) -> list[tuple[int, int]]:
+    anchors, keys = job.anchors.rows, job.keys.rows
+    return budget.chunk_rows(anchors.shape[0], keys.shape[0], _BYTES, job.members.step, anchors.device)
+
+
+def inverse(job: Job) -> Tensor:
+    return jobs.filled(job.wide_inverse, job.anchors.rows, job.wide)
+
+
+class Measured:
+    """Row statistics, to which every block adds.
+
+    wanted : the quantile, or None
+    keys : number of all keys
+    """
+
+    def __init__(self, wanted: float | None, keys: int) -> None:
+        self.wanted = wanted
+        self.rank = None if wanted is None else quantile.rank(wanted, keys)
+        self.moments: Tensor | None = None
+        self.broken: Tensor | None = None
+        self.candidates: Tensor | None = None  # the k largest or smallest of an anchor's members so far
+
+    def add(self, job: Job, negatives: bool, moments: bool) -> None:
+        """negatives : they alone are members, else all keys; moments : not only number and quantile are wanted"""
+        assert job.poison is not None
+        found, candidates = [], []
+        for first, last in _chunks(job):
+            c = jobs.cut(jobs.cosines(job, first, last, scaled=False), job.given_bound)
+            members = torch.ones_like(c, dtype=torch.bool)
+            if negatives:
+                taken = c.clone()
+                job.members.take(taken, first, last)
+                members = taken != -inf
+            found.append(measures.statistics(c, members, None, moments, job.poison[first:last].isnan())[:, :5])
+            if self.rank is not None:
+                candidates.append(self._nearest(torch.where(members, c, -inf if self.rank.largest else inf)))
+        broken = job.poison.isnan()
+        self.broken = broken if self.broken is None else self.broken | broken
+        self.moments = _joined(self.moments, torch.cat(found))
+        if candidates:
+            both = torch.cat(candidates)
+            self.candidates = both if self.candidates is None else self._nearest(torch.cat((self.candidates, both), 1))
+
+    def _nearest(self, c: Tensor) -> Tensor:
+        assert self.rank is not None
+        return c.topk(min(self.rank.k, c.shape[1]), dim=1, largest=self.rank.largest).values
+
+    def found(self) -> Tensor:
+        """(M, 6) in the order of csrc/hex.h."""
+        assert self.moments is not None and self.broken is not None
+        missing = torch.full_like(self.moments[:, :1], nan)
+        if self.rank is None or self.wanted is None or self.candidates is None:
+            return torch.cat((self.moments, missing), 1)
+        number = self.moments[:, 4]
+        last = (number - 1).clamp(min=0)
+        index = torch.round(self.wanted * last)
+        place = (last - index if self.rank.largest else index).long().clamp(max=self.candidates.shape[1] - 1)
+        found = self.candidates.gather(1, place[:, None]).to(missing.dtype)
+        return torch.cat((self.moments, torch.where(((number > 0) & ~self.broken)[:, None], found, nan)), 1)
+
+
+def _joined(before: Tensor | None, found: Tensor) -> Tensor:
+    return found if before is None else merge_statistics(before, found)
+
+
+class Contrasted(NamedTuple):
+    """What anchors have seen so far.
+
+    sums : in the widest dtype
+    seen : (8,) as `statistics.sums`; 0 where it is not wanted
+    broken : (M,) bool, see `jobs.broken`
+    bounds : (3,) the largest of every block's `bound`, `given_bound` and `paired_bound`
+    """
+
+    sums: Sums
+    seen: Tensor
+    broken: Tensor
+    bounds: Tensor
+
+    def with_block(self, other: Contrasted, form: Settings, inverse: Tensor) -> Contrasted:
+        sums = merge(form, inverse, self.sums, other.sums)
+        return Contrasted(sums, self.seen + other.seen, self.broken | other.broken,
+                          torch.maximum(self.bounds, other.bounds))
+
+
+def _elements(job: Job, limit: Limit | None, first: int, last: int, see: bool,
+              tops: Tops | None) -> tuple[Elements, Sums, Tensor, Tensor, Tensor | None]:
+    """Of a chunk: elements, sums, x of the positives, who is one, and sums for the statistics."""
+    c = jobs.cosines(job, first, last, scaled=False)
+    positives = job.members.take(c, first, last)
+    hard = None if limit is None else thresholds.above(c, limit, first, last)
+    positives = with_paired(job, positives, first, last)
+    seen = statistics.sums(job, c, positives, hard) if see else None
+    of, sums, x = elements.separate(c, positives, hard, job.form, job.inverse, tops)
+    return of, sums, x, positives > -inf, seen
+
+
+def limit_of(job: Job, threshold: float | Tensor | None) -> Limit | None:
+    """What hierarchical negatives exceed. threshold : on the cosine"""
+    return None if threshold is None else thresholds.given_limit(job, threshold, scaled=False)
+
+
+def contrast(job: Job, threshold: float | Tensor | None, see: bool) -> Contrasted:
+    """A block's part. see : whether sums for the batch statistics are wanted"""
+    limit, parts, seen = limit_of(job, threshold), [], torch.zeros(8, dtype=job.wide, device=job.anchors.rows.device)
+    for first, last in _chunks(job):
+        _, sums, _, _, more = _elements(job, limit, first, last, see, None)
+        parts.append(sums)
+        if more is not None:
+            seen.add_(more)
+    columns = [None if parts[0][at] is None else torch.cat([part[at] for part in parts]).to(job.wide)  # type: ignore[misc]
+               for at in range(len(Sums._fields))]
+    assert job.poison is not None
+    bounds = torch.stack([jobs.filled(each, job.anchors.rows, job.wide)
+                          for each in (job.bound, job.given_bound, job.paired_bound)])
+    return Contrasted(Sums(*columns), seen, job.poison.isnan(), bounds)  # type: ignore[arg-type]
+
+
+class Finished(NamedTuple):
+    """Losses, which of them count, and what the gradients are made of, (M,) each.
+
+    poison : NaN for anchors whose loss depends on something that is not finite, else 1
+    """
+
+    rows: RowLosses
+    tops: Tops
+    poison: Tensor
+
+
+def negatives(job: Job, state: Contrasted) -> Negatives:
+    """Neg of every anchor, from the sums of all blocks."""
+    return row_loss.negatives(job.form, state.sums, inverse(job), state.bounds[0] == 1)
+
+
+def own(job: Job, threshold: float | Tensor | None, state: Contrasted, found: Negatives) -> tuple[Tensor, Tensor]:
+    """A block's part of `row_loss.own_sums`, (M,) each."""
+    limit, parts = limit_of(job, threshold), []
+    tops = _tops(job, state.sums)
+    for first, last in _chunks(job):
+        _, _, x, members, _ = _elements(job, limit, first, last, False, cut(tops, first, last))
+        parts.append(row_loss.own_sums(x.to(job.wide), members, state.sums.top_p[first:last], cut(found, first, last),
+                                       inverse(job)))
+    logs, shares = zip(*parts, strict=True)
+    return torch.cat(logs), torch.cat(shares)
+
+
+def _tops(job: Job, sums: Sums) -> Tops:
+    return Tops(*(top.to(job.dtype) for top in (sums.top_p, sums.top_h, sums.top_g)))
+
+
+def finish(job: Job, threshold: float | Tensor | None, state: Contrasted, keys: int, found: Negatives,
+           own_sums: tuple[Tensor, Tensor] | None) -> Finished:
+    """job : of any block; keys : number of all; own_sums : added up over the blocks"""
+    losses = row_loss.row_losses(job.form, state.sums, inverse(job), keys, found, own_sums)
+    broken = state.broken
+    if isinstance(threshold, Tensor):  # compared with NaN no negative is above it
+        broken = broken | (threshold.isnan() & (state.sums.easy + state.sums.hard > 0))
+    poison = torch.where(broken, nan, 1.0).to(job.dtype)
+    losses = losses._replace(losses=losses.losses.to(job.dtype) * poison, valid=losses.valid | broken)
+    return Finished(losses, _tops(job, state.sums), poison)
+
+
+def batch_statistics(job: Job, threshold: float | Tensor | None, state: Contrasted, finished: Finished) -> Tensor:
+    """The vector of `HEXStats`. job : of any block"""
+    sums = state.sums
+    nearest = torch.where(sums.positives > 0, sums.top_p, -inf)
+    other = torch.maximum(torch.where(sums.hard > 0, sums.top_h, -inf), torch.where(sums.easy > 0, sums.top_g, -inf))
+    accurate = torch.stack(((nearest > -inf).sum(), (nearest > other).sum())).to(job.wide)
+    seen = torch.cat((state.seen[:6], accurate))
+    whole = job._replace(given_bound=state.bounds[1], paired_bound=state.bounds[2], poison=finished.poison)
+    return statistics.vector(whole, seen, threshold, (~finished.rows.valid).sum())
+
+
+def pull(job: Job, threshold: float | Tensor | None, finished: Finished, weights: Tensor, wanted: Wanted,
+         paired: bool) -> Gradients:
+    """The gradients of the sum of the weighted losses by the rows of a block, times tau, and by the temperature.
+
+    weights : (M,)
+    paired : whether the paired positives are in this block: what depends on no key is counted there
+    """
+    limit, into = limit_of(job, threshold), Accumulated(job, wanted, 1.0)
+    narrow = row_loss.narrowed(finished.rows.weights, job.dtype)
+    for first, last in _chunks(job):
+        of, _, x, members, _ = _elements(job, limit, first, last, False, cut(finished.tops, first, last))
+        part = cut(narrow, first, last)
+        pulled = elements.pull(of.positives, x, members, finished.tops.p[first:last].to(job.wide), inverse(job), part)
+        into.add(Scored(finished.rows.losses, None, elements.negatives_coefficients(of, job.form, part), pulled,
+                        finished.poison[first:last], part.dtau if paired else None), weights[first:last], first, last)
+    return into.found()
