@@ -117,10 +117,10 @@ def hex_loss(
     reduction : "mean", "sum" or "none"
         Over the anchors that have a loss. An anchor without a positive, or with an empty denominator, has none: it
         is 0 under "none", has no gradient and is counted in the statistics.
-    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+    gather : bool, ProcessGroup, one-dimensional DeviceMesh, "ring" or hexssl.distributed.Ring
         Under ``torch.distributed`` compare with the rows of all ranks, of the default group or of the one given, and
         with gradients on only: under ``torch.no_grad()`` nothing is communicated, and the loss is of this rank's rows.
-        False: never. See Notes.
+        "ring" and a `Ring`: their keys pass by, so that no rank ever holds all. False: never. See Notes.
     return_stats : bool
         Also return what the loss saw.
 
@@ -371,7 +371,7 @@ def similarity_stats(
     rows : "all" or "negatives"
         Count all N cosines (the anchor itself and its positives among them), or the negatives' alone. Which are
         negatives must be said, by labels or a relation, where the keys are the anchors.
-    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+    gather : bool, ProcessGroup, one-dimensional DeviceMesh, "ring" or hexssl.distributed.Ring
         Of this rank's anchors and the keys of all ranks, as in `cross_hex_loss`, but with or without gradients: it is a
         collective call wherever it is made.
 

@@ -76,7 +76,7 @@ class HEXLoss(_Presets):
     ----------
     temperature, threshold, beta, tau_plus, local_weight, formulation, positives, denominator, normalize, reduction
         As in `hexssl.hex_loss`.
-    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+    gather : bool, ProcessGroup, one-dimensional DeviceMesh, "ring" or hexssl.distributed.Ring
         As in `hexssl.hex_loss`, in training only: in evaluation mode, too, nothing is communicated.
     stats : bool
         False: no statistics are computed, and `stats` is None.
@@ -182,7 +182,7 @@ class CrossHEXLoss(_Cross, _Presets):
         Also the other way round, keys against anchors, and the mean of both (CLIP). Each direction has its own estimate
         of the threshold; a running one then follows twice per batch, a fixed one is asked once. In `stats` the skipped
         anchors of both directions are added, the rest is the mean over the directions that have a value.
-    gather : bool, ProcessGroup or one-dimensional DeviceMesh
+    gather : bool, ProcessGroup, one-dimensional DeviceMesh, "ring" or hexssl.distributed.Ring
         As in `hexssl.cross_hex_loss`, in training only, as in `HEXLoss`.
     stats : bool
         False: no statistics are computed, and `stats` is None.

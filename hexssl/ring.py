@@ -96,8 +96,8 @@ class _Backend:
         found = partial.Measured(quantile, sum(around.counts))
         without = around._replace(own=around.own._replace(paired=None))
         with torch.no_grad(), full_precision(anchors.device):
-            for _, job in without.jobs(settings):
-                if job is not None:
+            for owner, job in without.jobs(settings):
+                if job is not None and around.counts[owner] > 0:
                     found.add(job, rows == "negatives", moments)
             if anchors.shape[0] == 0:
                 none = anchors.new_zeros((0, 6), dtype=widest_dtype(anchors.device))
@@ -267,5 +267,5 @@ def evaluate(around: Round, settings: Settings, threshold: Any, statistics: bool
     temperature = settings.temperature if isinstance(settings.temperature, Tensor) else None
     losses, seen = _Loss.apply(problem.anchors, problem.keys, problem.paired, temperature,
                                _Call(around, settings, decided, statistics))
-    loss = losses if settings.reduction == "none" else losses.sum()
+    loss = losses if settings.reduction == "none" else losses.sum(dtype=widest_dtype(losses.device)).to(losses.dtype)
     return loss, seen if statistics and problem.anchors.shape[0] > 0 else None

@@ -15,6 +15,8 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
     contrast.py   all chunks
     measure.py    statistics of rows
     function.py   the loss as an autograd Function
+    partial.py    the steps of a loss whose keys come block by block (hexssl/ring.py)
+    merge.py      one state of an anchor from those of two blocks
 """
 
 from __future__ import annotations
