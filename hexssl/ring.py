@@ -78,7 +78,7 @@ class Round(NamedTuple):
             job = None
             if self.own.anchors.shape[0] > 0 and (first is None or rows.shape[0] > 0):
                 problem = self.block(owner, rows)
-                job = jobs.make(problem, settings, apart=True) if first is None else jobs.beside(first, problem)
+                job = jobs.make(problem, settings, block=True) if first is None else jobs.beside(first, problem)
                 first = first or job
             yield owner, job
 
@@ -239,7 +239,7 @@ def _with_keys(total: Gradients, others: Tensor, same: bool, some: bool) -> Grad
 def _empty(around: Round, settings: Settings, wanted: Wanted) -> tuple[Job, Gradients]:
     """Of no anchors. The job has rows alone."""
     own, dtype = around.own, jobs.rows.computed_in(around.own.anchors.dtype)
-    job = jobs.make(own._replace(relation=None, period=0, labels=None, key_labels=None), settings, apart=True)
+    job = jobs.make(own._replace(relation=None, period=0, labels=None, key_labels=None), settings, block=True)
     none = torch.zeros((0, own.anchors.shape[1]), dtype=dtype, device=own.anchors.device)
     keys = None if own.keys is None or not wanted.keys else none.new_zeros(own.keys.shape)
     tau = none.new_zeros((), dtype=widest_dtype(none.device)) if wanted.temperature else None

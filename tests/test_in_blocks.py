@@ -44,8 +44,11 @@ def test_equals_the_reference(name: str, form: dict[str, str]) -> None:
     results = []
     for loss, extra in ((general_hex_loss, {"return_stats": True}), (reference.hex_loss, {})):
         copy, leaves = given.leaves()
-        tau = torch.tensor((0.2, 0.02)[place % 7 % 2], dtype=torch.float64, requires_grad=True)
-        results.append(found(loss(**copy.kwargs(), temperature=tau, **settings, **extra), [*leaves, tau]))
+        tau: Any = (0.2, 0.02)[place % 7 % 2]
+        if place % 3:  # else one shift serves all, where no logit can be large
+            tau = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+            leaves.append(tau)
+        results.append(found(loss(**copy.kwargs(), temperature=tau, **settings, **extra), leaves))
     for ours, expected in zip(*results, strict=True):
         most = max(1.0, expected.nan_to_num(posinf=0).abs().max().item())
         torch.testing.assert_close(ours, expected.to(ours.dtype), rtol=0, atol=EXACT * most, equal_nan=True)

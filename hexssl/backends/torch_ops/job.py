@@ -82,10 +82,10 @@ def broken(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tens
     return found if inverse == inverse else torch.ones_like(found)
 
 
-def make(problem: Problem, settings: Settings, apart: bool = False) -> Job:
+def make(problem: Problem, settings: Settings, block: bool = False) -> Job:
     """The rows divided by their lengths, and the choice of the way.
 
-    apart : each class of each anchor has a shift of its own, however small the logits are
+    block : the keys are some of several, so that the common loss has no way of its own
     """
     dtype = rows.computed_in(problem.anchors.dtype)
     anchors = rows.ready(problem.anchors.detach(), settings.normalize)
@@ -96,8 +96,8 @@ def make(problem: Problem, settings: Settings, apart: bool = False) -> Job:
     unit = settings.normalize and (problem.keys is None or settings.normalize_keys)
     who = members.of(problem)
     count = who.count + (paired is not None and not isinstance(who, members.Masks))
-    shared = not apart and elements.small_enough(settings, inverse, unit, dtype)
-    plain = shared and is_plain(settings, 0 if isinstance(who, members.Masks) else count)
+    shared = elements.small_enough(settings, inverse, unit, dtype)
+    plain = shared and not block and is_plain(settings, 0 if isinstance(who, members.Masks) else count)
     bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
     if not unit:
         given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
@@ -108,7 +108,7 @@ def make(problem: Problem, settings: Settings, apart: bool = False) -> Job:
 
 
 def beside(job: Job, problem: Problem) -> Job:
-    """The same anchors against other keys, without paired ones. job : made `apart`"""
+    """The same anchors against other keys, without paired ones. job : made of a `block`"""
     assert problem.keys is not None and problem.paired is None and job.poison is not None
     settings, anchors = job.form, job.anchors
     keys = rows.ready(problem.keys.detach(), settings.normalize_keys)

@@ -6,7 +6,7 @@
     own         before `finish`, where every positive has a denominator of its own: what needs the sums of all negatives
     pull        from the weights to the gradients by a block
 
-A block is a `Job` that was made `apart`. It is cut into the same chunks each time it is visited, so that its cosines
+A block is a `Job` that was made of one. It is cut into the same chunks each time it is visited, so that its cosines
 are the same to the last bit, and so is who is above the threshold.
 """
 
@@ -117,32 +117,58 @@ class Contrasted(NamedTuple):
     """What anchors have seen so far.
 
     sums : in the widest dtype
+    nearest : (M, 2) largest cosines, or logits, of positives and of negatives, -inf for none; 0 where not wanted
     seen : (8,) as `statistics.sums`; 0 where it is not wanted
     broken : (M,) bool, see `jobs.broken`
     bounds : (3,) the largest of every block's `bound`, `given_bound` and `paired_bound`
     """
 
     sums: Sums
+    nearest: Tensor
     seen: Tensor
     broken: Tensor
     bounds: Tensor
 
     def with_block(self, other: Contrasted, form: Settings, inverse: Tensor) -> Contrasted:
         sums = merge(form, inverse, self.sums, other.sums)
-        return Contrasted(sums, self.seen + other.seen, self.broken | other.broken,
-                          torch.maximum(self.bounds, other.bounds))
+        return Contrasted(sums, torch.maximum(self.nearest, other.nearest), self.seen + other.seen,
+                          self.broken | other.broken, torch.maximum(self.bounds, other.bounds))
 
 
-def _elements(job: Job, limit: Limit | None, first: int, last: int, see: bool,
-              tops: Tops | None) -> tuple[Elements, Sums, Tensor, Tensor, Tensor | None]:
-    """Of a chunk: elements, sums, x of the positives, who is one, and sums for the statistics."""
+class _Chunk(NamedTuple):
+    """Elements and their sums; of the positives x, and which of them are; and as in `Contrasted`, where wanted."""
+
+    of: Elements
+    sums: Sums
+    x: Tensor
+    members: Tensor
+    nearest: Tensor | None
+    seen: Tensor | None
+
+
+def _chunk(job: Job, limit: Limit | None, first: int, last: int, see: bool, tops: Tops | None) -> _Chunk:
+    """see : whether `nearest` and `seen` are wanted; tops : of all blocks, None: of this one"""
     c = jobs.cosines(job, first, last, scaled=False)
     positives = job.members.take(c, first, last)
     hard = None if limit is None else thresholds.above(c, limit, first, last)
+    if job.shared:
+        c, positives = c.mul_(job.inverse), positives * job.inverse
     positives = with_paired(job, positives, first, last)
-    seen = statistics.sums(job, c, positives, hard) if see else None
-    of, sums, x = elements.separate(c, positives, hard, job.form, job.inverse, tops)
-    return of, sums, x, positives > -inf, seen
+    nearest = seen = None
+    if see:
+        seen = statistics.sums(job, c, positives, hard)
+        none = c.new_full((c.shape[0], 1), -inf)
+        nearest = torch.stack([torch.cat((each, none), 1).amax(1) if each.shape[1] == 0 else each.amax(1)
+                               for each in (positives, c)], 1)
+    if not job.shared:
+        of, sums, x = elements.separate(c, positives, hard, job.form, job.inverse, tops)
+        return _Chunk(of, sums, x, positives > -inf, nearest, seen)
+    easy = (c > -inf).sum(1)
+    if hard is not None:
+        easy = easy - hard.sum(1)
+    of = elements.shared(c, positives, hard, job.form.beta)
+    return _Chunk(of, elements.as_sums(of, positives, easy.to(c.dtype), job.form), positives, positives > -inf, nearest,
+                  seen)
 
 
 def limit_of(job: Job, threshold: float | Tensor | None) -> Limit | None:
@@ -153,17 +179,19 @@ def limit_of(job: Job, threshold: float | Tensor | None) -> Limit | None:
 def contrast(job: Job, threshold: float | Tensor | None, see: bool) -> Contrasted:
     """A block's part. see : whether sums for the batch statistics are wanted"""
     limit, parts, seen = limit_of(job, threshold), [], torch.zeros(8, dtype=job.wide, device=job.anchors.rows.device)
+    nearest = job.anchors.rows.new_zeros((job.anchors.rows.shape[0], 2), dtype=job.dtype)
     for first, last in _chunks(job):
-        _, sums, _, _, more = _elements(job, limit, first, last, see, None)
-        parts.append(sums)
-        if more is not None:
-            seen.add_(more)
+        chunk = _chunk(job, limit, first, last, see, None)
+        parts.append(chunk.sums)
+        if chunk.seen is not None and chunk.nearest is not None:
+            seen.add_(chunk.seen)
+            nearest[first:last] = chunk.nearest
     columns = [None if parts[0][at] is None else torch.cat([part[at] for part in parts]).to(job.wide)  # type: ignore[misc]
                for at in range(len(Sums._fields))]
     assert job.poison is not None
     bounds = torch.stack([jobs.filled(each, job.anchors.rows, job.wide)
                           for each in (job.bound, job.given_bound, job.paired_bound)])
-    return Contrasted(Sums(*columns), seen, job.poison.isnan(), bounds)  # type: ignore[arg-type]
+    return Contrasted(Sums(*columns), nearest, seen, job.poison.isnan(), bounds)  # type: ignore[arg-type]
 
 
 class Finished(NamedTuple):
@@ -187,9 +215,9 @@ def own(job: Job, threshold: float | Tensor | None, state: Contrasted, found: Ne
     limit, parts = limit_of(job, threshold), []
     tops = _tops(job, state.sums)
     for first, last in _chunks(job):
-        _, _, x, members, _ = _elements(job, limit, first, last, False, cut(tops, first, last))
-        parts.append(row_loss.own_sums(x.to(job.wide), members, state.sums.top_p[first:last], cut(found, first, last),
-                                       inverse(job)))
+        chunk = _chunk(job, limit, first, last, False, cut(tops, first, last))
+        parts.append(row_loss.own_sums(chunk.x.to(job.wide), chunk.members, state.sums.top_p[first:last],
+                                       cut(found, first, last), inverse(job)))
     logs, shares = zip(*parts, strict=True)
     return torch.cat(logs), torch.cat(shares)
 
@@ -212,9 +240,7 @@ def finish(job: Job, threshold: float | Tensor | None, state: Contrasted, keys: 
 
 def batch_statistics(job: Job, threshold: float | Tensor | None, state: Contrasted, finished: Finished) -> Tensor:
     """The vector of `HEXStats`. job : of any block"""
-    sums = state.sums
-    nearest = torch.where(sums.positives > 0, sums.top_p, -inf)
-    other = torch.maximum(torch.where(sums.hard > 0, sums.top_h, -inf), torch.where(sums.easy > 0, sums.top_g, -inf))
+    nearest, other = state.nearest.unbind(1)
     accurate = torch.stack(((nearest > -inf).sum(), (nearest > other).sum())).to(job.wide)
     seen = torch.cat((state.seen[:6], accurate))
     whole = job._replace(given_bound=state.bounds[1], paired_bound=state.bounds[2], poison=finished.poison)
@@ -223,17 +249,19 @@ def batch_statistics(job: Job, threshold: float | Tensor | None, state: Contrast
 
 def pull(job: Job, threshold: float | Tensor | None, finished: Finished, weights: Tensor, wanted: Wanted,
          paired: bool) -> Gradients:
-    """The gradients of the sum of the weighted losses by the rows of a block, times tau, and by the temperature.
+    """The gradients of the sum of the weighted losses by the rows of a block, and by the temperature; those by rows are
+    times tau, but where one shift serves all.
 
     weights : (M,)
     paired : whether the paired positives are in this block: what depends on no key is counted there
     """
-    limit, into = limit_of(job, threshold), Accumulated(job, wanted, 1.0)
+    factor = job.inverse if job.shared and isinstance(job.inverse, float) else 1.0
+    limit, into = limit_of(job, threshold), Accumulated(job, wanted, factor)
     narrow = row_loss.narrowed(finished.rows.weights, job.dtype)
     for first, last in _chunks(job):
-        of, _, x, members, _ = _elements(job, limit, first, last, False, cut(finished.tops, first, last))
-        part = cut(narrow, first, last)
-        pulled = elements.pull(of.positives, x, members, finished.tops.p[first:last].to(job.wide), inverse(job), part)
-        into.add(Scored(finished.rows.losses, None, elements.negatives_coefficients(of, job.form, part), pulled,
+        chunk = _chunk(job, limit, first, last, False, cut(finished.tops, first, last))
+        part, top = cut(narrow, first, last), finished.tops.p[first:last].to(job.wide)
+        pulled = elements.pull(chunk.of.positives, chunk.x, chunk.members, top, inverse(job), part)
+        into.add(Scored(finished.rows.losses, None, elements.negatives_coefficients(chunk.of, job.form, part), pulled,
                         finished.poison[first:last], part.dtau if paired else None), weights[first:last], first, last)
     return into.found()
