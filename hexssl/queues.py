@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, Self, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hexssl import dtypes, validation
 from hexssl.distributed import all_gather_checked, check_ranks
 from hexssl.groups import Ranks, group_of
+from hexssl.held import HeldTensors
 from hexssl.normalised import unit
 
 _BLOCK = 1 << 22  # similarities held at a time while looking for the nearest rows
 
 
-class FeatureQueue(nn.Module):
+class FeatureQueue(HeldTensors):
     """The last `size` rows that were pushed, first in, first out.
 
     Rows not yet written never come out: an empty queue has no rows. MoCo (He et al., CVPR 2020) takes its negatives
@@ -47,12 +49,14 @@ class FeatureQueue(nn.Module):
 
     Notes
     -----
-    Rows and their number are part of ``state_dict``, also where the queue is not yet full. The number is held as a
-    plain int: no method waits for the device, but ``torch.compile`` would compile anew for every number, so that the
-    queue belongs outside of what is compiled. With ``gather=False`` the queue does not belong inside a
-    ``DistributedDataParallel`` module, which overwrites buffers with those of rank 0. A copy that follows by buffers
-    alone (``AveragedModel(use_buffers=True)``) does not learn the number of rows. NNCLR asks for the nearest rows
-    before it pushes the batch, whose rows would find themselves.
+    Rows and their number are part of ``state_dict``, also where the queue is not yet full, but they are not among
+    the buffers of a model that holds the queue: ``DistributedDataParallel`` does not send them, and in an average of
+    models (``AveragedModel``, with ``use_buffers=True`` too) the queue stays as it was when the copy was made.
+
+    Only saving waits for the device. A step under ``torch.compile`` may read and push. Until the queue is full it is
+    compiled anew for every length; afterwards no longer.
+
+    NNCLR asks for the nearest rows before it pushes the batch, whose rows would find themselves.
 
     Examples
     --------
@@ -70,6 +74,7 @@ class FeatureQueue(nn.Module):
 
     stored_rows: Tensor
     stored_labels: Tensor | None
+    next_place: Tensor  # of the next row, modulo size: a tensor, or compiled programs would hold the number
 
     def __init__(self, size: int, dim: int, labels: bool = False, *, gather: Ranks = True,
                  dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
@@ -80,10 +85,10 @@ class FeatureQueue(nn.Module):
         kept = validation.flag("labels", labels)
         if dtype is not None and dtype not in validation.FLOATING:
             raise TypeError(f"dtype: got {dtype}; accepted: float32, float64, float16 or bfloat16")
-        self.register_buffer("stored_rows", torch.zeros(size, dim, dtype=dtype, device=device))
-        self.register_buffer(
-            "stored_labels", torch.zeros(size, dtype=torch.int64, device=device) if kept else None)
-        self._pushed = 0  # rows ever pushed: the next goes to this number modulo size
+        self.hold("stored_rows", torch.zeros(size, dim, dtype=dtype, device=device))
+        self.hold("stored_labels", torch.zeros(size, dtype=torch.int64, device=device) if kept else None)
+        self.hold("next_place", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+        self._length = 0
 
     @torch.no_grad()
     def push(self, rows: Tensor, labels: Tensor | None = None) -> None:
@@ -112,10 +117,7 @@ class FeatureQueue(nn.Module):
         if group is not None and group.size > 1:
             rows = all_gather_checked(rows, False, group)
             labels = None if labels is None else all_gather_checked(labels, False, group)
-        self._write(self.stored_rows, rows)
-        if self.stored_labels is not None and labels is not None:
-            self._write(self.stored_labels, labels)
-        self._pushed += rows.shape[0]
+        self._write(rows[-self.size :], None if labels is None else labels[-self.size :])
 
     @property
     def gather(self) -> Any:
@@ -137,7 +139,7 @@ class FeatureQueue(nn.Module):
 
     def __len__(self) -> int:
         """Rows that can be used: those pushed, at most `size`."""
-        return min(self._pushed, self.size)
+        return self._length
 
     @overload
     def nearest(self, z: Tensor, k: int | None = None, return_labels: Literal[False] = False) -> Tensor: ...
@@ -196,17 +198,22 @@ class FeatureQueue(nn.Module):
         with dtypes.full_precision(z.device):
             return torch.cat([(block @ rows.mT / lengths).topk(k, dim=1).indices for block in blocks])
 
-    def _write(self, stored: Tensor, rows: Tensor) -> None:
-        """The last `size` rows behind the newest ones, going on at the beginning where the end is reached."""
-        dropped = max(0, rows.shape[0] - self.size)
-        start = (self._pushed + dropped) % self.size
-        before, after = rows[dropped:].tensor_split((self.size - start,))
-        stored[start : start + before.shape[0]] = before
-        stored[: after.shape[0]] = after
+    def _write(self, rows: Tensor, labels: Tensor | None) -> None:
+        """At most `size` rows behind the newest ones, going on at the beginning where the end is reached."""
+        count = rows.shape[0]
+        places = self._places(self.next_place, count)
+        self.stored_rows.index_copy_(0, places, rows.to(self.stored_rows.dtype))
+        if self.stored_labels is not None and labels is not None:
+            self.stored_labels.index_copy_(0, places, labels.to(torch.int64))
+        self.next_place.add_(count).remainder_(self.size)
+        if self._length < self.size:  # then it stays: nothing to compile anew for
+            self._length = min(self._length + count, self.size)
 
     def _in_order(self, stored: Tensor) -> Tensor:
-        oldest = max(0, self._pushed - self.size) % self.size
-        return torch.cat((stored[oldest : len(self)], stored[:oldest]))
+        return stored.index_select(0, self._places(self.next_place - self._length, self._length))
+
+    def _places(self, first: Tensor, count: int) -> Tensor:
+        return (torch.arange(count, device=first.device) + first) % self.size
 
     def _check_rows(self, name: str, value: Tensor) -> None:
         validation.embeddings(name, value)
@@ -222,14 +229,25 @@ class FeatureQueue(nn.Module):
             return None
         return validation.labels("labels", labels, rows.shape[0], rows.device)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        was_meta = self.next_place.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.next_place.is_meta:  # after to_empty: there were no values, and are none
+            self._length = 0
+            self.next_place.zero_()
+        return self
+
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self._pushed, dtype=torch.int64, device="cpu")
+        """A number of rows pushed that leads here."""
+        pushed = self._length if self._length < self.size else self.size + int(self.next_place)
+        return torch.tensor(pushed, dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         if not isinstance(state, Tensor) or state.dim() > 0 or state.is_floating_point() or int(state) < 0:
             raise ValueError(f"state_dict: got {validation.describe(state)} as the _extra_state of a FeatureQueue; "
                              "accepted: the number of rows ever pushed, a 0-d tensor of integers")
-        self._pushed = int(state)
+        self._length = min(int(state), self.size)
+        self.next_place.fill_(int(state) % self.size)
 
     def extra_repr(self) -> str:
         labels = "" if self.stored_labels is None else ", labels=True"

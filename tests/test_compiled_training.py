@@ -24,18 +24,21 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Training(nn.Module):
-    """MoCo's step: an encoder, a queue, a learned temperature, a threshold that follows the epoch. The queue is read
-    and pushed to outside: it holds a number that changes with every push."""
+    """MoCo's step: an encoder, a queue, a learned temperature, a threshold that follows the epoch."""
 
     def __init__(self, threshold: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
         self.loss = CrossHEXLoss(temperature=LogTemperature(0.2), threshold=threshold)
+        self.queue = FeatureQueue(size=64, dim=5, labels=True)
+        self.queue.push(normalize(torch.randn(64, 5)), torch.arange(64))
 
-    def forward(self, x1: Tensor, x2: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x1: Tensor, x2: Tensor, numbers: Tensor) -> Tensor:
         anchors, keys = self.encoder(x1), self.encoder(x2).detach()
-        return self.loss(anchors, keys, queue), normalize(keys)
+        loss: Tensor = self.loss(anchors, keys, self.queue.rows)
+        self.queue.push(normalize(keys), numbers)
+        return loss
 
 
 THRESHOLDS: dict[str, Callable[[], Any]] = {
@@ -59,22 +62,20 @@ def test_twenty_epochs_with_batches_of_several_sizes(name: str) -> None:
     compiled = copy.deepcopy(eager)
     run = torch.compile(compiled, fullgraph=True, backend=counted)
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (eager, compiled)]
-    queues = [FeatureQueue(size=64, dim=5) for _ in range(2)]
     generator = torch.Generator().manual_seed(1)
-    for queue in queues:
-        queue.push(normalize(torch.randn(64, 5, generator=torch.Generator().manual_seed(0))))
     for epoch in range(EPOCHS):
         for model in (eager, compiled):
             model.loss.set_epoch(epoch)
         for size in SIZES:
             x1, x2 = torch.randn(2, size, 6, generator=generator)
+            numbers = torch.randint(1000, (size,), generator=generator)
             losses = []
-            for step, optimizer, queue in zip((eager, run), optimizers, queues, strict=True):
+            for step, optimizer in zip((eager, run), optimizers, strict=True):
                 optimizer.zero_grad()
-                loss, keys = step(x1, x2, queue.rows)
+                loss = step(x1, x2, numbers)
                 loss.backward()
                 optimizer.step()
-                queue.push(keys)
                 losses.append(loss.detach())
             torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)  # float32, over a hundred steps
+    assert torch.equal(compiled.queue.labels, eager.queue.labels)  # the rows that they belong to are in the losses
     assert len(graphs) <= 3, len(graphs)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers import drawn, rows
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from hexssl import CrossHEXLoss, FeatureQueue, HEXLoss
 
@@ -128,6 +129,34 @@ def test_state_is_part_of_the_model():
         FeatureQueue(6, DIM, labels=True).load_state_dict(model["queue"].state_dict())
     assert "size=5, dim=3, labels=True, rows=5" in repr(model)
     assert not list(model.parameters())
+
+
+def test_averages_of_a_model_leave_its_queue_alone():
+    """Which rows of other batches would have been mixed into, and labels of no class made."""
+    model = nn.ModuleDict({"queue": FeatureQueue(4, DIM, labels=True), "norm": nn.BatchNorm1d(DIM)})
+    model["queue"].push(numbered(1, 3), torch.tensor([7, 8, 9]))
+    averages = [AveragedModel(model, use_buffers=True), AveragedModel(model, avg_fn=get_ema_avg_fn(0.9)),
+                AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)]
+    for step in range(3):
+        model["queue"].push(numbered(20 * step, 3), torch.tensor([70, 80, 90]))
+        model["norm"](numbered(step, 5))
+        for average in averages:
+            average.update_parameters(model)
+    for average in averages:
+        queue = average.module["queue"]
+        assert torch.equal(queue.rows, numbered(1, 3)) and queue.labels.tolist() == [7, 8, 9]
+        assert average.module["norm"].running_mean[0] > 0
+    assert not [name for name, _ in model.named_buffers() if name.startswith("queue")]
+    assert dict(model["queue"].named_buffers()).keys() == {"stored_rows", "stored_labels", "next_place"}
+
+
+def test_a_queue_from_the_meta_device_is_empty():
+    queue = FeatureQueue(4, DIM, device="meta")
+    queue.push(torch.empty(3, DIM, device="meta"))
+    queue.to_empty(device="cpu")
+    assert len(queue) == 0 and queue.rows.shape == (0, DIM)
+    queue.push(numbered(1, 6))
+    assert torch.equal(queue.rows, numbered(3, 4))
 
 
 def full(labels: bool = False) -> FeatureQueue:

@@ -229,8 +229,7 @@ OTHERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 def filled() -> FeatureQueue:
     queue = FeatureQueue(9, 4)
-    queue.stored_rows.copy_(rows(3, 9, 4))
-    queue._pushed = 9
+    queue.load_state_dict({"stored_rows": rows(3, 9, 4), "_extra_state": torch.tensor(9)})
     return queue
 
 
