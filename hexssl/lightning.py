@@ -139,14 +139,13 @@ class HEXMonitor(pl.Callback):
             if metrics and trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.log_metrics(metrics, step=self._step)
-        if self._rows is not None and self._due(trainer, self.histogram_every_n_steps or 0) and trainer.is_global_zero:
+        if self._rows is not None and self._due(trainer, self.histogram_every_n_steps) and trainer.is_global_zero:
             for path, found in self._rows.histograms(self.prefix):
                 for writer in _writers(trainer):
                     monitoring.write_histogram(writer, path, found, self._step)
 
-    def _due(self, trainer: pl.Trainer, every: int) -> bool:
-        """A batch may take no step (accumulated gradients) or several (several optimizers)."""
-        return every > 0 and trainer.global_step // every > self._step // every
+    def _due(self, trainer: pl.Trainer, every: int | None) -> bool:
+        return monitoring.is_due(every, self._step + 1, trainer.global_step + 1)
 
 
 def _writers(trainer: pl.Trainer) -> list[Any]:

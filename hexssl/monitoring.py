@@ -68,6 +68,15 @@ def path_of(prefix: str, name: str, several: bool) -> str:
     return f"{prefix}/{name}" if several else prefix
 
 
+def is_due(every: int | None, first: int, end: int) -> bool:
+    """Whether a multiple of `every` is among the steps from `first` to before `end`; None or 0: never.
+
+    They are those of a batch, which may take none (accumulated gradients) or several (several optimizers). Own loops
+    count the steps before a batch, and begin with a record; Lightning counts those that are complete.
+    """
+    return bool(every) and (end - 1) // every > (first - 1) // every  # type: ignore[operator]
+
+
 class Silence:
     """Warns of a threshold above which no negative was found in many batches on end: the loss is InfoNCE then.
 
@@ -265,11 +274,11 @@ class Monitor:
         number = self._count if step is None else validation.integer("step", step, 0, "None or an int >= 0")
         self._count += 1
         self._silence.count(losses_in(self.module))
-        if number % self.every_n_steps == 0:
+        if is_due(self.every_n_steps, number, number + 1):
             self._silence.check()
             if values := metrics(self.module, self.prefix):
                 write_metrics(self.writer, values, number)
-        if self._rows is not None and number % self.histogram_every_n_steps == 0:  # type: ignore[operator]
+        if self._rows is not None and is_due(self.histogram_every_n_steps, number, number + 1):
             for path, found in self._rows.histograms(self.prefix):
                 write_histogram(self.writer, path, found, number)
 

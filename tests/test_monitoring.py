@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def test_a_record_every_n_steps_under_the_given_number() -> None:
         monitor.step()
     monitor.step(30)
     assert [step for step, _ in log] == [0, 3, 6, 30] and {value for _, value in log} == {0.2}
+
+
+def test_a_record_is_due_where_a_batch_has_a_multiple_among_its_steps() -> None:
+    for every, first, count in product(range(1, 5), range(9), range(5)):
+        expected = any(step % every == 0 for step in range(first, first + count))
+        assert monitoring.is_due(every, first, first + count) == expected
+    assert not monitoring.is_due(None, 0, 9) and not monitoring.is_due(0, 0, 9)
 
 
 class Summary:
