@@ -52,6 +52,7 @@ ON_ONE_TIER = {
     "test_lightning.py": "when the callback is called and what it logs",
     "test_limits.py": "reads what limits a process",
     "test_mirror.py": "functions against modules, whichever kernels compute both",
+    "test_mixed_precision.py": "roundings to half precision, of what the other files compare on every tier",
     "test_monitoring.py": "what is logged, and when",
     "test_packaging.py": "looks at files",
     "test_peer_suites.py": "the calls of the drop-ins' own tests, with what other suites expect of them",
