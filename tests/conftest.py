@@ -41,6 +41,7 @@ ON_ONE_TIER = {
     "test_docs.py": "runs the documentation",
     "test_example_ddp.py": "a training on two ranks",
     "test_examples.py": "trainings, checkpoints, arguments",
+    "test_exported.py": "what a program holds, whichever kernels compute",
     "test_gather.py": "gathering, as above, of the package's own losses",
     "test_gather_calls.py": "what is sent, refused and not sent",
     "test_gather_training.py": "gathering, as above, step by step",
@@ -96,6 +97,7 @@ SKIPS = {
     r"Debian's dataset-fashion-mnist is not installed": "a data set that is not on every system",
     r"a free-threaded interpreter has no limited API": "another interpreter",
     r"wandb is not installed": "a tracker of experiments that its makers' service is needed for",
+    r"no C\+\+ compiler for AOTInductor is installed": "not on every system, and needed by torch alone",
     r"torch was built without distributed": "another torch",
     r"no browser is installed: chromium": "not on every system",
 }
