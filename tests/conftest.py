@@ -68,6 +68,7 @@ ON_ONE_TIER = {
     "test_resume.py": "what a state holds, whichever kernels compute the steps",
     "test_second_derivatives.py": "plain torch, whichever kernels computed the first",
     "test_settings.py": "what modules hold, whichever kernels compute with it",
+    "test_sharded_training.py": "what a state holds and who overwrites it, whichever kernels compute the steps",
     "test_short_memory.py": "who goes without memory; what is computed then, test_workspace.py compares on every tier",
     "test_studies.py": "what is planned, and statistics of results",
     "test_temperature.py": "a tensor in place of a number; test_hex_loss.py has the gradient by it on every tier",

@@ -120,6 +120,38 @@ def test_an_average_of_a_model_has_losses_that_work():
     assert len(copy["queue"]) == 0
 
 
+@pytest.mark.parametrize("multi_avg_fn", [None, get_ema_multi_avg_fn(0.75)], ids=["equal weights", "moving"])
+def test_what_an_average_of_a_model_averages_of_a_threshold(multi_avg_fn):
+    """Running values as parameters, once there are some; not the epoch, which it must be told."""
+    criterion = HEXLoss(threshold=AdaptiveThreshold(0.7, warmup=1, momentum=0.5, monotone=True))
+    early, late = (AveragedModel(criterion, multi_avg_fn=multi_avg_fn, use_buffers=True) for _ in range(2))
+    averages, lowest = [], []
+    for epoch in range(5):
+        criterion.set_epoch(epoch)
+        criterion(*rows(epoch, 2, 6, COLUMNS))
+        early.update_parameters(criterion)
+        if epoch > 1:
+            late.update_parameters(criterion)
+            averages.append(criterion.threshold.average.clone())
+            lowest.append(criterion.threshold.lowest.clone())
+    weights = [1 / 3] * 3 if multi_avg_fn is None else [0.75**2, 0.75 * 0.25, 0.25]
+    for name, values in (("average", averages), ("lowest", lowest)):
+        expected = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        torch.testing.assert_close(late.module.threshold.get_buffer(name), expected, rtol=1e-12, atol=0)  # roundings
+    views = rows(9, 2, 6, COLUMNS)
+    with pytest.raises(ValueError, match="call set_epoch"):
+        late.module.eval()(*views)
+    late.module.set_epoch(4)
+    late.module(*views)
+    smaller = torch.minimum(late.module.threshold.average, late.module.threshold.lowest)
+    assert late.module.stats.threshold == smaller
+    early.module.eval().set_epoch(4)
+    early.module(*views)
+    plain = HEXLoss(threshold=AdaptiveThreshold(0.7))
+    plain(*views)
+    assert early.module.threshold.average.isnan() and early.module.stats.threshold == plain.stats.threshold
+
+
 WRONG: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "three times": (lambda: AdaptiveThreshold(), {"_extra_state": torch.zeros(3, dtype=torch.int64)},
                     r"state_dict: got .*\(3,\).* AdaptiveThreshold; accepted: a \(2,\) tensor of epoch and step"),
