@@ -81,6 +81,7 @@ ON_ONE_TIER = {
     "test_unsupported_tensors.py": "errors before any work",
     "test_validation.py": "errors before any work",
     "test_warming.py": "a module that is copied",
+    "test_workers.py": "processes and threads; tests/core/test_callers.c has those of the core, sanitized",
     "test_without_core.py": "the reference in plain torch, against whichever kernels",
 }
 
