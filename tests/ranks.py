@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import distributed, multiprocessing
 
@@ -35,6 +36,28 @@ def on_ranks(target: Callable[[], Any], folder: Path, ranks: int = 2) -> list[An
     """What a function of a test file returns on each of the ranks. It must return what ``torch.save`` takes."""
     start(_work, (target, str(folder), ranks), ranks)
     return [torch.load(folder / f"{process}.pt", weights_only=False) for process in range(ranks)]
+
+
+def fixture_of(target: Callable[[], Any], ranks: int) -> Any:
+    """A fixture for the tests of a file: what the function returns on each of the ranks, which are started once."""
+    @pytest.fixture(scope="module")
+    def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+        return on_ranks(target, tmp_path_factory.mktemp("ranks"), ranks)
+
+    return found
+
+
+def rank() -> int:
+    return distributed.get_rank()
+
+
+def in_turn(*tasks: Callable[[], Any]) -> dict[str, Any]:
+    """What each of the tasks returns, by its name. All that the ranks of a file do: starting them takes longer."""
+    found = {}
+    for task in tasks:
+        found[task.__name__] = task()
+        assert in_step(), task.__name__
+    return found
 
 
 def in_step() -> bool:

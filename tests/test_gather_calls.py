@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peers import EXACT, assert_close, rows
-from ranks import in_step, on_ranks
+from ranks import fixture_of, in_step, in_turn, rank
 from test_gather import Model, part
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -40,22 +40,11 @@ RANKS = 4
 UNEVEN = [4, 0, 3, 2]  # samples of each rank
 
 
-def rank() -> int:
-    return distributed.get_rank()
-
-
 def everything() -> dict[str, Any]:
-    """All that the ranks do: starting them takes longer than that."""
-    found = {}
-    for task in (counted, silent, refused, groups, twice, broken, compiled):
-        found[task.__name__] = task()
-        assert in_step(), task.__name__
-    return found
+    return in_turn(counted, silent, refused, groups, twice, broken, compiled)
 
 
-@pytest.fixture(scope="module")
-def four(tmp_path_factory) -> list[dict[str, Any]]:
-    return on_ranks(everything, tmp_path_factory.mktemp("four"), RANKS)
+four = fixture_of(everything, RANKS)
 
 
 # --- How much is sent -------------------------------------------------------------------------------------------------

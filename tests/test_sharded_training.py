@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from peers import rows
-from ranks import in_step, on_ranks
-from torch import Tensor, distributed, nn
+from ranks import fixture_of, in_step, on_ranks, rank
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hexssl import CrossHEXLoss, FeatureQueue
@@ -45,7 +44,7 @@ def go(model: nn.Module, inner: Training, optimizer: torch.optim.Optimizer, step
     seen = []
     for step in steps:
         inner.criterion.set_step(step)
-        x1, x2 = rows(2 * step + distributed.get_rank() + 1, 2, SAMPLES, 6).float()
+        x1, x2 = rows(2 * step + rank() + 1, 2, SAMPLES, 6).float()
         optimizer.zero_grad()
         loss = model(x1, x2, torch.arange(SAMPLES) + 100 * step)
         loss.backward()
@@ -78,7 +77,7 @@ def saved(folder: Path) -> list[Tensor]:
     states = get_state_dict(model, optimizer)
     dcp.save({"model": states[0], "optimizer": states[1]}, checkpoint_id=folder / "shards")
     whole = get_model_state_dict(model, options=StateDictOptions(**WAYS["whole"]))
-    if distributed.get_rank() == 0:
+    if rank() == 0:
         torch.save(whole, folder / "whole.pt")
     return go(model, model, optimizer, range(SAVED, STEPS))
 
@@ -100,7 +99,7 @@ def loaded(folder: Path) -> dict[str, list[Tensor]]:
     dcp.load(kept, checkpoint_id=folder / "shards")
     set_state_dict(model, optimizer, model_state_dict=kept["model"], optim_state_dict=kept["optimizer"])
     again, steps = sharded()[0], range(SAVED, STEPS)
-    whole = torch.load(folder / "whole.pt") if distributed.get_rank() == 0 else {}
+    whole = torch.load(folder / "whole.pt") if rank() == 0 else {}
     set_model_state_dict(again, whole, options=StateDictOptions(broadcast_from_rank0=True, **WAYS["whole"]))
     expected, got = model.state_dict(), again.state_dict()
     found["same state"] = [torch.tensor(expected.keys() == got.keys())]
@@ -146,9 +145,7 @@ def under_ddp() -> dict[str, Any]:
             for broadcast in (True, False)}
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> list[dict[str, Any]]:
-    return on_ranks(under_ddp, tmp_path_factory.mktemp("two"), RANKS)
+two = fixture_of(under_ddp, RANKS)
 
 
 def test_what_ranks_agree_on_is_the_same_with_buffers_sent_or_not(two) -> None:
