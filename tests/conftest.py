@@ -75,6 +75,7 @@ ON_ONE_TIER = {
     "test_threshold_choice.py": "words and a warning",
     "test_thresholds.py": "decisions in Python from statistics that test_hex_loss.py compares on every tier",
     "test_torch_ops.py": "another backend, against whichever kernels",
+    "test_torch_ops_both_ways.py": "another backend, against whichever kernels",
     "test_torch_ops_costs.py": "another backend, counted",
     "test_torch_ops_values.py": "another backend",
     "test_devices.py": "other backends, against whichever kernels",

@@ -77,8 +77,20 @@ def test_registered_for_other_devices() -> None:
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hexssl::{name}", key)
 
 
-def test_both_directions_at_once_are_refused() -> None:
-    tensors, numbers, adaptive = arguments("cross_extra", {}, None, "mean")
-    numbers = (*numbers[:4], True, *numbers[5:])
-    with backends.forced("torch_ops"), pytest.raises(RuntimeError, match="both directions"):
-        registered.contrast(*tensors, TAU, TOKEN, *numbers, *adaptive, 0, False, 1.0, True)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_both_directions_at_once(reduction: str) -> None:
+    """As `test_contrast_and_its_backward`."""
+    tensors, numbers, adaptive = arguments("cross_extra", {}, 0.2, reduction)
+    numbers, results = (*numbers[:4], True, *numbers[5:]), []
+    rows = tensors[0].shape[0] + tensors[1].shape[0]
+    grad = torch.linspace(0.5, 2, rows, dtype=torch.float64) if reduction == "none" else torch.tensor(
+        3.0, dtype=torch.float64)
+    needed = [True, True, False, True]
+    with backends.forced("torch_ops"):
+        for contrast, backward in ((operators.op_contrast_plain, operators.op_contrast_backward),
+                                   (registered.contrast, registered.contrast_backward)):
+            loss, seen, state, token, *_ = contrast(*tensors, TAU, TOKEN, *numbers, *adaptive, 11, False, 2.0, True)
+            assert state.shape[0] == rows and seen.shape[0] == 2
+            results.append((loss, seen, *backward(grad, *tensors[:6], TAU, state, token, *numbers, *needed)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11, equal_nan=True)

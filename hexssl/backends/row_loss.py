@@ -154,6 +154,22 @@ def plain_losses(form: Settings, count: int, pos: Tensor, global_: Tensor, hard:
     return PlainLosses(torch.log1p(neg / pos), neg + pos, scale, offset, slope, factor, pull)
 
 
+def plain_weights(found: PlainLosses, pos: Tensor, share: float | Tensor) -> Weights:
+    """The weights of plain losses in the form that all losses have, times a share; pos : as `plain_losses` had it."""
+    each = share / found.total
+    none = torch.zeros_like(each)
+    h1 = none if found.scale is None else found.scale * each * (found.factor * found.slope)
+    h2 = none if found.offset is None else found.offset * each * -found.factor
+    return Weights(each, h1, h2, None, -found.pull * each / pos, None, None, None)
+
+
+def times(weights: Weights, share: float | Tensor, beta: float) -> Weights:
+    """The weights of a loss times a number, one or one of each anchor."""
+    gg, h1, h2, pa, pb, po, own, dtau = weights
+    pa, pb, po, dtau = (None if each is None else each * share for each in (pa, pb, po, dtau))
+    return Weights(gg * share, h1 * share, h2 if beta > STEEP else h2 * share, pa, pb, po, own, dtau)
+
+
 def narrowed(weights: Weights, dtype: torch.dtype) -> Weights:
     """In the dtype of the elements that they are applied to; the level stays what it is."""
     gg, h1, h2, *rest = weights[:6]

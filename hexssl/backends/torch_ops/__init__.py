@@ -13,6 +13,8 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
     accumulate.py from dL/ds to gradients by the rows
     whole.py      what chunks leave behind
     contrast.py   all chunks
+    direction.py  the sums, losses and weights of one direction of a symmetric loss
+    both_ways.py  all chunks of both directions
     measure.py    statistics of rows
     function.py   the loss as an autograd Function
     partial.py    the steps of a loss whose keys come block by block (hexssl/ring.py)
@@ -38,7 +40,7 @@ if core.available():
 
 __all__ = ["BOTH_WAYS", "loss", "operators", "row_statistics"]
 
-BOTH_WAYS = False
+BOTH_WAYS = True
 
 
 def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,

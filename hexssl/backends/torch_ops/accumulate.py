@@ -34,10 +34,13 @@ class Gradients(NamedTuple):
 
 
 class Accumulated:
-    """Gradients by the rows, to which every chunk adds."""
+    """Gradients by the rows, to which every chunk adds.
 
-    def __init__(self, job: Job, wanted: Wanted, factor: float) -> None:
-        self.job, self.wanted, self.factor = job, wanted, factor
+    both_ways : whether coefficients are those of both directions, so that a key's may all be small beside another's
+    """
+
+    def __init__(self, job: Job, wanted: Wanted, factor: float, both_ways: bool = False) -> None:
+        self.job, self.wanted, self.factor, self.both_ways = job, wanted, factor, both_ways
         self.keys: Tensor | None = None
         self.anchors, self.divisor, self.paired, self.temperature = (Whole(len(job.anchors.rows)) for _ in range(4))
 
@@ -47,6 +50,10 @@ class Accumulated:
             pull, of_pair = pull[:, :-1], pull[:, -1:]
         coefficients, divisor = scored.coefficients, scored.total
         job.members.pull(coefficients, pull, first, last)
+        add_keys = wanted.anchors if job.symmetric else wanted.keys
+        if self.both_ways and add_keys and job.keys.rows.dtype == torch.float16:
+            self._add_keys_one_by_one(coefficients, first, last)
+            add_keys = False
         if job.keys.rows.dtype == torch.float16:
             scale = products.float16_scale(torch.linalg.vector_norm(coefficients, inf, dim=1), self._most())
             coefficients.mul_(scale[:, None])
@@ -54,7 +61,7 @@ class Accumulated:
             of_pair = None if of_pair is None else of_pair * scale[:, None]
         if weights is not None:
             divisor = 1 / weights if divisor is None else divisor / weights
-        if wanted.anchors if job.symmetric else wanted.keys:
+        if add_keys:
             self._add_keys(coefficients, divisor, first, last)
         if of_pair is not None and wanted.paired:
             divided = _divided(units(job.anchors, first, last), divisor)
@@ -86,14 +93,24 @@ class Accumulated:
         """Coefficients, the other way round, times anchors, divided."""
         rows = self.job.anchors.rows[first:last]
         if rows.dtype in products.HALVES:
-            found = self._by_anchors(coefficients, rows, divisor, first, last).mul_(self.factor)
-            self.keys = found if self.keys is None else self.keys.add_(found)
+            self._add_to_keys(self._by_anchors(coefficients, rows, divisor, first, last))
             return
         divided, coefficients = _divided(rows, divisor), coefficients.t()
         if self.keys is None:
             self.keys = torch.addmm(divided.new_empty(()), coefficients, divided, beta=0, alpha=self.factor)
         else:
             self.keys.addmm_(coefficients, divided, alpha=self.factor)
+
+    def _add_to_keys(self, found: Tensor) -> None:
+        found = found.mul_(self.factor)
+        self.keys = found if self.keys is None else self.keys.add_(found)
+
+    def _add_keys_one_by_one(self, coefficients: Tensor, first: int, last: int) -> None:
+        """The same in float16, of coefficients that are not divided, with a scale for every key."""
+        rows, factor = self.job.anchors.rows[first:last], self.job.anchors.factor
+        found = coefficients if factor is None else coefficients * factor[first:last]
+        scale = products.float16_scale(torch.linalg.vector_norm(found, inf, dim=0), products.LARGEST)
+        self._add_to_keys(products.product(products.rounded(found, scale, rows.dtype).t(), rows).div_(scale[:, None]))
 
     def _by_anchors(self, coefficients: Tensor, rows: Tensor, divisor: Tensor | None, first: int, last: int) -> Tensor:
         """The same of rows that cannot be divided without being rounded: what they are divided by goes with the

@@ -39,7 +39,7 @@ class Found(NamedTuple):
     gradients: Gradients | None
 
 
-def bytes_each(job: Job, threshold: object) -> int:
+def bytes_each(job: Job, threshold: object, both_ways: bool = False) -> int:
     """What a pair of anchor and key takes at the peak, in a chunk: some arrays of the dtype and masks."""
     size, rounded = job.dtype.itemsize, 2 * (job.keys.rows.dtype in HALVES)
     arrays = 2 if threshold is None else 4
@@ -47,6 +47,8 @@ def bytes_each(job: Job, threshold: object) -> int:
         arrays += 2
     if isinstance(job.members, Masks):
         arrays += 4
+    if both_ways and not job.shared:
+        arrays *= 2
     return arrays * size + 4 + rounded
 
 
@@ -66,9 +68,9 @@ def contrast(job: Job, threshold: Threshold, weights: Tensor | None, wanted: Wan
     # it from itself.
     scaled = threshold.scaled if isinstance(threshold, Found) else job.shared and not isinstance(threshold, Tensor)
     inline = threshold if isinstance(threshold, Measurement) and len(chunks) == 1 else None
-    limit = None if inline is not None else _limit(job, threshold, chunks, scaled)
+    limit = None if inline is not None else known_limit(job, threshold, chunks, scaled)
     if limit is not None and isinstance(threshold, Tensor | Found):
-        job = _spoiled(job, limit)
+        job = spoiled(job, limit)
     elif limit is not None and isinstance(threshold, Measurement) and threshold.rows == "all":
         job = _spoiled_by_mean(job, limit)
     into = None if wanted is None else Accumulated(job, wanted, factor)
@@ -97,7 +99,7 @@ def contrast(job: Job, threshold: Threshold, weights: Tensor | None, wanted: Wan
     return Found(losses.tensor, valid.tensor, limit, scaled, seen, None if into is None else into.found())
 
 
-def _limit(job: Job, threshold: Threshold, chunks: list[tuple[int, int]], scaled: bool) -> Limit | None:
+def known_limit(job: Job, threshold: Threshold, chunks: list[tuple[int, int]], scaled: bool) -> Limit | None:
     """What is known before the first chunk."""
     if threshold is None:
         return None
@@ -118,10 +120,10 @@ def with_paired(job: Job, positives: Tensor, first: int, last: int) -> Tensor:
 
 def _spoiled_by_mean(job: Job, limit: Limit) -> Job:
     """By the mean of all rows' quantiles: where the keys are the anchors, NaN finds its way by itself."""
-    return job if job.symmetric else _spoiled(job, limit)
+    return job if job.symmetric else spoiled(job, limit)
 
 
-def _spoiled(job: Job, limit: Limit) -> Job:
+def spoiled(job: Job, limit: Limit) -> Job:
     """With NaN for the anchors that have a negative, if it is compared with NaN."""
     if not isinstance(limit.threshold, Tensor):
         return job

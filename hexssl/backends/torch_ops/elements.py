@@ -61,6 +61,14 @@ def shared(c: Tensor, positives: Tensor, hard: Tensor | None, beta: float) -> El
     return Elements(positives.exp(), easy, _hard(e, weight, hard, beta))
 
 
+def turned(of: Elements, positives: Tensor, hard: Tensor | None, beta: float) -> Elements:
+    """Shared elements as those of the keys, whose positives are given: views, and sums of their own."""
+    if of.hard is None or hard is None:
+        return Elements(positives, of.easy.t(), None)
+    weight = None if beta in (0, 1) else of.hard.weight.t()
+    return Elements(positives, of.easy.t(), _hard(of.hard.e.t(), weight, hard.t(), beta))
+
+
 def _hard(e: Tensor, weight: Tensor | None, hard: Tensor, beta: float) -> Hard:
     number = hard.sum(1)
     if beta == 1:
@@ -97,7 +105,7 @@ def separate(c: Tensor, positives: Tensor, hard: Tensor | None, form: Settings,
     x_g, top_g = _relative(c, inverse, given_g)
     e_g = x_g.exp_()
     none = torch.zeros_like(count)
-    of_hard, top_h = None, none
+    of_hard, top_h = None, none if given_h is None else given_h
     if hard is not None and found is not None:
         x, top_h = _relative(found, inverse, given_h)
         weight = None if form.beta in (0, 1) else (x * form.beta).exp_()
@@ -119,6 +127,13 @@ def as_sums(of: Elements, positives: Tensor, easy: Tensor, form: Settings) -> Su
                 none, none, none)
 
 
+def plain_sums(of: Elements) -> Sums:
+    """The same as far as plain losses need them."""
+    none = of.easy.new_zeros(of.easy.shape[0])
+    number, a, b = (none, none, none) if of.hard is None else of.hard.sums
+    return Sums(none, number, none, of.positives.sum(1), None, of.easy.sum(1), a, b, none, none, none)
+
+
 def plain_coefficients(of: Elements, found: PlainLosses) -> Tensor:
     """dL/ds of the negatives, (m, N), times a factor of each row, in the place of the global ones' exponentials.
     Weights as `row_loss.PlainLosses` has them."""
@@ -138,6 +153,16 @@ def negatives_coefficients(of: Elements, form: Settings, weights: Weights) -> Te
         slope = (e + (e - h2) * form.beta + 1) * h1
         return out.add_(torch.where(weight > 0, weight * slope, 0))
     return out.addcmul_(weight, torch.addcmul(-h2, e, h1))
+
+
+def shared_coefficients(of: Elements, rows: Weights, columns: Weights) -> Tensor:
+    """The sum of dL/ds in both directions, of shared elements: (m, N). columns : of the keys"""
+    out = of.easy.mul_(rows.gg[:, None] + columns.gg)
+    if of.hard is None:
+        return out
+    slope = rows.h1[:, None] + columns.h1
+    torch.addcmul(-rows.h2[:, None] - columns.h2, of.hard.e, slope, out=slope)
+    return out.addcmul_(of.hard.weight, slope)
 
 
 def pull(e: Tensor, x: Tensor, members: Tensor, top_p: Tensor, inverse: float | Tensor, weights: Weights) -> Tensor:

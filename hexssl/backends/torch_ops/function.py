@@ -13,6 +13,7 @@ from hexssl import derivatives
 from hexssl.backends.torch_ops import job as jobs
 from hexssl.backends.torch_ops import rows, statistics, thresholds
 from hexssl.backends.torch_ops.accumulate import Gradients, Wanted
+from hexssl.backends.torch_ops.both_ways import contrast as symmetric
 from hexssl.backends.torch_ops.contrast import Found, Threshold, contrast
 from hexssl.backends.torch_ops.job import Job
 from hexssl.core import NO_TOKEN
@@ -39,16 +40,20 @@ def evaluate(call: Call, weights: Tensor | None, wanted: Wanted | None) -> tuple
     """The chunks, in the precision that torch's settings give to float32."""
     anchors, reduction = call.problem.anchors, call.settings.reduction
     with torch.no_grad(), full_precision(anchors.device):
-        job = jobs.make(call.problem, call.settings)
-        factor = call.scale / anchors.shape[0] if reduction == "mean" and job.plain else call.scale
+        job, both_ways = jobs.make(call.problem, call.settings), call.problem.both_ways
+        factor = call.scale / anchors.shape[0] if reduction == "mean" and job.plain and not both_ways else call.scale
         if job.shared:  # else it may be large, and comes last
             assert isinstance(job.inverse, float)
             factor *= job.inverse
+        if both_ways:
+            return job, symmetric(call.problem, job, call.threshold, weights, wanted, call.statistics, factor)
         return job, contrast(job, call.threshold, weights, wanted, call.statistics, factor)
 
 
 def reduced(call: Call, job: Job, found: Found) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss, times the scale, the batch statistics, and by what the gradients of a sum are to be divided still."""
+    if call.problem.both_ways:
+        return (*_both_reduced(call, job, found), None)
     valid, reduction = found.valid, call.settings.reduction
     seen, number = found.losses.new_empty(0), None
     if found.seen is not None:
@@ -64,6 +69,19 @@ def reduced(call: Call, job: Job, found: Found) -> tuple[Tensor, Tensor, Tensor 
         number = valid.sum().clamp(min=1).to(job.wide)
         loss = (found.losses.sum(dtype=job.wide) / number).to(found.losses.dtype)
     return (loss if call.scale == 1 else loss * call.scale), seen, number
+
+
+def _both_reduced(call: Call, job: Job, found: Found) -> tuple[Tensor, Tensor]:
+    """The mean of the losses of both directions, or those of the anchors and then of the keys; statistics of both."""
+    rows, ways = job.anchors.rows.shape[0], []
+    one_way = call._replace(problem=call.problem._replace(both_ways=False))
+    for way, part in enumerate((slice(None, rows), slice(rows, None))):
+        there = found._replace(losses=found.losses[part], valid=None if found.valid is None else found.valid[part],
+                               seen=None if found.seen is None else found.seen[way])
+        ways.append(reduced(one_way, job, there))
+    (loss, seen, _), (loss_back, seen_back, _) = ways
+    loss = torch.cat((loss, loss_back)) if call.settings.reduction == "none" else (loss + loss_back) / 2
+    return loss, torch.stack((seen, seen_back))
 
 
 def given_gradients(job: Job, found: Gradients, scale: float, number: Tensor | None) -> list[Tensor | None]:
@@ -115,7 +133,7 @@ def like(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], sho
 def _bare(call: Call) -> Call:
     """Without the tensors that a Function saves, nor statistics."""
     who, none = call.problem, call.problem.anchors.new_empty(0)
-    bare = Problem(none, None, None, None, None, None, who.period, who.self_offset)
+    bare = Problem(none, None, None, None, None, None, who.period, who.self_offset, who.both_ways)
     return call._replace(problem=bare, statistics=False)
 
 

@@ -98,6 +98,8 @@ def make(problem: Problem, settings: Settings, block: bool = False) -> Job:
     count = who.count + (paired is not None and not isinstance(who, members.Masks))
     shared = elements.small_enough(settings, inverse, unit, dtype)
     plain = shared and not block and is_plain(settings, 0 if isinstance(who, members.Masks) else count)
+    if problem.both_ways:  # then all keys need a positive, too
+        plain = plain and keys.rows.shape[0] == anchors.rows.shape[0]
     bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
     if not unit:
         given = rows.unit_bound(anchors, keys, problem.anchors.dtype)

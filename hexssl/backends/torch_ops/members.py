@@ -143,6 +143,23 @@ class Masks:
         return negative.any(1)
 
 
+def of_keys(members: Members, positives: Tensor, first: int, last: int, keys: int, absent: float) -> Tensor:
+    """The (m, p) numbers of the positives of anchors [first, last) as those of the keys, (N, p), where each has as many
+    positives among the anchors; `absent` for a key without."""
+    if isinstance(members, Masks):
+        return positives.t()
+    if last - first == keys:
+        return positives
+    found = positives.new_full((keys, positives.shape[1]), absent)
+    found[first:last] = positives
+    return found
+
+
+def of_anchors(members: Members, positives: Tensor, first: int, last: int) -> Tensor:
+    """The way back."""
+    return positives.t() if isinstance(members, Masks) else positives[first:last]
+
+
 def of(problem: Problem) -> Members:
     """By number where numbers say it, since then no mask is needed."""
     rows, offset = problem.anchors.shape[0], problem.self_offset

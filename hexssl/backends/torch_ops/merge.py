@@ -12,7 +12,7 @@ from hexssl.problem import Settings
 
 
 def _common(number: Tensor, top: Tensor, other_number: Tensor, other_top: Tensor,
-            inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            inverse: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The top of both, 0 of nothing, and what each x is changed by, 0 where there is none."""
     some, others = number > 0, other_number > 0
     both = torch.maximum(torch.where(some, top, -inf), torch.where(others, other_top, -inf))
@@ -29,8 +29,8 @@ def _hard(beta: float, a: Tensor, b: Tensor, change: Tensor) -> tuple[Tensor, Te
     return weight * scaled, weight * b
 
 
-def merge(form: Settings, inverse: Tensor, one: Sums, other: Sums) -> Sums:
-    """The class sums of anchors over the keys of both. inverse : 0-d, 1 / tau
+def merge(form: Settings, inverse: float | Tensor, one: Sums, other: Sums) -> Sums:
+    """The class sums of anchors over the keys of both. inverse : 1 / tau
 
     Examples
     --------

@@ -25,17 +25,10 @@ def measure(problem: Problem, quantile: float | None, negatives_only: bool, mome
     return stats, mean
 
 
-def _one_way(problem: Problem) -> None:
-    if problem.both_ways:
-        raise RuntimeError("hexssl: both directions of a symmetric loss are computed in one call by the core and by "
-                           f"Triton's kernels alone, and here embeddings are on {problem.anchors.device}")
-
-
 def forward(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None,
             wanted: tuple[bool, ...] | None, scale: float, statistics: bool) -> Forward:
     """The loss, and its gradients at once where some are `wanted`, else what `backward` needs: the limits of the
     anchors, on the scale of the elements, and whether that is the logits'."""
-    _one_way(problem)
     call = Call(problem, settings, decided, scale, statistics)
     job, found = function.evaluate(call, None, None if wanted is None else Wanted(*wanted))
     loss, seen, number = function.reduced(call, job, found)
@@ -44,16 +37,16 @@ def forward(problem: Problem, settings: Settings, decided: float | Tensor | Meas
         gradients = function.given_gradients(job, found.gradients, scale, number)
         return Forward(loss, seen, None, tuple(gradients))
     limit = torch.inf if found.limit is None else found.limit.value
-    limits = filled(limit, loss, job.wide).expand(problem.anchors.shape[0])
+    limits = filled(limit, loss, job.wide).expand(found.losses.shape[0])
     return Forward(loss, seen, limits[:, None], (None,) * 4)
 
 
 def backward(problem: Problem, settings: Settings, state: Tensor, grad: Tensor,
              wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The gradients, from what `forward` left."""
-    _one_way(problem)
     limits = state[:, 0].to(rows.computed_in(problem.anchors.dtype))
-    before = Found(limits, None, Limit(limits, limits), False, None, None)
+    limit = limits[0] if problem.both_ways else limits
+    before = Found(limits, None, Limit(limit, limit), False, None, None)
     call = Call(problem, settings, before, 1.0, False)
     weights = grad if settings.reduction == "none" else None
     job, found = function.evaluate(call, weights, Wanted(*wanted))

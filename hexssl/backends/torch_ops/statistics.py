@@ -23,9 +23,41 @@ def sums(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None) -> Tensor:
     found = [torch.where(positive, positives, 0).sum(1).sum(dtype=wide),
              torch.where(negative, c, 0).sum(1).sum(dtype=wide),
              none if hard is None else torch.where(hard, c, 0).sum(1).sum(dtype=wide)]
-    nearest = positives.amax(1) if positives.shape[1] > 0 else c.new_full((c.shape[0],), -inf)
-    accurate = [(nearest > -inf).sum().to(wide), (nearest > c.amax(1)).sum().to(wide)]
-    return torch.stack([*counts, *(each * scale for each in found), *accurate])
+    return torch.stack([*counts, *(each * scale for each in found), *_accurate(nearest(positives), c.amax(1), wide)])
+
+
+def nearest(positives: Tensor) -> Tensor:
+    """(m,) of (m, p); -inf for none."""
+    return positives.amax(1) if positives.shape[1] > 0 else positives.new_full((positives.shape[0],), -inf)
+
+
+def _accurate(positive: Tensor, negative: Tensor, wide: torch.dtype) -> list[Tensor]:
+    """Of the nearest ones of every anchor."""
+    return [(positive > -inf).sum().to(wide), (positive > negative).sum().to(wide)]
+
+
+class BothWays:
+    """The same of both directions. Their pairs are the same; which positive is nearer than all negatives is not, and of
+    the keys it is known after all chunks."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.nearest: tuple[Tensor, Tensor] | None = None
+
+    def add(self, job: Job, c: Tensor, positives: Tensor, of_keys: Tensor, hard: Tensor | None) -> None:
+        """of_keys : (N, p) the positives of the keys, where the chunk has them"""
+        more, near = sums(job, c, positives, hard), (nearest(of_keys), c.amax(0))
+        if self.sums is None or self.nearest is None:
+            self.sums, self.nearest = more, near
+        else:
+            self.sums.add_(more)
+            self.nearest = torch.maximum(self.nearest[0], near[0]), torch.maximum(self.nearest[1], near[1])
+
+    def found(self) -> Tensor:
+        """(2, 8)"""
+        assert self.sums is not None and self.nearest is not None
+        back = torch.cat((self.sums[:6], torch.stack(_accurate(*self.nearest, self.sums.dtype))))
+        return torch.stack((self.sums, back))
 
 
 def vector(job: Job, seen: Tensor, threshold: float | Tensor | None, skipped: Tensor) -> Tensor:
