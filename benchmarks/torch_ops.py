@@ -24,6 +24,7 @@ import tables
 import torch
 from race import Result, ratio
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from hexssl import backends, cross_hex_loss, cross_info_nce, hex_loss, info_nce
 from hexssl.bench import eager_infonce
@@ -36,6 +37,14 @@ VIEWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "InfoNCE": lambda a, b: info_nce(a, b),
     "HEX, fixed threshold": lambda a, b: hex_loss(a, b, threshold=0.3),
     "HEX, adaptive threshold": lambda a, b: hex_loss(a, b),
+}
+# Both directions between two tensors: at once, and as two losses.
+CLIP: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "eager InfoNCE": lambda a, b: formulas.clip(normalize(a), normalize(b)),
+    "InfoNCE, two losses": lambda a, b: (cross_info_nce(a, b) + cross_info_nce(b, a)) / 2,
+    "InfoNCE": lambda a, b: cross_info_nce(a, b, symmetric=True),
+    "HEX, two losses": lambda a, b: (cross_hex_loss(a, b, threshold=0.3) + cross_hex_loss(b, a, threshold=0.3)) / 2,
+    "HEX, fixed threshold": lambda a, b: cross_hex_loss(a, b, threshold=0.3, symmetric=True),
 }
 QUEUE: dict[str, Callable[..., Tensor]] = {
     "eager InfoNCE": formulas.infonce_queue,
@@ -110,6 +119,9 @@ def main() -> None:
     queries = torch.randn(256, 128, requires_grad=True)
     rows += _rows(f"256 x 128, queue of {KEYS:,}", QUEUE, [queries, torch.randn(256, 128), torch.randn(KEYS, 128)],
                   arguments.rounds)
+    for count, columns in SHAPES[1:]:
+        views = [torch.randn(count, columns, requires_grad=True) for _ in range(2)]
+        rows += _rows(f"{count} x {columns}, CLIP", CLIP, views, arguments.rounds)
     records.write(ROOT / "benchmarks" / "results" / "torch_ops.csv", [{**row, **about} for row in rows])
     page = ROOT / "docs" / "gpu.md"
     before, rest = page.read_text().split(BEGIN)

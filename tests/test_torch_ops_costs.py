@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hexssl import HEXLoss, InfoNCELoss, backends, cross_info_nce, hex_loss, info_nce
+from hexssl import HEXLoss, InfoNCELoss, backends, cross_hex_loss, cross_info_nce, hex_loss, info_nce
 from hexssl.bench import eager_infonce
 
 ROWS, COLUMNS = 512, 128
@@ -48,8 +48,8 @@ class Counted(TorchDispatchMode):
         return out
 
 
-def counted(loss_fn: Callable[..., Tensor]) -> Counted:
-    a, b = (torch.randn(ROWS // 2, COLUMNS, requires_grad=True) for _ in range(2))
+def counted(loss_fn: Callable[..., Tensor], rows: int = ROWS // 2) -> Counted:
+    a, b = (torch.randn(rows, COLUMNS, requires_grad=True) for _ in range(2))
     with Counted(ROWS) as count:
         loss_fn(a, b).backward()
     return count
@@ -69,6 +69,21 @@ def test_operators_and_traffic_of_a_step(name: str) -> None:
     operators, traffic, loss_fn = MOST[name]
     count = counted(loss_fn)
     assert len(count.operators) <= operators, count.operators
+    assert count.traffic <= traffic
+
+
+# The same of both directions between two tensors of ROWS rows. Two losses: 12 and 40, and six products.
+MOST_OF_BOTH = {
+    "InfoNCE": (13, lambda a, b: cross_info_nce(a, b, symmetric=True)),
+    "fixed": (35, lambda a, b: cross_hex_loss(a, b, threshold=0.2, symmetric=True)),
+}
+
+
+@pytest.mark.parametrize("name", MOST_OF_BOTH)
+def test_products_and_traffic_of_both_directions(name: str) -> None:
+    traffic, loss_fn = MOST_OF_BOTH[name]
+    count = counted(loss_fn, ROWS)
+    assert sum(each in ("mm", "addmm", "addmm_") for each in count.operators) == 3
     assert count.traffic <= traffic
 
 
