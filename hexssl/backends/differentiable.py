@@ -24,6 +24,7 @@ from hexssl.backends import row_loss
 from hexssl.backends.row_loss import STEEP, Sums
 from hexssl.backends.torch_ops import function, measure, rows, statistics, thresholds
 from hexssl.backends.torch_ops import job as jobs
+from hexssl.backends.torch_ops.both_ways import other_way
 from hexssl.backends.torch_ops.contrast import Found
 from hexssl.backends.torch_ops.function import Call
 from hexssl.backends.torch_ops.job import Job
@@ -182,11 +183,8 @@ def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measure
         decided = decided.detach()
     if not problem.both_ways:
         return _one_way(Call(problem, settings, decided, scale, statistics))
-    assert problem.keys is not None
-    back = problem._replace(anchors=problem.keys, keys=problem.anchors, labels=problem.key_labels,
-                            key_labels=problem.labels,
-                            relation=None if problem.relation is None else problem.relation.T)
-    ways = [_one_way(Call(each, settings, decided, scale, statistics)) for each in (problem, back)]
+    first = problem._replace(both_ways=False)
+    ways = [_one_way(Call(each, settings, decided, scale, statistics)) for each in (first, other_way(first))]
     (there, seen), (back_again, seen_back) = ways
     seen = torch.stack((seen, seen_back))
     return (torch.cat((there, back_again)) if settings.reduction == "none" else (there + back_again) / 2), seen

@@ -129,7 +129,7 @@ def as_sums(of: Elements, positives: Tensor, easy: Tensor, form: Settings) -> Su
 
 def plain_sums(of: Elements) -> Sums:
     """The same as far as plain losses need them."""
-    none = of.easy.new_zeros(of.easy.shape[0])
+    none = of.positives.new_zeros(of.easy.shape[0])
     number, a, b = (none, none, none) if of.hard is None else of.hard.sums
     return Sums(none, number, none, of.positives.sum(1), None, of.easy.sum(1), a, b, none, none, none)
 
