@@ -126,6 +126,19 @@ def synthetic_table(found: pandas.DataFrame, measure: str) -> str:
     return f"{markdown(rows, 1)}\n\n{found['seeds'].min()} seeds each; commits {commits(results)}."
 
 
+def traces(part: Part) -> str:
+    """The threshold of every loss, and the share of negatives above it, in every epoch: means over all seeds."""
+    rows = [["loss", *(f"epoch {epoch + 1}" for epoch in range(part.epochs))]]
+    for loss in part.losses:
+        files = (RESULTS / part.folder).glob(f"{loss}-[0-9]*.epochs.csv")
+        found = pandas.concat([pandas.read_csv(file) for file in files] or [pandas.DataFrame()])
+        if len(found) and found["hierarchical"].any():
+            means = found.groupby("epoch")[["threshold", "hierarchical"]].mean()
+            rows.append([loss, *(f"{line['threshold']:.2f}: {100 * line['hierarchical']:.1f} %"
+                                 for _, line in means.iterrows())])
+    return markdown(rows, 1)
+
+
 def commits(results: pandas.DataFrame) -> str:
     return ", ".join(sorted(set(results["commit"].astype(str))))
 
@@ -170,6 +183,7 @@ def has_pairs(part: Part) -> bool:
 def main() -> int:
     dial = {measure: synthetic(measure) for measure in ("knn", "superclass")}
     parts = {"study:results": found_in(PARTS)}
+    parts["study:traces"] = traces(PARTS["main"])
     parts |= {f"study:synthetic-{measure}": synthetic_table(found, measure) for measure, found in dial.items()}
     check = "--check" in sys.argv
     if not check:
