@@ -2,6 +2,7 @@
 
     python studies/summary.py             # into docs/study.md and docs/images
     python studies/summary.py --check     # writes nothing; fails where the page does not hold what the files say
+    python studies/summary.py --of again  # writes nothing; prints the tables of the results in another folder
 
 A difference is paired: the mean over seeds of a loss's measure minus the baseline's with the same seed, with Student's
 95 % interval. Its p-value is that of the paired t-test; Holm's correction is over all differences of a part's table. A
@@ -10,8 +11,10 @@ loss with fewer than two seeds in common with the baseline is left out of the ta
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +184,22 @@ def has_pairs(part: Part) -> bool:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the page is not up to "
+                                                             "date")
+    parser.add_argument("--of", type=Path, metavar="FOLDER", help="print the tables of these results")
+    given = parser.parse_args()
+    if given.of:
+        print(found_in({name: replace(part, folder=str(given.of.resolve() / part.folder))
+                        for name, part in PARTS.items()}))
+        return 0
     dial = {measure: synthetic(measure) for measure in ("knn", "superclass")}
     parts = {"study:results": found_in(PARTS)}
     parts["study:traces"] = traces(PARTS["main"])
     parts |= {f"study:synthetic-{measure}": synthetic_table(found, measure) for measure, found in dial.items()}
-    check = "--check" in sys.argv
-    if not check:
+    if not given.check:
         draw(dial)
-    return write_or_check({PAGE: filled(PAGE, parts)}, check, "run studies/summary.py")
+    return write_or_check({PAGE: filled(PAGE, parts)}, given.check, "run studies/summary.py")
 
 
 if __name__ == "__main__":
