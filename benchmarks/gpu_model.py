@@ -120,8 +120,7 @@ the vendor's library, each of which writes and reads an N × N array. The adapti
   table of block sizes has no entry are left out.
 - At 4,096 rows and fewer the launches decide: some 90 small kernels, which a CUDA graph would take together.
 - 512 columns are more than the kernels take, and go to `torch_ops`. Estimated is a path in chunks of rows, with the
-  weights written once and instructions as at 256 columns. In bfloat16 that path does not exist yet: `torch_ops`
-  multiplies half precision as float32.
+  weights written once and instructions as at 256 columns.
 - At 1,048,576 rows each array of the two products would take 2 TiB in bfloat16; their time is what they would take if
   memory were no matter.
 
