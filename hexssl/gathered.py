@@ -125,7 +125,9 @@ def _of_all(group: Group, local: Local, settings: Settings, heard: list[Told], t
         if passes is None:
             loss, saw = _evaluate_own(problem, form, threshold, counted, group)
         else:
-            loss, saw = ring.evaluate(passes, form, threshold, counted)
+            from hexssl.uncompiled import evaluate_ring
+
+            loss, saw = evaluate_ring(passes, form, threshold, counted)
         parts.append(loss)
         if statistics or not single:
             totals.append(_totals(problem, loss, saw, statistics))

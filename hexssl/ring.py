@@ -252,7 +252,6 @@ def row_statistics(around: Round, quantile: float, rows: str, settings: Settings
                                            settings.normalize_keys, False)[0]
 
 
-@torch.compiler.disable
 def evaluate(around: Round, settings: Settings, threshold: Any, statistics: bool) -> tuple[Tensor, Tensor | None]:
     """As `hexssl.evaluation.evaluate`, of this rank's anchors, with reduction "sum" or "none"; the statistics are None
     where they are not wanted or there is no anchor. A collective call, and so is its backward."""

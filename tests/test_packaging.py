@@ -76,3 +76,9 @@ def test_torch_missing_or_old(tmp_path: Path, fake: str | None, expected: str) -
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import hexssl"
     result = subprocess.run([sys.executable, "-S", "-c", code], text=True, capture_output=True, check=False)
     assert "ImportError" in result.stderr and expected in result.stderr and "2.10" in result.stderr
+
+
+def test_importing_leaves_torchs_compiler_out():
+    """It takes seconds to import, and brings triton."""
+    program = "import sys, torch, hexssl; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
