@@ -10,7 +10,7 @@ from torch import Tensor
 from hexssl import backends, validation
 from hexssl.core import NO_TOKEN
 from hexssl.groups import Group
-from hexssl.problem import Problem, Settings
+from hexssl.problem import Problem, Settings, other_way
 from hexssl.thresholds import WORDS, Measurement, Threshold, named
 
 _SHARED = {word: named(word) for word in WORDS}  # stateless, so that all calls of functions may share them
@@ -85,8 +85,8 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
                        sync: bool | Group = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The mean of two losses, that of `problem` and that of its keys as anchors, and the statistics of each.
 
-    In one pass over the cosines where the backend can, unless each direction has a threshold of its own: one that is
-    measured, or one per anchor. With reduction="none" there must be as many anchors as keys.
+    In one pass over the cosines, unless each direction has a threshold of its own: one that is measured, or one per
+    anchor. With reduction="none" there must be as many anchors as keys.
     """
     assert problem.keys is not None and problem.paired is None and problem.self_offset < 0
     assert settings.normalize == settings.normalize_keys
@@ -94,14 +94,14 @@ def evaluate_both_ways(problem: Problem, settings: Settings, threshold: Any, sta
     measured = isinstance(threshold, Threshold) and threshold.measures() is not None
     form, decided, token = decide(problem, settings, threshold, sync, backend)
     shared = not measured and (not isinstance(decided, Tensor) or decided.dim() == 0)
-    if shared and backend.BOTH_WAYS:
+    if shared:
         loss, seen = backend.loss(problem._replace(both_ways=True), form, decided, token, 1.0, statistics)
         if settings.reduction == "none":
             loss = loss.view(2, -1).mean(0)
         return loss, (seen[0], seen[1])
     loss, seen = backend.loss(problem, form, decided, token, 1.0, statistics)
-    back = problem._replace(anchors=problem.keys, keys=problem.anchors, labels=problem.key_labels,
-                            key_labels=problem.labels,
-                            relation=None if problem.relation is None else problem.relation.T.contiguous())
+    back = other_way(problem)
+    if back.relation is not None:
+        back = back._replace(relation=back.relation.contiguous())
     loss_back, seen_back = evaluate(back, settings, threshold, statistics=statistics, sync=sync)
     return (loss + loss_back) / 2, (seen, *seen_back)

@@ -14,7 +14,7 @@ from torch import Tensor
 from hexssl import dtypes, exchange, passing, validation
 from hexssl.exchange import Block
 from hexssl.groups import Group
-from hexssl.problem import Problem, Settings
+from hexssl.problem import Problem, Settings, other_way
 from hexssl.ring import Round
 from hexssl.thresholds import Threshold
 
@@ -210,9 +210,7 @@ def rounds(group: Group, local: Local, heard: list[Told], problems: tuple[Proble
     there = Round(group, own, of_keys, problems[0].key_labels if labelled else None)
     if len(problems) == 1:
         return (there,)
-    assert own.keys is not None
-    back = own._replace(anchors=own.keys, keys=own.anchors, labels=own.key_labels, key_labels=own.labels)
-    return there, Round(group, back, of_anchors, problems[1].key_labels if labelled else None)
+    return there, Round(group, other_way(own), of_anchors, problems[1].key_labels if labelled else None)
 
 
 @lru_cache(maxsize=16)  # a step has the numbers of the one before; made on the CPU, they are a copy to the device

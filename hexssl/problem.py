@@ -48,6 +48,14 @@ class Problem(NamedTuple):
     both_ways: bool = False
 
 
+def other_way(problem: Problem) -> Problem:
+    """The keys as anchors, and the anchors as their keys."""
+    assert problem.keys is not None
+    relation = None if problem.relation is None else problem.relation.t()
+    return problem._replace(anchors=problem.keys, keys=problem.anchors, labels=problem.key_labels,
+                            key_labels=problem.labels, relation=relation)
+
+
 class Settings(NamedTuple):
     """How the loss is formed, by the names of `hexssl.hex_loss`.
 

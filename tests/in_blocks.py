@@ -23,7 +23,6 @@ from hexssl.ring import Round
 from hexssl.thresholds import Measurement
 from hexssl.thresholds.base import inf_if_undefined
 
-BOTH_WAYS = False
 RANKS = 3
 
 

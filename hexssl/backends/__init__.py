@@ -11,12 +11,8 @@ row_statistics(problem, quantile, rows, moments, normalize, normalize_keys, keep
     Row statistics (M, 6), the mean quantile, and a token for what is kept for the loss that follows.
 loss(problem, settings, decided, token, scale, statistics)
     The loss, times `scale`, and the vector of batch statistics, empty unless wanted. `decided`: the threshold, None for
-    none, or a `Measurement`, from which the backend takes it on its way.
-
-and says of itself:
-
-BOTH_WAYS
-    Whether it computes both directions of a symmetric loss at once; its statistics are then (2, ...).
+    none, or a `Measurement`, from which the backend takes it on its way. Of a problem that is `both_ways` the
+    statistics are (2, ...).
 
 ``HEXSSL_BACKEND`` forces one of them for all losses, and is an error for what it cannot compute.
 """

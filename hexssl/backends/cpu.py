@@ -11,8 +11,6 @@ from hexssl import autograd, dtypes, operators, validation
 from hexssl.problem import Problem, Settings
 from hexssl.thresholds import Measurement
 
-BOTH_WAYS = True
-
 
 def row_statistics(problem: Problem, quantile: float | None, rows: str, moments: bool, normalize: bool,
                    normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,6 @@ from hexssl.backends import row_loss
 from hexssl.backends.row_loss import STEEP, Sums
 from hexssl.backends.torch_ops import function, measure, rows, statistics, thresholds
 from hexssl.backends.torch_ops import job as jobs
-from hexssl.backends.torch_ops.both_ways import other_way
 from hexssl.backends.torch_ops.contrast import Found
 from hexssl.backends.torch_ops.function import Call
 from hexssl.backends.torch_ops.job import Job
@@ -34,10 +33,8 @@ from hexssl.core import NO_TOKEN
 from hexssl.derivatives import Plain
 from hexssl.devices import widest_dtype
 from hexssl.dtypes import full_precision
-from hexssl.problem import Problem, Settings
+from hexssl.problem import Problem, Settings, other_way
 from hexssl.thresholds import Measurement
-
-BOTH_WAYS = True
 
 _DIFFERENTIATE = (TransformType.Grad, TransformType.Jvp)
 _transforms = torch._C._are_functorch_transforms_active

@@ -38,9 +38,7 @@ if core.available():
     from hexssl.backends import cpu
     from hexssl.backends.torch_ops import operators
 
-__all__ = ["BOTH_WAYS", "loss", "operators", "row_statistics"]
-
-BOTH_WAYS = True
+__all__ = ["loss", "operators", "row_statistics"]
 
 
 def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,

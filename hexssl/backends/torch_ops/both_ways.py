@@ -25,7 +25,7 @@ from hexssl.backends.torch_ops.members import Masks
 from hexssl.backends.torch_ops.score import Scored
 from hexssl.backends.torch_ops.thresholds import Limit
 from hexssl.backends.torch_ops.whole import Whole
-from hexssl.problem import Problem
+from hexssl.problem import Problem, other_way
 
 
 class Way(NamedTuple):
@@ -134,14 +134,6 @@ class Visits:
             sums = elements.as_sums(of, positives, easy.sum(1).to(c.dtype), form)
             sums_back = elements.as_sums(back, of_keys, easy.sum(0).to(c.dtype), form)
         return Way(of, sums, positives, positives > -inf), Way(back, sums_back, of_keys, of_keys > -inf)
-
-
-def other_way(problem: Problem) -> Problem:
-    """The keys as anchors, and the anchors as their keys."""
-    assert problem.keys is not None
-    relation = None if problem.relation is None else problem.relation.t()
-    return problem._replace(anchors=problem.keys, keys=problem.anchors, labels=problem.key_labels,
-                            key_labels=problem.labels, relation=relation)
 
 
 def _back(problem: Problem, job: Job) -> Job:

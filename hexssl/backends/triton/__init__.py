@@ -11,6 +11,4 @@ from hexssl.backends.triton import operators
 from hexssl.backends.triton.adapter import loss, row_statistics
 from hexssl.backends.triton.refusals import installed, refuses
 
-__all__ = ["BOTH_WAYS", "installed", "loss", "operators", "refuses", "row_statistics"]
-
-BOTH_WAYS = True
+__all__ = ["installed", "loss", "operators", "refuses", "row_statistics"]
