@@ -139,20 +139,17 @@ static bool take_tiles(core_run *run, core_keep keep) {
 /* Takes a slab with the tiles, or, where memory is short, with half of those for which there is some: as much is left
  * for others, who would fail before this slab is put back. */
 static bool take_kept(core_run *run, core_keep keep) {
-    if (take_tiles(run, keep))
-        return true;
-    while (keep.tiles > 0) {
+    const int64_t wanted = keep.tiles;
+    while (!take_tiles(run, keep)) {
+        if (keep.tiles == 0)
+            return false;
         keep.tiles /= 2;
-        if (!take_tiles(run, keep))
-            continue;
-        if (keep.tiles > 0) {
-            core_slab_put(run->kept_slab, NULL, false);
-            keep.tiles /= 2;
-            return take_tiles(run, keep);
-        }
-        return true;
     }
-    return false;
+    if (keep.tiles == wanted || keep.tiles == 0)
+        return true;
+    core_slab_put(run->kept_slab, NULL, false);
+    keep.tiles /= 2;
+    return take_tiles(run, keep);
 }
 
 /* True if what was found has tiles or sums where they are wanted. Sums are of use only where they are what is wanted.

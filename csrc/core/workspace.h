@@ -12,7 +12,7 @@
  *     LOOSE    one caller's, where the      put -> given back
  *              table is full
  *
- * What was allocated while memory was short is never FREE for long: the same put, or the next one, gives it back.
+ * What was allocated while memory was short is never FREE: the put that would make it so gives it back.
  *
  * HELD and FREE slabs together stay within the budget. Whoever needs room may discard another loss's held tiles: that
  * loss then multiplies them anew. */
