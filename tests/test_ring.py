@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peers import EXACT, assert_close, rows
-from ranks import in_step, on_ranks
+from ranks import fixture_of, in_step, in_turn, rank
 from test_gather import CASES, SCALED, Batch, Model, close_statistics, compare_single, outcome, part
 from test_gather_calls import sent
 from test_gather_training import Encoder, criteria, optimized, plain, plain_hex, turn
@@ -40,25 +40,22 @@ SAMPLES = [4, 0, 3]  # of each rank, where there are three
 MORE = ("drawn", "function", "regularized")  # of what the others have
 
 
-def rank() -> int:
-    return distributed.get_rank()
-
-
 def world() -> int:
     return distributed.get_world_size()
 
 
 def everything() -> dict[str, Any]:
-    """All that the ranks do: starting them takes longer than that."""
-    found: dict[str, Any] = {"outcomes": {}}
+    if world() == 3:
+        return in_turn(outcomes, counted, measured, precise, refused, named, joined, others)
+    return in_turn(outcomes, statistics)
+
+
+def outcomes() -> dict[tuple[str, str], Any]:
+    found = {}
     for layout, sizes in LAYOUTS[world()].items():
         for name in chosen(layout):
-            found["outcomes"][layout, name] = outcome(CASES[name], part(sizes, rank()), "ring")
+            found[layout, name] = outcome(CASES[name], part(sizes, rank()), "ring")
             assert in_step(), (layout, name)
-    tasks = (counted, measured, precise, refused, named, joined, others) if world() == 3 else (statistics,)
-    for task in tasks:
-        found[task.__name__] = task()
-        assert in_step(), task.__name__
     return found
 
 
@@ -67,14 +64,7 @@ def chosen(layout: str) -> list[str]:
     return names if layout == "uneven" else names[::4]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> list[dict[str, Any]]:
-    return on_ranks(everything, tmp_path_factory.mktemp("two"), 2)
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory) -> list[dict[str, Any]]:
-    return on_ranks(everything, tmp_path_factory.mktemp("three"), 3)
+two, three = (fixture_of(everything, ranks) for ranks in LAYOUTS)
 
 
 # --- The outcome ------------------------------------------------------------------------------------------------------
