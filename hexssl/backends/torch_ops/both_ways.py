@@ -8,23 +8,23 @@ chunks once more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf, nan
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hexssl.backends.row_loss import STEEP, Level, Sums, Weights, needs_own
+from hexssl.backends.row_loss import STEEP, Sums, Weights, needs_own
 from hexssl.backends.torch_ops import budget, direction, elements, members, statistics, thresholds
 from hexssl.backends.torch_ops.accumulate import Accumulated, Gradients, Wanted
 from hexssl.backends.torch_ops.contrast import Found, Threshold, bytes_each, known_limit, spoiled
-from hexssl.backends.torch_ops.direction import Direction, Outcome, RowSums
+from hexssl.backends.torch_ops.direction import Direction, Outcome
 from hexssl.backends.torch_ops.elements import Elements, Tops
-from hexssl.backends.torch_ops.job import Job, broken, cosines
+from hexssl.backends.torch_ops.job import Job, cosines, poison_of
 from hexssl.backends.torch_ops.members import Masks
 from hexssl.backends.torch_ops.score import Scored
 from hexssl.backends.torch_ops.thresholds import Limit
-from hexssl.backends.torch_ops.whole import Whole
+from hexssl.backends.torch_ops.whole import RowSums, Whole, cut
 from hexssl.problem import Problem, other_way
 
 
@@ -114,7 +114,7 @@ class Visits:
             return Visit(first, last, *self._shared(c, positives, of_keys, hard, first, last))
         tops: tuple[Tops | None, Tops | None] = None, None
         if known is not None:
-            tops = direction.tops(job, known[0], first, last), direction.tops(job, known[1], 0, keys)
+            tops = cut(elements.tops_of(known[0], job.dtype), first, last), elements.tops_of(known[1], job.dtype)
         turned = c.clone().t()
         there = elements.separate(c, positives, hard, job.form, job.inverse, tops[0])
         back = elements.separate(turned, of_keys, None if hard is None else hard.t(), job.form, job.inverse, tops[1])
@@ -139,8 +139,7 @@ class Visits:
 def _back(problem: Problem, job: Job) -> Job:
     poison = None
     if not job.plain:
-        lost = broken(job.keys, job.anchors, None, job.inverse, job.form.normalize)
-        poison = torch.where(lost, nan, 1.0).to(job.dtype)
+        poison = poison_of(job.keys, job.anchors, None, job.inverse, job.form.normalize, job.dtype)
     return job._replace(anchors=job.keys, keys=job.anchors, members=members.of(other_way(problem)), poison=poison)
 
 
@@ -198,7 +197,7 @@ def _gradients(visits: Visits, ways: tuple[Direction, Direction], outcomes: tupl
     keys = len(back.sums.pos)
     for visit in visits.again(there, back):
         first, last = visit.first, visit.last
-        some, of_keys = _rows(rows, first, last), columns
+        some, of_keys = cut(rows, first, last), columns
         if visits.relative_to_parts():
             of_keys = direction.weights_of_part(back, columns, visit.back.sums)
         pull = _pull(there, visit.there, some, first, last)
@@ -220,13 +219,3 @@ def _gradients(visits: Visits, ways: tuple[Direction, Direction], outcomes: tupl
 def _pull(of: Direction, way: Way, weights: Weights, first: int, last: int) -> Tensor:
     """-dL/ds of the positives, (n, p)."""
     return elements.pull(way.of.positives, way.x, way.positives, of.sums.top_p[first:last], of.inverse, weights)
-
-
-def _rows(weights: Weights, first: int, last: int) -> Weights:
-    """Those of anchors [first, last)."""
-    own, *rest = weights.own, *weights[:6], weights.dtau
-    if own is not None:
-        own = Level(own.top[first:last], own.log[first:last])
-    gg, h1, h2, pa, pb, po, dtau = (None if each is None else each[first:last] for each in rest)
-    assert gg is not None and h1 is not None and h2 is not None
-    return Weights(gg, h1, h2, pa, pb, po, own, dtau)

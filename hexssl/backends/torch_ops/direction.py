@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from hexssl.backends import row_loss
-from hexssl.backends.row_loss import HardSums, Level, Negatives, Sums, Weights
-from hexssl.backends.torch_ops.elements import Tops
+from hexssl.backends.row_loss import HardSums, Negatives, Sums, Weights
 from hexssl.backends.torch_ops.job import Job, filled
 from hexssl.backends.torch_ops.merge import merge
-from hexssl.backends.torch_ops.whole import Whole
+from hexssl.backends.torch_ops.whole import cut
 
 
 class Direction(NamedTuple):
@@ -38,20 +37,6 @@ class Outcome(NamedTuple):
     losses: Tensor
     valid: Tensor | None
     weights: Weights
-
-
-class RowSums:
-    """The class sums of anchors among all keys, to which every chunk adds anchors."""
-
-    def __init__(self, rows: int) -> None:
-        self.parts = tuple(Whole(rows) for _ in Sums._fields)
-
-    def put(self, sums: Sums, first: int, last: int) -> None:
-        for whole, part in zip(self.parts, sums, strict=True):
-            whole.put(part, first, last)
-
-    def found(self) -> Sums:
-        return Sums(*(whole.tensor for whole in self.parts))  # type: ignore[arg-type]
 
 
 def together(job: Job, a: Sums | None, b: Sums) -> Sums:
@@ -96,11 +81,6 @@ def wide(job: Job, sums: Sums) -> Sums:
     return Sums(*(None if part is None else part.to(job.wide) for part in sums))  # type: ignore[arg-type]
 
 
-def tops(job: Job, sums: Sums, first: int, last: int) -> Tops:
-    """What the cosines of anchors [first, last) are relative to."""
-    return Tops(*(top[first:last].to(job.dtype) for top in (sums.top_p, sums.top_h, sums.top_g)))
-
-
 def direction(job: Job, sums: Sums, hierarchical: bool) -> Direction:
     inverse = filled(job.wide_inverse, job.anchors.rows, job.wide)
     return Direction(job, sums, inverse, hierarchical,
@@ -110,9 +90,8 @@ def direction(job: Job, sums: Sums, hierarchical: bool) -> Direction:
 def own_sums(of: Direction, x: Tensor, positives: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """`row_loss.own_sums` of anchors [first, last), over positives in a chunk: (n, p)."""
     assert of.found is not None
-    (top, log), floored = of.found
-    some = Negatives(Level(top[first:last], log[first:last]), floored[first:last])
-    return row_loss.own_sums(x.to(of.job.wide), positives, of.sums.top_p[first:last], some, of.inverse)
+    return row_loss.own_sums(x.to(of.job.wide), positives, of.sums.top_p[first:last], cut(of.found, first, last),
+                             of.inverse)
 
 
 def outcome(of: Direction, own: tuple[Tensor, Tensor] | None, weights: Tensor | None) -> Outcome:

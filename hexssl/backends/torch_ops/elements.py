@@ -32,6 +32,11 @@ class Tops(NamedTuple):
     g: Tensor
 
 
+def tops_of(sums: Sums, dtype: torch.dtype) -> Tops:
+    """Those that sums are relative to."""
+    return Tops(*(top.to(dtype) for top in (sums.top_p, sums.top_h, sums.top_g)))
+
+
 class Elements(NamedTuple):
     """positives : (m, p) e^x of the positives; easy : (m, N) of the global negatives; 0 in all other places."""
 

@@ -82,6 +82,18 @@ def broken(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tens
     return found if inverse == inverse else torch.ones_like(found)
 
 
+def poison_of(anchors: Rows, keys: Rows, paired: Rows | None, inverse: float | Tensor, unit: bool,
+              dtype: torch.dtype) -> Tensor:
+    """(M,) NaN for anchors that are `broken`, else 1."""
+    return torch.where(broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
+
+
+def _bounds(anchors: Rows, keys: Rows, unit: bool, dtype: torch.dtype,
+            given: torch.dtype) -> tuple[float | Tensor, float | Tensor]:
+    """`bound` and `given_bound`; given : the dtype of the embeddings"""
+    return (1.0, 1.0) if unit else (rows.unit_bound(anchors, keys, dtype), rows.unit_bound(anchors, keys, given))
+
+
 def make(problem: Problem, settings: Settings, block: bool = False) -> Job:
     """The rows divided by their lengths, and the choice of the way.
 
@@ -100,11 +112,9 @@ def make(problem: Problem, settings: Settings, block: bool = False) -> Job:
     plain = shared and not block and is_plain(settings, 0 if isinstance(who, members.Masks) else count)
     if problem.both_ways:  # then all keys need a positive, too
         plain = plain and keys.rows.shape[0] == anchors.rows.shape[0]
-    bound = given = of_paired = 1.0 if unit else rows.unit_bound(anchors, keys, dtype)
-    if not unit:
-        given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
-        of_paired = given if paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
-    poison = None if plain else torch.where(broken(anchors, keys, paired, inverse, unit), nan, 1.0).to(dtype)
+    bound, given = _bounds(anchors, keys, unit, dtype, problem.anchors.dtype)
+    of_paired = given if unit or paired is None else rows.unit_bound(anchors, paired, problem.anchors.dtype)
+    poison = None if plain else poison_of(anchors, keys, paired, inverse, unit, dtype)
     return Job(anchors, keys, paired, who, settings, inverse, wide_inverse, shared, plain, bound, given, of_paired,
                poison, dtype, widest_dtype(anchors.rows.device))
 
@@ -115,10 +125,8 @@ def beside(job: Job, problem: Problem) -> Job:
     settings, anchors = job.form, job.anchors
     keys = rows.ready(problem.keys.detach(), settings.normalize_keys)
     unit = settings.normalize and settings.normalize_keys
-    bound = given = 1.0 if unit else rows.unit_bound(anchors, keys, job.dtype)
-    if not unit:
-        given = rows.unit_bound(anchors, keys, problem.anchors.dtype)
-    poison = torch.where(broken(anchors, keys, None, job.inverse, unit), nan, 1.0).to(job.dtype)
+    bound, given = _bounds(anchors, keys, unit, job.dtype, problem.anchors.dtype)
+    poison = poison_of(anchors, keys, None, job.inverse, unit, job.dtype)
     return job._replace(keys=keys, paired=None, members=members.of(problem), bound=bound, given_bound=given,
                         paired_bound=given, poison=poison)
 

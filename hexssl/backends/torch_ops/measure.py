@@ -10,6 +10,7 @@ from torch import Tensor
 from hexssl.backends.torch_ops import budget, quantile
 from hexssl.backends.torch_ops import job as jobs
 from hexssl.backends.torch_ops.job import Job
+from hexssl.backends.torch_ops.whole import Whole
 from hexssl.core import NO_TOKEN
 from hexssl.devices import widest_dtype
 from hexssl.dtypes import full_precision
@@ -26,9 +27,11 @@ def row_statistics(problem: Problem, quantile_wanted: float | None, rows: str, m
         job = jobs.make(problem._replace(paired=None), settings)._replace(shared=False)
         m, n = job.anchors.rows.shape[0], job.keys.rows.shape[0]
         chunks = budget.chunk_rows(m, n, _ARRAYS * 8, job.members.step, job.anchors.rows.device)
-        stats = torch.cat([_chunk(job, quantile_wanted, rows == "negatives", moments, first, last)
-                           for first, last in chunks])
-        return stats, mean_quantile(stats), NO_TOKEN
+        found = Whole(m)
+        for first, last in chunks:
+            found.put(_chunk(job, quantile_wanted, rows == "negatives", moments, first, last), first, last)
+        assert found.tensor is not None
+        return found.tensor, mean_quantile(found.tensor), NO_TOKEN
 
 
 def mean_quantile(stats: Tensor) -> Tensor:
@@ -38,14 +41,20 @@ def mean_quantile(stats: Tensor) -> Tensor:
 
 
 def _chunk(job: Job, wanted: float | None, negatives: bool, moments: bool, first: int, last: int) -> Tensor:
+    c, members = cosines_and_members(job, negatives, first, last)
+    assert job.poison is not None
+    return statistics(c, members, wanted, moments, job.poison[first:last].isnan())
+
+
+def cosines_and_members(job: Job, negatives: bool, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Of a chunk, and who of them counts; negatives : they alone do"""
     c = jobs.cut(jobs.cosines(job, first, last, scaled=False), job.given_bound)
     members = torch.ones_like(c, dtype=torch.bool)
     if negatives:
         taken = c.clone()
         job.members.take(taken, first, last)
         members = taken != -inf
-    assert job.poison is not None
-    return statistics(c, members, wanted, moments, job.poison[first:last].isnan())
+    return c, members
 
 
 def statistics(c: Tensor, members: Tensor, wanted: float | None, moments: bool, broken: Tensor) -> Tensor:

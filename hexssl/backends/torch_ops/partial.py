@@ -13,7 +13,7 @@ are the same to the last bit, and so is who is above the threshold.
 from __future__ import annotations
 
 from math import inf, nan
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,26 +25,16 @@ from hexssl.backends.torch_ops import job as jobs
 from hexssl.backends.torch_ops import measure as measures
 from hexssl.backends.torch_ops.accumulate import Accumulated, Gradients, Wanted
 from hexssl.backends.torch_ops.contrast import with_paired
+from hexssl.backends.torch_ops.direction import wide
 from hexssl.backends.torch_ops.elements import Elements, Tops
 from hexssl.backends.torch_ops.job import Job
 from hexssl.backends.torch_ops.merge import merge, merge_statistics
 from hexssl.backends.torch_ops.score import Scored
 from hexssl.backends.torch_ops.thresholds import Limit
+from hexssl.backends.torch_ops.whole import RowSums, Whole, cut
 from hexssl.problem import Settings
 
 _BYTES = 80  # of a pair of anchor and key at the peak of a chunk: some arrays of the widest dtype, and masks
-T = TypeVar("T")
-
-
-def cut(of: T, first: int, last: int) -> T:
-    """Anchors [first, last) of what has a number for each of them."""
-    def part(each: Any) -> Any:
-        if isinstance(each, Tensor):
-            return each[first:last]
-        return type(each)(*map(part, each)) if isinstance(each, tuple) else each
-
-    found: T = part(of)
-    return found
 
 
 def _chunks(job: Job) -> list[tuple[int, int]]:
@@ -73,22 +63,21 @@ class Measured:
     def add(self, job: Job, negatives: bool, moments: bool) -> None:
         """negatives : they alone are members, else all keys; moments : not only number and quantile are wanted"""
         assert job.poison is not None
-        found, candidates = [], []
+        rows = job.anchors.rows.shape[0]
+        found, candidates = Whole(rows), Whole(rows)
         for first, last in _chunks(job):
-            c = jobs.cut(jobs.cosines(job, first, last, scaled=False), job.given_bound)
-            members = torch.ones_like(c, dtype=torch.bool)
-            if negatives:
-                taken = c.clone()
-                job.members.take(taken, first, last)
-                members = taken != -inf
-            found.append(measures.statistics(c, members, None, moments, job.poison[first:last].isnan())[:, :5])
+            c, members = measures.cosines_and_members(job, negatives, first, last)
+            moments_of = measures.statistics(c, members, None, moments, job.poison[first:last].isnan())
+            found.put(moments_of[:, :5], first, last)
             if self.rank is not None:
-                candidates.append(self._nearest(torch.where(members, c, -inf if self.rank.largest else inf)))
+                nearest = self._nearest(torch.where(members, c, -inf if self.rank.largest else inf))
+                candidates.put(nearest, first, last)
         broken = job.poison.isnan()
         self.broken = broken if self.broken is None else self.broken | broken
-        self.moments = _joined(self.moments, torch.cat(found))
-        if candidates:
-            both = torch.cat(candidates)
+        assert found.tensor is not None
+        self.moments = _joined(self.moments, found.tensor)
+        both = candidates.tensor
+        if both is not None:
             self.candidates = both if self.candidates is None else self._nearest(torch.cat((self.candidates, both), 1))
 
     def _nearest(self, c: Tensor) -> Tensor:
@@ -157,9 +146,7 @@ def _chunk(job: Job, limit: Limit | None, first: int, last: int, see: bool, tops
     nearest = seen = None
     if see:
         seen = statistics.sums(job, c, positives, hard)
-        none = c.new_full((c.shape[0], 1), -inf)
-        nearest = torch.stack([torch.cat((each, none), 1).amax(1) if each.shape[1] == 0 else each.amax(1)
-                               for each in (positives, c)], 1)
+        nearest = torch.stack((statistics.nearest(positives), statistics.nearest(c)), 1)
     if not job.shared:
         of, sums, x = elements.separate(c, positives, hard, job.form, job.inverse, tops)
         return _Chunk(of, sums, x, positives > -inf, nearest, seen)
@@ -178,20 +165,18 @@ def limit_of(job: Job, threshold: float | Tensor | None) -> Limit | None:
 
 def contrast(job: Job, threshold: float | Tensor | None, see: bool) -> Contrasted:
     """A block's part. see : whether sums for the batch statistics are wanted"""
-    limit, parts, seen = limit_of(job, threshold), [], torch.zeros(8, dtype=job.wide, device=job.anchors.rows.device)
-    nearest = job.anchors.rows.new_zeros((job.anchors.rows.shape[0], 2), dtype=job.dtype)
+    limit, rows = limit_of(job, threshold), job.anchors.rows
+    sums, seen = RowSums(rows.shape[0]), torch.zeros(8, dtype=job.wide, device=rows.device)
+    nearest = rows.new_zeros((rows.shape[0], 2), dtype=job.dtype)
     for first, last in _chunks(job):
         chunk = _chunk(job, limit, first, last, see, None)
-        parts.append(chunk.sums)
+        sums.put(chunk.sums, first, last)
         if chunk.seen is not None and chunk.nearest is not None:
             seen.add_(chunk.seen)
             nearest[first:last] = chunk.nearest
-    columns = [None if parts[0][at] is None else torch.cat([part[at] for part in parts]).to(job.wide)  # type: ignore[misc]
-               for at in range(len(Sums._fields))]
     assert job.poison is not None
-    bounds = torch.stack([jobs.filled(each, job.anchors.rows, job.wide)
-                          for each in (job.bound, job.given_bound, job.paired_bound)])
-    return Contrasted(Sums(*columns), nearest, seen, job.poison.isnan(), bounds)  # type: ignore[arg-type]
+    bounds = torch.stack([jobs.filled(each, rows, job.wide) for each in (job.bound, job.given_bound, job.paired_bound)])
+    return Contrasted(wide(job, sums.found()), nearest, seen, job.poison.isnan(), bounds)
 
 
 class Finished(NamedTuple):
@@ -212,18 +197,16 @@ def negatives(job: Job, state: Contrasted) -> Negatives:
 
 def own(job: Job, threshold: float | Tensor | None, state: Contrasted, found: Negatives) -> tuple[Tensor, Tensor]:
     """A block's part of `row_loss.own_sums`, (M,) each."""
-    limit, parts = limit_of(job, threshold), []
-    tops = _tops(job, state.sums)
+    limit, tops = limit_of(job, threshold), elements.tops_of(state.sums, job.dtype)
+    logs, shares = Whole(len(job.anchors.rows)), Whole(len(job.anchors.rows))
     for first, last in _chunks(job):
         chunk = _chunk(job, limit, first, last, False, cut(tops, first, last))
-        parts.append(row_loss.own_sums(chunk.x.to(job.wide), chunk.members, state.sums.top_p[first:last],
-                                       cut(found, first, last), inverse(job)))
-    logs, shares = zip(*parts, strict=True)
-    return torch.cat(logs), torch.cat(shares)
-
-
-def _tops(job: Job, sums: Sums) -> Tops:
-    return Tops(*(top.to(job.dtype) for top in (sums.top_p, sums.top_h, sums.top_g)))
+        log, share = row_loss.own_sums(chunk.x.to(job.wide), chunk.members, state.sums.top_p[first:last],
+                                       cut(found, first, last), inverse(job))
+        logs.put(log, first, last)
+        shares.put(share, first, last)
+    assert logs.tensor is not None and shares.tensor is not None
+    return logs.tensor, shares.tensor
 
 
 def finish(job: Job, threshold: float | Tensor | None, state: Contrasted, keys: int, found: Negatives,
@@ -235,14 +218,13 @@ def finish(job: Job, threshold: float | Tensor | None, state: Contrasted, keys: 
         broken = broken | (threshold.isnan() & (state.sums.easy + state.sums.hard > 0))
     poison = torch.where(broken, nan, 1.0).to(job.dtype)
     losses = losses._replace(losses=losses.losses.to(job.dtype) * poison, valid=losses.valid | broken)
-    return Finished(losses, _tops(job, state.sums), poison)
+    return Finished(losses, elements.tops_of(state.sums, job.dtype), poison)
 
 
 def batch_statistics(job: Job, threshold: float | Tensor | None, state: Contrasted, finished: Finished) -> Tensor:
     """The vector of `HEXStats`. job : of any block"""
     nearest, other = state.nearest.unbind(1)
-    accurate = torch.stack(((nearest > -inf).sum(), (nearest > other).sum())).to(job.wide)
-    seen = torch.cat((state.seen[:6], accurate))
+    seen = torch.cat((state.seen[:6], torch.stack(statistics.accurate(nearest, other, job.wide))))
     whole = job._replace(given_bound=state.bounds[1], paired_bound=state.bounds[2], poison=finished.poison)
     return statistics.vector(whole, seen, threshold, (~finished.rows.valid).sum())
 

@@ -23,7 +23,7 @@ def sums(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None) -> Tensor:
     found = [torch.where(positive, positives, 0).sum(1).sum(dtype=wide),
              torch.where(negative, c, 0).sum(1).sum(dtype=wide),
              none if hard is None else torch.where(hard, c, 0).sum(1).sum(dtype=wide)]
-    return torch.stack([*counts, *(each * scale for each in found), *_accurate(nearest(positives), c.amax(1), wide)])
+    return torch.stack([*counts, *(each * scale for each in found), *accurate(nearest(positives), c.amax(1), wide)])
 
 
 def nearest(positives: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def nearest(positives: Tensor) -> Tensor:
     return positives.amax(1) if positives.shape[1] > 0 else positives.new_full((positives.shape[0],), -inf)
 
 
-def _accurate(positive: Tensor, negative: Tensor, wide: torch.dtype) -> list[Tensor]:
+def accurate(positive: Tensor, negative: Tensor, wide: torch.dtype) -> list[Tensor]:
     """Of the nearest ones of every anchor."""
     return [(positive > -inf).sum().to(wide), (positive > negative).sum().to(wide)]
 
@@ -56,7 +56,7 @@ class BothWays:
     def found(self) -> Tensor:
         """(2, 8)"""
         assert self.sums is not None and self.nearest is not None
-        back = torch.cat((self.sums[:6], torch.stack(_accurate(*self.nearest, self.sums.dtype))))
+        back = torch.cat((self.sums[:6], torch.stack(accurate(*self.nearest, self.sums.dtype))))
         return torch.stack((self.sums, back))
 
 

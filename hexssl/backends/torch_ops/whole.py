@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 from torch import Tensor
+
+from hexssl.backends.row_loss import Sums
+
+T = TypeVar("T")
 
 
 class Whole:
@@ -22,3 +28,28 @@ class Whole:
         if self.tensor is None:
             self.tensor = part.new_empty((self.rows, *part.shape[1:]))
         self.tensor[first:last].copy_(part)
+
+
+class RowSums:
+    """The class sums of anchors among all keys, to which every chunk adds anchors."""
+
+    def __init__(self, rows: int) -> None:
+        self.parts = tuple(Whole(rows) for _ in Sums._fields)
+
+    def put(self, sums: Sums, first: int, last: int) -> None:
+        for whole, part in zip(self.parts, sums, strict=True):
+            whole.put(part, first, last)
+
+    def found(self) -> Sums:
+        return Sums(*(whole.tensor for whole in self.parts))  # type: ignore[arg-type]
+
+
+def cut(of: T, first: int, last: int) -> T:
+    """Anchors [first, last) of what has a number for each of them."""
+    def part(each: Any) -> Any:
+        if isinstance(each, Tensor):
+            return each[first:last]
+        return type(each)(*map(part, each)) if isinstance(each, tuple) else each
+
+    found: T = part(of)
+    return found
