@@ -101,13 +101,15 @@ def go_along(group: Group, device: torch.device, make: Callable[[], Settings], t
     Returns
     -------
     loss, statistics : of the other ranks
-    leaves : whose gradient, empty, makes the collective call of the other ranks' backward
+    leaves : whose gradient, empty or 0, makes the collective calls of the other ranks' backward. A ring makes some for
+        the temperature, too.
     """
     heard = read(exchange.tell(group, None))
     local, both_ways = nothing_like(heard[0], sum(told.keys for told in heard), device)
-    loss, seen = _of_all(group, local, make(), heard, shared_threshold(threshold), statistics, both_ways)
-    leaves = (local.problem.anchors, local.problem.keys)
-    return loss, seen, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    settings = make()
+    loss, seen = _of_all(group, local, settings, heard, shared_threshold(threshold), statistics, both_ways)
+    leaves = (local.problem.anchors, local.problem.keys, settings.temperature)
+    return loss, seen, [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def _of_all(group: Group, local: Local, settings: Settings, heard: list[Told], threshold: Any, statistics: bool,

@@ -15,7 +15,7 @@ from ranks import fixture_of, in_step, in_turn, rank
 from test_gather import CASES, SCALED, Batch, Model, close_statistics, compare_single, outcome, part
 from test_gather_calls import sent
 from test_gather_training import Encoder, criteria, optimized, plain, plain_hex, turn
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +25,7 @@ from hexssl import (
     FeatureQueue,
     HEXLoss,
     InfoNCELoss,
+    LogTemperature,
     cross_hex_loss,
     cross_info_nce,
     hex_loss,
@@ -46,7 +47,7 @@ def world() -> int:
 
 def everything() -> dict[str, Any]:
     if world() == 3:
-        return in_turn(outcomes, counted, measured, precise, refused, named, joined, others)
+        return in_turn(outcomes, counted, measured, precise, refused, named, joined, tempered, others)
     return in_turn(outcomes, statistics)
 
 
@@ -334,6 +335,11 @@ def test_ring_of_a_group(three):
 TURNS = [2, 1, 3]  # batches of each rank
 
 
+def batches_of_all() -> list[Tensor]:
+    return [torch.cat([turn(number, process) for process in range(3) if TURNS[process] > number], 1)
+            for number in range(max(TURNS))]
+
+
 def joined() -> dict[str, Any]:
     """Ranks whose data end go along."""
     model = DistributedDataParallel(Encoder(), broadcast_buffers=False)
@@ -345,11 +351,42 @@ def joined() -> dict[str, Any]:
 
 def test_join_goes_on_until_all_data_have_ended(three):
     model, losses = Encoder(), criteria(False)
-    optimized(model, losses, [torch.cat([turn(number, process) for process in range(3) if TURNS[process] > number], 1)
-                              for number in range(max(TURNS))])
+    optimized(model, losses, batches_of_all())
     for found in (results["joined"] for results in three):
         assert_close(found["weight"], model.weight.detach(), EXACT)
         assert_close(found["average"], losses[0].threshold.average, EXACT)
+
+
+class Tempered(Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = LogTemperature(0.3).double()
+
+
+def temperature_learned(model: nn.Module, criterion: HEXLoss, batches: list[Tensor]) -> None:
+    """Its gradient is the only one."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for both in batches:
+        optimizer.zero_grad()
+        views = model(both.flatten(0, 1))
+        (criterion(*views.detach().chunk(2)) + 0 * views.sum()).backward()  # DDP waits for every parameter
+        optimizer.step()
+
+
+def tempered() -> Tensor:
+    """Ranks whose data end go along with a backward that has no gradient of rows."""
+    model = DistributedDataParallel(Tempered(), broadcast_buffers=False)
+    criterion = HEXLoss(model.module.temperature, 0.1, gather=Ring(distributed.new_group()))
+    with Join([JoinableLoss(model, criterion), model]):
+        temperature_learned(model, criterion, [turn(number, rank()) for number in range(TURNS[rank()])])
+    return model.module.temperature.logit_scale.detach()
+
+
+def test_join_goes_along_for_the_temperature_alone(three):
+    model = Tempered()
+    temperature_learned(model, HEXLoss(model.temperature, 0.1), batches_of_all())
+    for found in (results["tempered"] for results in three):
+        assert_close(found, model.temperature.logit_scale.detach(), EXACT)
 
 
 def others() -> dict[str, Any]:
