@@ -2,8 +2,9 @@
 
     python benchmarks/ranks_model.py          # writes docs/ranks_model.md
 
-It is a model: nothing in it was timed. Bytes are those of docs/distributed.md, which tests count; memory is that of the
-arrays that grow with the rows; a product of n x D by D x N takes 2 n N D operations.
+It is a model: nothing in its first table was timed. Bytes are those of docs/distributed.md, which tests count; memory
+is that of the arrays that grow with the rows; a product of n x D by D x N takes 2 n N D operations. A second table has
+what benchmarks/ranks.py measured on one machine beside the same count of arrays.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import records
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -23,6 +26,7 @@ DEVICES = {8: 300e9, 64: 50e9, 1024: 50e9}  # bytes a second that one sends: NVL
 OPERATIONS = 400e12  # a second: two fifths of what an H100's tensor cores do in bfloat16
 COLUMNS, KEY, SUM = 512, 2, 4  # bytes of an element of the keys, bfloat16, and of their gradients, float32
 QUANTILE = 0.99
+BUDGET = 16  # MiB, that benchmarks/ranks.py gives
 
 
 class Cost(NamedTuple):
@@ -62,6 +66,40 @@ def ring(rows: int, devices: int, adaptive: bool) -> Cost:
     return Cost(memory, (devices - 1) * sum(sent for _, sent in rounds), compute, waiting)
 
 
+def here(way: str, rows: int, columns: int, ranks: int) -> float:
+    """MiB of a rank on the CPU in float32, with a fixed threshold.
+
+    Gathered: the keys, two packed copies of them, sums of their gradients and the gradients, and as much of the own
+    rows. In a ring: the four blocks of keys and of gradients, and the own rows, divided by their lengths, their
+    gradient and what it is added to.
+    """
+    array = rows * columns * 4 / 2**20
+    if ranks == 1:  # the keys are the anchors: views put together, two packed copies, sums and gradients
+        return 5 * array + BUDGET
+    return (5 * array + 5 * array / ranks if way == "gathered" else 11 * array / ranks) + BUDGET
+
+
+def checked() -> list[list[str]]:
+    """Measured beside counted."""
+    found = [["N x D", "ranks", "", "MiB, measured", "MiB, counted"]]
+    for case in records.read(ROOT / "benchmarks" / "results" / "ranks.csv"):
+        if (case["what"], case["allocator"], case["threshold"]) == ("memory", "gives back", "fixed"):
+            rows, columns, ranks = (int(case[name]) for name in ("rows", "columns", "ranks"))
+            found.append([f"{rows:,} x {columns}", str(ranks), case["way"] if ranks > 1 else "one process",
+                          f"{float(case['mib']):.0f}", f"{here(case['way'], rows, columns, ranks):.0f}"])
+    return found
+
+
+def kept_by_glibc() -> str:
+    """MiB, of rings: the least and the most."""
+    cases = [case for case in records.read(ROOT / "benchmarks" / "results" / "ranks.csv")
+             if case["what"] == "memory" and case["way"] == "ring"]
+    mib = {(case["allocator"], case["threshold"], case["ranks"]): float(case["mib"]) for case in cases}
+    more = [value - mib["gives back", threshold, ranks] for (allocator, threshold, ranks), value in mib.items()
+            if allocator == "as it comes"]
+    return f"{min(more):.0f} to {max(more):.0f}"
+
+
 def line(rows: int, devices: int, adaptive: bool) -> list[str]:
     costs = gathered(rows, devices, adaptive), ring(rows, devices, adaptive)
     return [f"{rows:,}", f"{devices:,}", "adaptive" if adaptive else "fixed",
@@ -96,6 +134,17 @@ What follows from it:
 
 The arithmetic takes it that both ways compute at the same rate. Today a ring is computed by torch's own operations, and
 not by the kernels, so that it takes longer than this.
+
+## Checked on one machine
+
+Ranks on the CPU, float32, a fixed threshold: what forward and backward add at the peak (`python benchmarks/ranks.py`),
+and the arrays of that size, counted, with {budget} MiB for tiles or chunks. The CPU's core takes two packed copies of
+the keys and sums of their gradients, which the table above, of a GPU, does not have.
+
+{table}
+
+A ring of two ranks has fewer blocks at a time than are counted: its last block is not sent on. Both tables leave out
+what an allocator keeps of what was freed. With glibc's, as it comes, the ring's ranks took {more} MiB more.
 """
 
 
@@ -103,7 +152,8 @@ def main() -> None:
     rows = [["N", "devices", "threshold", "MiB, gathered", "MiB, ring", "sent, gathered", "sent, ring",
              "ms, gathered", "ms, ring"]]
     rows += [line(n, devices, adaptive) for n in ROWS for devices in DEVICES for adaptive in (False, True)]
-    PAGE.write_text(HEAD + markdown(rows, 3) + "\n" + FOOT, encoding="utf-8")
+    foot = FOOT.format(budget=BUDGET, table=markdown(checked(), 3), more=kept_by_glibc())
+    PAGE.write_text(HEAD + markdown(rows, 3) + "\n" + foot, encoding="utf-8")
 
 
 if __name__ == "__main__":
