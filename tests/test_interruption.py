@@ -16,6 +16,7 @@ import hexssl
 from hexssl import arrays, cross_hex_loss, diagnostics, hex_loss, similarity_stats, workspace
 from hexssl.compat import open_clip
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with SIGINT ignored
 workspace.set_budget(256 << 20)
 torch.set_num_threads(2)
 source = torch.Generator().manual_seed(0)
