@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from hexssl import validation
+from hexssl import exchange, validation
 from hexssl.evaluation import evaluate, evaluate_both_ways, own_threshold
 from hexssl.gathered import evaluate_gathered, go_along
 from hexssl.groups import Gather, Group, group_of
@@ -106,19 +106,24 @@ class Criterion(nn.Module):
         """For a loss that needs it more than once: a module that holds it is called once in a call of the loss."""
         return validation.temperature(current_temperature(self.temperature))
 
-    def _loss_of(self, problem: Problem, settings: Settings | None = None) -> Tensor:
-        """The loss of the problem, with this module's settings unless others are given; what it saw goes to `stats`."""
+    def _loss_of(self, problem: Problem, settings: Settings | None = None, sync: bool | Group | None = None) -> Tensor:
+        """The loss of the problem; what it saw goes to `stats`.
+
+        settings : this module's unless others are given
+        sync : which ranks agree on a threshold that does not say otherwise; None: `_sync`
+        """
         warn_of_positives(self.threshold, problem)
         loss, seen = evaluate(problem, settings or self._settings(problem.anchors.device), self.threshold,
-                              statistics=self._wants_stats, sync=self._sync)
+                              statistics=self._wants_stats, sync=self._sync if sync is None else sync)
         self._remember(seen)
         return loss
 
-    def _loss_both_ways(self, problem: Problem, settings: Settings | None = None) -> Tensor:
+    def _loss_both_ways(self, problem: Problem, settings: Settings | None = None,
+                        sync: bool | Group | None = None) -> Tensor:
         """The mean of the problem's loss and of that of its keys as anchors; as `_loss_of` otherwise."""
         warn_of_positives(self.threshold, problem)
         loss, seen = evaluate_both_ways(problem, settings or self._settings(problem.anchors.device), self.threshold,
-                                        self._wants_stats, self._sync)
+                                        self._wants_stats, self._sync if sync is None else sync)
         self._remember(seen)
         return loss
 
@@ -132,7 +137,8 @@ class Criterion(nn.Module):
         group = self._gather
         assert group is not None
         if not (self.training and group.active()):
-            return self._loss_both_ways(make()) if both_ways else self._loss_of(make())
+            alone = self._loss_both_ways if both_ways else self._loss_of
+            return alone(make(), sync=group)
 
         def asked() -> tuple[Problem, Settings]:
             problem = make()
@@ -141,6 +147,12 @@ class Criterion(nn.Module):
         loss, seen = evaluate_gathered(group, asked, self.threshold, self._wants_stats, both_ways, views, queue)
         self._remember(seen)
         return loss
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        """In place of the loss: an error of this rank, on all ranks that gather."""
+        if self._gather is not None and self.training and self._gather.active():
+            exchange.refuse(self._gather, error)
+        raise error
 
     def _go_along(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
         """What this rank does in a call that the ranks with data make; see `hexssl.gathered.go_along`."""

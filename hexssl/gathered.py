@@ -106,8 +106,13 @@ def go_along(group: Group, device: torch.device, make: Callable[[], Settings], t
     """
     heard = read(exchange.tell(group, None))
     local, both_ways = nothing_like(heard[0], sum(told.keys for told in heard), device)
-    settings = make()
-    loss, seen = _of_all(group, local, settings, heard, shared_threshold(threshold), statistics, both_ways)
+    settings, threshold = make(), shared_threshold(threshold)
+    if isinstance(threshold, Threshold):  # nobody tells it the time any more, as a loop over batches would
+        if heard[0].epoch >= 0:
+            threshold.set_epoch(heard[0].epoch)
+        if heard[0].step >= 0:
+            threshold.set_step(heard[0].step)
+    loss, seen = _of_all(group, local, settings, heard, threshold, statistics, both_ways)
     leaves = (local.problem.anchors, local.problem.keys, settings.temperature)
     return loss, seen, [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
 

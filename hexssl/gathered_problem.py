@@ -38,10 +38,12 @@ class Told(NamedTuple):
     anchors: int
     keys: int
     columns: int  # of a relation
+    epoch: int    # that the threshold knows, and its step; -1: none
+    step: int
 
 
 _DTYPES = {dtype: number for number, dtype in enumerate(dtypes.FLOATING)}
-_ROWS = 3  # of `Told`, the numbers that need not be the same
+_OWN = 5  # numbers of `Told` that need not be the same
 _WHO_BITS = 7
 
 
@@ -60,17 +62,17 @@ def prepared(group: Group, make: Callable[[], tuple[Problem, Settings]], thresho
             told = _describe(local, settings, threshold, statistics, both_ways, group)
     except Exception as error:
         exchange.refuse(group, error)
-    heard = read(exchange.tell(group, [told.anchors, told.keys, told.columns, *told.alike.values()]))
+    heard = read(exchange.tell(group, [*told[1:], *told.alike.values()]))
     _compare(heard, local)
     return local, settings, heard
 
 
 def read(said: list[list[int] | None]) -> list[Told]:
-    """A rank that goes along has no rows, and is like the others."""
+    """A rank that goes along has no rows, and is else like the first that does not."""
     there = [numbers for numbers in said if numbers is not None]
     keys = sum(numbers[1] for numbers in there)
-    return [Told(dict(zip(_IN_WORDS, (numbers or there[0])[_ROWS:], strict=False)),
-                  *(numbers[:_ROWS] if numbers is not None else (0, 0, keys))) for numbers in said]
+    return [Told(dict(zip(_IN_WORDS, (numbers or there[0])[_OWN:], strict=False)),
+                  *(numbers[:_OWN] if numbers is not None else (0, 0, keys, *there[0][3:_OWN]))) for numbers in said]
 
 
 def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
@@ -93,12 +95,15 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
         "dtype": _DTYPES[problem.anchors.dtype], "device": _code(problem.anchors.device.type),
         "columns": problem.anchors.shape[1],
         "gradient of anchors": int(problem.anchors.requires_grad), "gradient of keys": int(keys.requires_grad),
-        "who": _who(problem, local, both_ways), "settings": _code(_plain(settings), statistics, both_ways, group.ring),
+        "who": _who(problem, local, both_ways),
+        "settings": _code(_plain(settings), statistics, both_ways, group.ring, _ring_wishes(group, problem, settings)),
         "threshold": _code(_of_threshold(threshold, group)),
     }
     assert list(alike) == list(_IN_WORDS)
     columns = 0 if problem.relation is None else problem.relation.shape[1]
-    return Told(alike, problem.anchors.shape[0], keys.shape[0], columns)
+    times = (threshold.epoch, threshold.step) if isinstance(threshold, Threshold) else (None, None)
+    epoch, step = (-1 if time is None else time for time in times)
+    return Told(alike, problem.anchors.shape[0], keys.shape[0], columns, epoch, step)
 
 
 def _who(problem: Problem, local: Local, both_ways: bool) -> int:
@@ -110,6 +115,12 @@ def _who(problem: Problem, local: Local, both_ways: bool) -> int:
     return sum(bit << place for place, bit in enumerate(bits)) + (views << _WHO_BITS)
 
 
+def _ring_wishes(group: Group, problem: Problem, settings: Settings) -> tuple[bool, ...]:
+    """Whether what is no row of a key wants a gradient: the keys of a ring go round in backward for that, too."""
+    given = (problem.paired, settings.temperature) if group.ring else ()
+    return tuple(isinstance(each, Tensor) and each.requires_grad for each in given)
+
+
 def _plain(settings: Settings) -> Settings:
     """With what is no number or word by its kind: the values of tensors are not read."""
     temperature = settings.temperature
@@ -118,7 +129,7 @@ def _plain(settings: Settings) -> Settings:
 
 def _of_threshold(threshold: Any, group: Group) -> tuple[Any, ...]:
     if isinstance(threshold, Threshold):  # raises, where it does not know the time
-        return type(threshold).__qualname__, threshold.measures(), threshold.pools(group)
+        return type(threshold).__qualname__, threshold.measures(), threshold.pools(group), threshold.alike()
     return ("tensor", threshold.dim()) if isinstance(threshold, Tensor) else (threshold,)
 
 
@@ -135,7 +146,7 @@ _IN_WORDS = {
     "who": "gather: got other arguments or another number of views on some ranks, of those that say who is compared "
            "with whom",
     "settings": "gather: got other settings on some ranks",
-    "threshold": "threshold: got another kind of threshold on some ranks, or another time (set_epoch, set_step)",
+    "threshold": "threshold: got another threshold on some ranks, or another time (set_epoch, set_step)",
 }
 
 

@@ -274,12 +274,16 @@ class All4OneLoss(nn.Module):
         -------
         0-d tensor
         """
-        for name, pair in (("neighbours", neighbours), ("predictions", predictions), ("centroids", centroids),
-                           ("shifted", shifted)):
-            _check_views(name, pair)
+        try:
+            for name, pair in (("neighbours", neighbours), ("predictions", predictions), ("centroids", centroids),
+                               ("shifted", shifted)):
+                _check_views(name, pair)
+            redundancy = feature_redundancy(projections, momentum_projections)
+        except Exception as error:
+            self.neighbour_contrast._refuse(error)
         neighbour = self._both_ways(self.neighbour_contrast, neighbours, predictions)
         centroid = self._both_ways(self.centroid_contrast, centroids, shifted)
-        return (neighbour + centroid + 10 * feature_redundancy(projections, momentum_projections)) / 2
+        return (neighbour + centroid + 10 * redundancy) / 2
 
     @staticmethod
     def _both_ways(criterion: HEXLoss, first: Pair, second: Pair) -> Tensor:

@@ -144,7 +144,10 @@ class _Loss(torch.autograd.Function):
         with full_precision(anchors.device):
             own, found = _backward(call, ctx.finished, grad_losses, Wanted(*ctx.needs_input_grad[:4]))
             gradients = function.given_gradients(own, found, 1.0, None)
-            return (*function.like(gradients, inputs, function.shortened(own, inputs[:3]), None), None)
+            like = [*function.like(gradients, inputs, function.shortened(own, inputs[:3]), None)]
+        if ctx.needs_input_grad[1] and like[1] is None:  # this rank has no keys
+            like[1] = torch.zeros_like(keys)
+        return (*like, None)
 
 
 def _forward(call: _Call) -> tuple[Tensor, Tensor, Finished | None]:

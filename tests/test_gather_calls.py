@@ -34,7 +34,8 @@ from hexssl.compat import info_nce as info_nce_pytorch
 from hexssl.compat import lightly, metric_learning, solo
 from hexssl.compat.open_clip import ClipLoss
 from hexssl.distributed import all_gather
-from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold
+from hexssl.regularizers import All4OneLoss
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
 RANKS = 4
 UNEVEN = [4, 0, 3, 2]  # samples of each rank
@@ -221,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another number of views": (lambda: hex_loss(*views(), *views()[:rank() == 1], gather=True), ValueError,
                                 "gather: got other arguments or another number of views"),
     "another threshold": (lambda: hex_loss(*views(), threshold=0.3 if rank() == 1 else None, gather=True), ValueError,
-                          "threshold: got another kind"),
+                          "threshold: got another threshold"),
     "no epoch": (lambda: (HEXLoss(threshold=AdaptiveThreshold(warmup=1), gather=True) if rank() == 1 else one_late(
         HEXLoss(threshold=AdaptiveThreshold(warmup=1), gather=True)))(*views()), ValueError,
         r"threshold: AdaptiveThreshold with warmup=1 depends on the epoch.* \(rank 1 of 4\)"),
@@ -245,9 +246,23 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         *views(samples=rank())), ValueError, "threshold: got AdaptiveThreshold with 'average' on meta"),
     "another module": (lambda: HEXLoss(LateModule(), gather=True)(*views()), RuntimeError, r"late \(rank 2 of 4\)"),
 }
-REFUSED["a warm-up on some"] = (
-    lambda: late_warm_up()(*views()), ValueError, "threshold: got another kind of threshold on some ranks, or another "
-    "time")
+ANOTHER_THRESHOLD = "threshold: got another threshold on some ranks, or another time"
+REFUSED |= {
+    "a warm-up on some": (lambda: late_warm_up()(*views()), ValueError, ANOTHER_THRESHOLD),
+    "another epoch of a schedule": (lambda: one_late(HEXLoss(threshold=FixedThreshold(lambda epoch: epoch / 10),
+                                                             gather=True))(*views()), ValueError, ANOTHER_THRESHOLD),
+    "another momentum": (lambda: HEXLoss(threshold=AdaptiveThreshold(momentum=0.5 + rank() / 10),
+                                         gather=True)(*views()), ValueError, ANOTHER_THRESHOLD),
+    "another k": (lambda: HEXLoss(threshold=MeanStdThreshold(1 + (rank() == 2)), gather="ring")(*views()), ValueError,
+                  ANOTHER_THRESHOLD),
+    "one that learns its temperature in a ring": (
+        lambda: info_nce(*[view.detach() for view in views()], gather="ring",
+                         temperature=torch.tensor([0.3], requires_grad=rank() == 1)), ValueError,
+        "gather: got other settings"),
+    "a third term of no rows": (
+        lambda: All4OneLoss(gather=True)(*[tuple(views())] * 5, tuple(views(samples=3 * (rank() != 3)))), ValueError,
+        r"momentum_projections\[0\]: got .* \(rank 3 of 4\)"),
+}
 
 
 class LateModule(nn.Module):
@@ -390,6 +405,10 @@ def groups() -> dict[str, Any]:
                                         "AdaptiveThreshold(quantile=0.7, rows='all')\n)")
         assert torch.equal(hex_loss(*(model(x) for x in batch.views[:2]), threshold=AdaptiveThreshold(0.7),
                                     gather=group), loss)
+        if rank() == 1:  # of one rank: nobody to agree with
+            single, without = (HEXLoss(threshold=AdaptiveThreshold(0.7), gather=ranks) for ranks in (alone, False))
+            without._sync = False
+            assert torch.equal(single(*batch.views[:2]), without(*batch.views[:2]))
         local = HEXLoss(threshold=AdaptiveThreshold(0.7, sync=group))
         local(*(model(x) for x in batch.views[:2]))
         found[name] = loss.detach(), criterion.stats.threshold, model.weight.grad

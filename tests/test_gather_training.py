@@ -125,7 +125,7 @@ def turn(number: int, process: int) -> Tensor:
 
 
 def criteria(gather: Any) -> list[Any]:
-    return [HEXLoss(0.4, AdaptiveThreshold(0.7, momentum=0.5), gather=gather),
+    return [HEXLoss(0.4, AdaptiveThreshold(0.7, momentum=0.5, warmup=1, per="step"), gather=gather),
             CrossHEXLoss(0.3, MeanStdThreshold(0.5), symmetric=True, gather=gather)]
 
 
@@ -140,7 +140,8 @@ class Encoder(nn.Module):
 
 def optimized(model: nn.Module, losses: list[Any], batches: list[Tensor]) -> list[Tensor]:
     optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.5), []
-    for both in batches:
+    for number, both in enumerate(batches):
+        losses[0].set_step(number)
         optimizer.zero_grad()
         views = model(both.flatten(0, 1)).chunk(2)
         values = [loss(*views) for loss in losses]

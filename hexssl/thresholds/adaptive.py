@@ -100,6 +100,9 @@ class AdaptiveThreshold(Threshold):
             raise needs_time(self, f"warmup={self.warmup}")
         return None if self._warming else self._measurement
 
+    def alike(self) -> tuple[float | str | bool | None, ...]:
+        return self.quantile, self.rows, self.momentum, self.monotone, self.warmup, self.warmup_value, self.per
+
     def is_mean_quantile(self) -> bool:
         return type(self) is AdaptiveThreshold and self.momentum is None and not self.monotone
 

@@ -163,6 +163,10 @@ class Threshold(WideBuffers):
     def follow(self, row_stats: Tensor, mean_quantile: Tensor) -> None:
         """Let running values follow this batch; called before `decide`, in training alone. Here: there are none."""
 
+    def alike(self) -> tuple[float | str | bool | None, ...]:
+        """What ranks that gather must have alike, beside the class and what `measures` returns. Here: nothing."""
+        return ()
+
     def is_mean_quantile(self) -> bool:
         """Whether `decide` would only return the mean quantile that `measures` asks for, inf for NaN.
 

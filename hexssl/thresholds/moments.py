@@ -50,6 +50,9 @@ class MeanStdThreshold(Threshold):
         _, mean, variance = _moments(row_stats)
         return inf_if_undefined(mean + self.k * variance.sqrt())
 
+    def alike(self) -> tuple[float | str | bool | None, ...]:
+        return (self.k,)
+
     def extra_repr(self) -> str:
         return f"k={self.k}" if self.sync is None else f"k={self.k}, sync={self.sync}"
 

@@ -47,7 +47,7 @@ class _Scheduled(Threshold):
             value = self._checked(f"{self._name} at {self.per} {time}", self._schedule(time), f" from {self._schedule}")
             # A new tensor: the last one may be saved for a backward to come.
             self.current = torch.full_like(self.current, value)
-            self._known = True
+            self._value, self._known = value, True
 
     def _start_anew(self) -> None:
         if self._schedule is None:
@@ -58,6 +58,9 @@ class _Scheduled(Threshold):
     def _require_time(self) -> None:
         if not self._known:
             raise needs_time(self, f"{self._name}={self._schedule}")
+
+    def alike(self) -> tuple[float | str | bool | None, ...]:
+        return self._value, self.per
 
     def extra_repr(self) -> str:
         value = self._value if self._schedule is None else self._schedule
