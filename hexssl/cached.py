@@ -233,8 +233,8 @@ def _embeddings(chunks: list[_Chunk], embedded: list[Tensor], number: int) -> Te
 
 
 def _no_sync(encoder: Any) -> AbstractContextManager[None]:
-    """Gradients are added up on each rank, in DDP and in FSDP1. FSDP2 has no such context, and sums those of every chunk
-    over the ranks: the same gradient, with more messages."""
+    """Gradients are added up on each rank, in DDP and in FSDP1. FSDP2 has no such context: it sums those of every
+    chunk over the ranks, to the same gradient with more messages."""
     found: AbstractContextManager[None] = encoder.no_sync() if hasattr(encoder, "no_sync") else nullcontext()
     return found
 
