@@ -36,7 +36,8 @@ LEVEL = 0.05
 
 ACCURACIES = {"knn": "k-NN", "linear": "linear", "labels_1": "1 % labels", "labels_10": "10 % labels",
               "superclass": "superclass"}
-BESIDE = {"rank_projections": "rank", "rank_projections_within": "rank in class", "step_cpu_ms": "ms a step"}
+BESIDE = {"rank_projections": "rank", "rank_projections_within": "rank in class"}
+TIME = {"step_cpu_ms": "ms a step"}
 
 
 def read(folder: str) -> pandas.DataFrame:
@@ -86,16 +87,17 @@ def table_of(part: Part) -> str:
     results = read(part.folder)
     differences = corrected(differences_of(results, part.losses, part.baseline, ACCURACIES))
     base = results[results["loss"] == part.baseline]
-    rows = [["loss", "seeds", *ACCURACIES.values(), *BESIDE.values()],
+    beside = BESIDE | (TIME if results["commit"].nunique() == 1 else {})  # else the runs are of several machines
+    rows = [["loss", "seeds", *ACCURACIES.values(), *beside.values()],
             [part.baseline, str(len(base)), *(f"{base[name].mean():.2f}" for name in ACCURACIES),
-             *(f"{base[name].mean():.1f}" for name in BESIDE)]]
+             *(f"{base[name].mean():.1f}" for name in beside)]]
     for loss in part.losses:
         own = differences[differences["loss"] == loss] if len(differences) else differences
         if not len(own):
             continue
         runs = results[results["loss"] == loss]
         rows.append([loss, str(own["seeds"].iloc[0]), *(_cell(line) for _, line in own.iterrows()),
-                     *(f"{runs[name].mean():.1f}" for name in BESIDE)])
+                     *(f"{runs[name].mean():.1f}" for name in beside)])
     hours = results["cpu_seconds"].sum() / 3600
     left = [loss for loss in part.losses if loss not in {row[0] for row in rows}]
     missing = f" Not run, or with one seed only: {', '.join(left)}." if left else ""
