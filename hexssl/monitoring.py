@@ -6,7 +6,7 @@ Imported by neither `hexssl` nor the losses. Writers are used through their publ
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import isfinite
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -112,6 +112,19 @@ class Silence:
                               "threshold=\"adaptive-negatives\" finds some", stacklevel=4)
 
 
+class _Last:
+    """What a loss was last given: a hook of it. Copies of the loss, and what is saved of it, begin without."""
+
+    def __init__(self) -> None:
+        self.given: tuple[tuple[Tensor, ...], Any] | None = None
+
+    def __call__(self, _: nn.Module, views: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.given = tuple(view.detach() for view in views), named.get("labels")
+
+    def __reduce__(self) -> Any:
+        return _Last, ()
+
+
 class Rows:
     """Keeps what the view losses of a module were last given, for histograms of its cosines.
 
@@ -122,21 +135,25 @@ class Rows:
         losses = losses_in(module)
         self._losses = {name: loss for name, loss in losses.items() if isinstance(loss, HEXLoss | InfoNCELoss)}
         self._several = len(losses) > 1
-        self._given: dict[str, tuple[tuple[Tensor, ...], Any]] = {}
-        self._hooks = [loss.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+        self._last = {name: _Last() for name in self._losses}
+        self._hooks = [loss.register_forward_pre_hook(self._last[name], with_kwargs=True)
                        for name, loss in self._losses.items()]
+        self._warned = False
 
     def __len__(self) -> int:
         return len(self._losses)
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def keep(_: nn.Module, views: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._given[name] = tuple(view.detach() for view in views), named.get("labels")
-        return keep
-
     def histograms(self, prefix: str) -> Iterator[tuple[str, CosineHistogram]]:
-        """Of every loss that was called, with its path in a log. Rows are copied to the CPU."""
-        for name, (views, labels) in self._given.items():
+        """Of every loss that was called, with its path in a log. Rows are copied to the CPU. A batch without two finite
+        rows, which a gradient scaler may skip, has none."""
+        given = {name: last.given for name, last in self._last.items() if last.given is not None}
+        if not given and not self._warned and any(loss.stats is not None for loss in self._losses.values()):
+            self._warned = True
+            warnings.warn("hexssl: no histogram can be made, since no loss was seen to be called. In a compiled model "
+                          "losses are seen if the monitor is made before the first call", stacklevel=4)
+        for name, (views, labels) in given.items():
+            if sum(int(view.isfinite().all(1).sum()) for view in views) < 2:
+                continue
             stats = self._losses[name].stats
             threshold = None if stats is None else stats.threshold.item()
             known = labels.cpu() if isinstance(labels, Tensor) else labels
@@ -265,20 +282,24 @@ class Monitor:
         self._silence = Silence(patience)
         self._rows = None if histogram_every_n_steps is None else rows_for_histograms(module)
         self._count = 0
+        self._next = 0  # step of the record to come
 
     def step(self, step: int | None = None) -> None:
         """After a batch.
 
-        step : the number under which it is logged; None: how often this was called before
+        step : the number under which it is logged; None: how often this was called before. Numbers may be left out, and
+            a number may come again, as with accumulated gradients: it is logged once.
         """
         number = self._count if step is None else validation.integer("step", step, 0, "None or an int >= 0")
-        self._count += 1
+        began_anew = number + 1 < self._next
+        first = number if self._count == 0 or began_anew else self._next
+        self._count, self._next = self._count + 1, number + 1
         self._silence.count(losses_in(self.module))
-        if is_due(self.every_n_steps, number, number + 1):
+        if is_due(self.every_n_steps, first, number + 1):
             self._silence.check()
             if values := metrics(self.module, self.prefix):
                 write_metrics(self.writer, values, number)
-        if self._rows is not None and is_due(self.histogram_every_n_steps, number, number + 1):
+        if self._rows is not None and is_due(self.histogram_every_n_steps, first, number + 1):
             for path, found in self._rows.histograms(self.prefix):
                 write_histogram(self.writer, path, found, number)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import os
 import pickle
 import re
 import shutil
@@ -75,6 +76,22 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     return tmp_path / "report.html"
+
+
+def test_the_page_takes_the_place_of_nothing_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "file.npz", tmp_path / "labels.npz"]
+    for file in files:
+        write_npz(file)
+    before = [file.read_bytes() for file in files]
+    link = tmp_path / "link.html"
+    link.symlink_to(files[0])
+    for output in (*files, link):
+        assert inspect(files[0], "--labels", f"{files[1]}:labels", "--output", output) == 2
+        assert f"--output: got {output}, which is read" in capsys.readouterr().err
+    assert [file.read_bytes() for file in files] == before
+    os.mkfifo(tmp_path / "pipe")
+    assert inspect(files[0], "--output", tmp_path / "pipe") == 2
+    assert "which is no regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from itertools import product
 from pathlib import Path
@@ -98,6 +100,52 @@ def test_histograms_hold_the_cosines_of_the_batch(labels: torch.Tensor | None) -
     assert not writer.histograms and writer.scalars["hex/threshold"] == pytest.approx(0.3)
     monitor.close()
     assert not loss._forward_pre_hooks
+
+
+def recorded(numbers: list[int], every: int) -> list[int]:
+    loss, log = HEXLoss(threshold=0.3), []
+    monitor = monitoring.Monitor(loss, lambda values, step: log.append(step), every)
+    for number in numbers:
+        called(loss)
+        monitor.step(number)
+    return log
+
+
+def test_numbers_of_steps_may_be_left_out_come_again_and_begin_anew() -> None:
+    assert recorded(list(range(1, 20, 2)), 5) == [5, 11, 15]
+    assert recorded([0, 0, 0, 1, 1, 1, 2, 2, 2], 2) == [0, 2]
+    assert recorded([*range(5), *range(5)], 4) == [0, 4, 0, 4]
+    assert recorded([7, 8, 9], 4) == [8]  # a run that was resumed
+
+
+def test_a_batch_of_nan_has_no_histogram_and_does_not_end_the_training() -> None:
+    writer, loss = Summary(), HEXLoss(threshold=0.3)
+    monitor = monitoring.Monitor(loss, writer, 1, 1)
+    loss(*torch.full((2, 4, 3), torch.nan))
+    monitor.step()
+    assert not writer.histograms
+    called(loss)
+    monitor.step()
+    assert writer.histograms
+
+
+def test_a_monitored_loss_can_be_saved_and_copied() -> None:
+    writer, loss = Summary(), HEXLoss(threshold=0.3)
+    monitor = monitoring.Monitor(loss, writer, 1, 1)
+    called(loss)
+    for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        again(*torch.eye(8).chunk(2))  # the copy's rows are not the monitor's
+    monitor.step()
+    positives = sum(writer.histograms["hex/cosines/positives"]["bucket_counts"])
+    assert positives == 2 * len(A)
+
+
+def test_losses_that_are_not_seen_are_told_of() -> None:
+    writer, loss = Summary(), HEXLoss(threshold=0.3)
+    monitor = monitoring.Monitor(loss, writer, 1, 1)
+    loss.forward(*torch.eye(4).chunk(2))  # past the hooks, as compiled code that was there before
+    with pytest.warns(UserWarning, match="no histogram can be made"):
+        monitor.step()
 
 
 def test_a_threshold_that_finds_nothing_is_told_of_once() -> None:

@@ -82,8 +82,13 @@ WORDS_FOR = {"adaptive": "The adaptive threshold, the mean over the rows of the 
                                    "quantile of their cosines with other samples,"}
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, read: list[Path]) -> None:
+    """read : files that the page must not take the place of"""
     folder = path.parent if str(path.parent) else Path(".")
+    if path.exists() and any(each.exists() and path.samefile(each) for each in read):
+        raise InspectError(f"--output: got {path}, which is read; accepted: another file")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InspectError(f"--output: got {path}, which is no regular file; accepted: a file")
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK) or (
             path.exists() and not os.access(path, os.W_OK)):
         raise InspectError(f"--output: got {path}, which cannot be written; accepted: a file in a folder that is there")
@@ -110,7 +115,8 @@ def _read(arguments: argparse.Namespace) -> tuple[list[str], list[Any], list[Any
 def _run(arguments: argparse.Namespace) -> None:
     _check_installed()
     threshold = _threshold(arguments.threshold)
-    _check_output(arguments.output)
+    given = [str(each) for each in (arguments.file, arguments.labels, arguments.superclass) if each]
+    _check_output(arguments.output, [Path(part) for each in given for part in (each, each.rpartition(":")[0]) if part])
     names, views, labels, class_names = _read(arguments)
     from tqdm import tqdm
 
