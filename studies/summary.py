@@ -90,14 +90,14 @@ def table_of(part: Part) -> str:
     beside = BESIDE | (TIME if results["commit"].nunique() == 1 else {})  # else the runs are of several machines
     rows = [["loss", "seeds", *ACCURACIES.values(), *beside.values()],
             [part.baseline, str(len(base)), *(f"{base[name].mean():.2f}" for name in ACCURACIES),
-             *(f"{base[name].mean():.1f}" for name in beside)]]
+             *_beside(base, beside)]]
     for loss in part.losses:
         own = differences[differences["loss"] == loss] if len(differences) else differences
         if not len(own):
             continue
         runs = results[results["loss"] == loss]
         rows.append([loss, str(own["seeds"].iloc[0]), *(_cell(line) for _, line in own.iterrows()),
-                     *(f"{runs[name].mean():.1f}" for name in beside)])
+                     *_beside(runs, beside)])
     hours = results["cpu_seconds"].sum() / 3600
     left = [loss for loss in part.losses if loss not in {row[0] for row in rows}]
     missing = f" Not run, or with one seed only: {', '.join(left)}." if left else ""
@@ -105,6 +105,11 @@ def table_of(part: Part) -> str:
     return (f"{markdown(rows, 1)}\n\n{len(results)} runs, {hours:.1f} core-hours; {first['epochs']} epochs, "
             f"temperature {part.temperature:g}; {first['cpu']}, torch {first['torch']}, commits {commits(results)}."
             f"{missing}")
+
+
+def _beside(runs: pandas.DataFrame, measures: Iterable[str]) -> list[str]:
+    """Means over the seeds; of times the least, which other work on the machine disturbs least."""
+    return [f"{runs[name].min() if name in TIME else runs[name].mean():.1f}" for name in measures]
 
 
 def _cell(line: pandas.Series) -> str:
