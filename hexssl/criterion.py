@@ -106,24 +106,27 @@ class Criterion(nn.Module):
         """For a loss that needs it more than once: a module that holds it is called once in a call of the loss."""
         return validation.temperature(current_temperature(self.temperature))
 
-    def _loss_of(self, problem: Problem, settings: Settings | None = None, sync: bool | Group | None = None) -> Tensor:
-        """The loss of the problem; what it saw goes to `stats`.
+    def _gathers(self) -> bool:
+        """Whether a loss that is computed now is of the rows of all ranks."""
+        return self._gather is not None and self.training and self._gather.active()
 
-        settings : this module's unless others are given
-        sync : which ranks agree on a threshold that does not say otherwise; None: `_sync`
-        """
+    def _agreeing(self) -> bool | Group:
+        """Which ranks agree on a threshold that does not say otherwise, for a loss of this rank's own rows."""
+        return self._sync if self._gather is None else self._gather
+
+    def _loss_of(self, problem: Problem, settings: Settings | None = None) -> Tensor:
+        """The loss of the problem, with this module's settings unless others are given; what it saw goes to `stats`."""
         warn_of_positives(self.threshold, problem)
         loss, seen = evaluate(problem, settings or self._settings(problem.anchors.device), self.threshold,
-                              statistics=self._wants_stats, sync=self._sync if sync is None else sync)
+                              statistics=self._wants_stats, sync=self._agreeing())
         self._remember(seen)
         return loss
 
-    def _loss_both_ways(self, problem: Problem, settings: Settings | None = None,
-                        sync: bool | Group | None = None) -> Tensor:
+    def _loss_both_ways(self, problem: Problem, settings: Settings | None = None) -> Tensor:
         """The mean of the problem's loss and of that of its keys as anchors; as `_loss_of` otherwise."""
         warn_of_positives(self.threshold, problem)
         loss, seen = evaluate_both_ways(problem, settings or self._settings(problem.anchors.device), self.threshold,
-                                        self._wants_stats, self._sync if sync is None else sync)
+                                        self._wants_stats, self._agreeing())
         self._remember(seen)
         return loss
 
@@ -136,9 +139,8 @@ class Criterion(nn.Module):
         """
         group = self._gather
         assert group is not None
-        if not (self.training and group.active()):
-            alone = self._loss_both_ways if both_ways else self._loss_of
-            return alone(make(), sync=group)
+        if not self._gathers():
+            return self._loss_both_ways(make()) if both_ways else self._loss_of(make())
 
         def asked() -> tuple[Problem, Settings]:
             problem = make()
@@ -150,7 +152,7 @@ class Criterion(nn.Module):
 
     def _refuse(self, error: Exception) -> NoReturn:
         """In place of the loss: an error of this rank, on all ranks that gather."""
-        if self._gather is not None and self.training and self._gather.active():
+        if self._gather is not None and self._gathers():
             exchange.refuse(self._gather, error)
         raise error
 

@@ -282,7 +282,7 @@ class Monitor:
         self._silence = Silence(patience)
         self._rows = None if histogram_every_n_steps is None else rows_for_histograms(module)
         self._count = 0
-        self._next = 0  # step of the record to come
+        self._next = 0  # the first step that no call was about yet
 
     def step(self, step: int | None = None) -> None:
         """After a batch.
