@@ -17,9 +17,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib
 import peak
@@ -80,18 +83,18 @@ def times(threshold: str, rows: int, columns: int, ranks: int, rounds: int) -> d
     return {way: 1e3 * statistics.median(seconds[1:]) for way, seconds in found.items()}
 
 
-def work(rank: int, ranks: int, folder: str, target: str, arguments: tuple[Any, ...]) -> None:
+def work(rank: int, ranks: int, folder: str, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks,
                                    timeout=timedelta(minutes=10))
-    found = {"added": added, "times": times}[target](*arguments)
+    found = target(*arguments)
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
     distributed.destroy_process_group()
 
 
-def on_ranks(ranks: int, target: str, *arguments: Any) -> Any:
+def on_ranks(ranks: int, target: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns on rank 0."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(work, (ranks, folder, target, arguments), ranks)
@@ -101,18 +104,14 @@ def on_ranks(ranks: int, target: str, *arguments: Any) -> Any:
 def memory(rows: int, columns: int) -> list[dict[str, Any]]:
     found = []
     for allocator, settings in ALLOCATORS.items():
-        for name in ALLOCATORS["gives back"]:
-            os.environ.pop(name, None)
-        os.environ.update(settings)  # of the processes that are started
-        for threshold in THRESHOLDS:
-            for ranks in (1, 2, 4):
-                for way in WAYS if ranks > 1 else ("gathered",):  # one rank has nothing to send
-                    mib = on_ranks(ranks, "added", way, threshold, rows, columns, ranks)
-                    found.append({"what": "memory", "threshold": threshold, "rows": rows, "columns": columns,
-                                  "ranks": ranks, "way": way, "allocator": allocator, "mib": f"{mib:.1f}", "ms": ""})
-                    print(*found[-1].values(), flush=True)
-    for name in ALLOCATORS["gives back"]:
-        os.environ.pop(name, None)
+        for threshold, ranks, way in product(THRESHOLDS, (1, 2, 4), WAYS):
+            if (ranks, way) == (1, "ring"):  # one rank has nothing to send
+                continue
+            with mock.patch.dict(os.environ, settings):  # of the processes that are started
+                mib = on_ranks(ranks, added, way, threshold, rows, columns, ranks)
+            found.append({"what": "memory", "threshold": threshold, "rows": rows, "columns": columns, "ranks": ranks,
+                          "way": way, "allocator": allocator, "mib": f"{mib:.1f}", "ms": ""})
+            print(*found[-1].values(), flush=True)
     return found
 
 
@@ -120,7 +119,7 @@ def time_of_both(rounds: int) -> list[dict[str, Any]]:
     found = []
     for rows, columns in TIMED:
         for threshold in THRESHOLDS:
-            medians = on_ranks(2, "times", threshold, rows, columns, 2, rounds)
+            medians = on_ranks(2, times, threshold, rows, columns, 2, rounds)
             found += [{"what": "time", "threshold": threshold, "rows": rows, "columns": columns, "ranks": 2, "way": way,
                        "allocator": "as it comes", "mib": "", "ms": f"{ms:.4g}"} for way, ms in medians.items()]
             print(f"time {threshold} {rows} x {columns}: ring / gathered {medians['ring'] / medians['gathered']:.2f}",

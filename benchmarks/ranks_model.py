@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import records
+from ranks import BUDGET
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -21,12 +22,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 from marked import markdown  # noqa: E402
 
 PAGE = ROOT / "docs" / "ranks_model.md"
+MEASURED = ROOT / "benchmarks" / "results" / "ranks.csv"
 ROWS = (65_536, 262_144, 1_048_576)
 DEVICES = {8: 300e9, 64: 50e9, 1024: 50e9}  # bytes a second that one sends: NVLink in a node, 400 Gbit/s between nodes
 OPERATIONS = 400e12  # a second: two fifths of what an H100's tensor cores do in bfloat16
 COLUMNS, KEY, SUM = 512, 2, 4  # bytes of an element of the keys, bfloat16, and of their gradients, float32
 QUANTILE = 0.99
-BUDGET = 16  # MiB, that benchmarks/ranks.py gives
 
 
 class Cost(NamedTuple):
@@ -82,7 +83,7 @@ def here(way: str, rows: int, columns: int, ranks: int) -> float:
 def checked() -> list[list[str]]:
     """Measured beside counted."""
     found = [["N x D", "ranks", "", "MiB, measured", "MiB, counted"]]
-    for case in records.read(ROOT / "benchmarks" / "results" / "ranks.csv"):
+    for case in records.read(MEASURED):
         if (case["what"], case["allocator"], case["threshold"]) == ("memory", "gives back", "fixed"):
             rows, columns, ranks = (int(case[name]) for name in ("rows", "columns", "ranks"))
             found.append([f"{rows:,} x {columns}", str(ranks), case["way"] if ranks > 1 else "one process",
@@ -92,8 +93,7 @@ def checked() -> list[list[str]]:
 
 def kept_by_glibc() -> str:
     """MiB, of rings: the least and the most."""
-    cases = [case for case in records.read(ROOT / "benchmarks" / "results" / "ranks.csv")
-             if case["what"] == "memory" and case["way"] == "ring"]
+    cases = [case for case in records.read(MEASURED) if case["what"] == "memory" and case["way"] == "ring"]
     mib = {(case["allocator"], case["threshold"], case["ranks"]): float(case["mib"]) for case in cases}
     more = [value - mib["gives back", threshold, ranks] for (allocator, threshold, ranks), value in mib.items()
             if allocator == "as it comes"]
