@@ -17,6 +17,7 @@ from hexssl import dtypes
 from hexssl.groups import Group
 
 NUMBERS = 16  # int64 that a rank tells the others of its batch
+_IN_GRAPH = 24  # float64 that it tells in a graph of torch.compile
 _ALIGNMENT = 8  # bytes: where a block of rows begins in a message, so that it can be read in place
 _ALONG, _FINE = -1, 0  # how a rank is, before its numbers; from 1 on an error
 _ERRORS = (ValueError, TypeError, NotImplementedError, RuntimeError)
@@ -59,6 +60,17 @@ def tell(group: Group, numbers: Sequence[int] | None) -> list[list[int] | None]:
     if any(status > _FINE for status, *_ in heard):
         _raise_first(group, heard, "")
     return [said if status == _FINE else None for status, _, *said in heard]
+
+
+def assert_alike(group: Group, numbers: Sequence[float], message: str, device: torch.device) -> None:
+    """In a graph, in place of `tell`: when it runs, a RuntimeError on all ranks unless all have said the same numbers,
+    the first of which is above 0."""
+    filled = [*numbers, *[0.0] * (_IN_GRAPH - len(numbers))]
+    assert len(filled) == _IN_GRAPH
+    own = torch.tensor(filled, dtype=torch.float64, device=device)
+    everyone = own.new_empty(group.size * _IN_GRAPH)
+    all_gather(group, everyone, own)
+    torch._assert_async((everyone.view(group.size, -1) == own).all() & (own[0] > 0), message)
 
 
 def refuse(group: Group, error: Exception) -> NoReturn:
@@ -154,7 +166,7 @@ def _gather(group: Group, blocks: Sequence[Block]) -> list[Tensor]:
     """As bytes: backends refuse some dtypes (gloo int16, for one), and labels go with the rows."""
     ranks, sizes = range(group.size), [block.rows.element_size() for block in blocks]
     first = blocks[0].rows
-    if len(blocks) == 1 and len(set(blocks[0].counts)) == 1:  # nothing to cut: the message is the result
+    if len(blocks) == 1 and min(blocks[0].counts) == max(blocks[0].counts):  # nothing to cut: it is the message
         return [equal_rows(group, first)]
     # begins[rank][block]: where a block begins in a rank's message, and in the end its length
     begins = [list(accumulate((_aligned(block.elements(block.counts[rank]) * size)

@@ -89,6 +89,10 @@ def evaluate_gathered(group: Group, make: Callable[[], tuple[Problem, Settings]]
     make : gives this rank's problem, validated, and the settings; what it raises on one rank is raised on all
     views, queue : as in `Local`
     """
+    if group.ring and torch.compiler.is_compiling():
+        from hexssl import uncompiled
+
+        return uncompiled.evaluate_gathered(group, make, threshold, statistics, both_ways, views, queue)
     threshold = shared_threshold(threshold)
     local, settings, heard = prepared(group, make, threshold, statistics, both_ways, views, queue)
     return _of_all(group, local, settings, heard, threshold, statistics, both_ways)
@@ -132,9 +136,7 @@ def _of_all(group: Group, local: Local, settings: Settings, heard: list[Told], t
         if passes is None:
             loss, saw = _evaluate_own(problem, form, threshold, counted, group)
         else:
-            from hexssl.uncompiled import evaluate_ring
-
-            loss, saw = evaluate_ring(passes, form, threshold, counted)
+            loss, saw = ring.evaluate(passes, form, threshold, counted)
         parts.append(loss)
         if statistics or not single:
             totals.append(_totals(problem, loss, saw, statistics))
@@ -203,6 +205,11 @@ def _merged(added: Tensor) -> Tensor:
 def gathered_statistics(group: Group, make: Callable[[], tuple[Problem, Settings]], quantile: float,
                         rows: str) -> Tensor:
     """Row statistics (M, 6) of this rank's anchors and the keys of all."""
+    if group.ring and torch.compiler.is_compiling():
+        from hexssl import uncompiled
+
+        return uncompiled.gathered_statistics(group, make, quantile, rows)
+
     def detached() -> tuple[Problem, Settings]:
         problem, settings = make()
         keys = None if problem.keys is None else problem.keys.detach()

@@ -55,10 +55,13 @@ def prepared(group: Group, make: Callable[[], tuple[Problem, Settings]], thresho
     ------
     The first error that `make` has on a rank, on all ranks; and what the ranks must have alike and have not.
     """
+    if torch.compiler.is_compiling():
+        return _prepared_in_graph(group, make, threshold, statistics, both_ways, views, queue)
     try:
         with validation.among_ranks():
             problem, settings = make()
             local = Local(problem, views, queue)
+            _check(local, settings, threshold, both_ways, group)
             told = _describe(local, settings, threshold, statistics, both_ways, group)
     except Exception as error:
         exchange.refuse(group, error)
@@ -75,8 +78,24 @@ def read(said: list[list[int] | None]) -> list[Told]:
                   *(numbers[:_OWN] if numbers is not None else (0, 0, keys, *there[0][3:_OWN]))) for numbers in said]
 
 
-def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
-              group: Group) -> Told:
+def _prepared_in_graph(group: Group, make: Callable[[], tuple[Problem, Settings]], threshold: Any, statistics: bool,
+                       both_ways: bool, views: int, queue: bool) -> tuple[Local, Settings, list[Told]]:
+    """The same while a graph is made, which hands out no values to the host: all ranks have as many rows."""
+    with validation.among_ranks():
+        problem, settings = make()
+    local = Local(problem, views, queue)
+    _check(local, settings, threshold, both_ways, group)
+    keys = problem.anchors if problem.keys is None else problem.keys
+    anchors, number = problem.anchors.shape[0], keys.shape[0]
+    told = _alike_in_graph(local, settings, threshold, statistics, both_ways, group)
+    exchange.assert_alike(group, [min(anchors, number), anchors, number, *told], _IN_GRAPH, problem.anchors.device)
+    if not local.queue:
+        _check_relation(problem, group.size * number, [] if problem.relation is None else [problem.relation.shape[1]])
+    return local, settings, [Told({}, anchors, number, 0, -1, -1)] * group.size
+
+
+def _check(local: Local, settings: Settings, threshold: Any, both_ways: bool, group: Group) -> None:
+    """What is wrong on this rank, whatever the others have."""
     problem = local.problem
     keys = problem.anchors if problem.keys is None else problem.keys
     validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
@@ -91,6 +110,12 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
                                 "relation of its anchors to all keys, not of its keys to all anchors; labels say both")
     if local.queue and problem.relation is not None and problem.relation.shape[1] != keys.shape[0]:
         validation.refuse_value("relation", problem.relation, f"a column for each of the queue's {keys.shape[0]} rows")
+
+
+def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
+              group: Group) -> Told:
+    problem = local.problem
+    keys = problem.anchors if problem.keys is None else problem.keys
     alike = {
         "dtype": _DTYPES[problem.anchors.dtype], "device": _code(problem.anchors.device.type),
         "columns": problem.anchors.shape[1],
@@ -104,6 +129,29 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
     times = (threshold.epoch, threshold.step) if isinstance(threshold, Threshold) else (None, None)
     epoch, step = (-1 if time is None else time for time in times)
     return Told(alike, problem.anchors.shape[0], keys.shape[0], columns, epoch, step)
+
+
+def _alike_in_graph(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
+                    group: Group) -> list[float]:
+    """As `Told.alike`, but for what changes with the epoch: the graph would be of one epoch alone."""
+    problem = local.problem
+    keys = problem.anchors if problem.keys is None else problem.keys
+    plain = _plain(settings)
+    numbers = [_DTYPES[problem.anchors.dtype], problem.anchors.shape[1], problem.anchors.requires_grad,
+               keys.requires_grad, _who(problem, local, both_ways), plain.temperature, plain.beta, plain.tau_plus,
+               plain.local_weight, validation.FORMULATIONS[plain.formulation], validation.POSITIVES[plain.positives],
+               validation.DENOMINATORS[plain.denominator], plain.normalize, plain.normalize_keys,
+               validation.REDUCTIONS[plain.reduction], statistics]
+    if isinstance(threshold, Threshold):
+        wanted = threshold.measures()
+        numbers += [2.0, threshold.pools(group)]
+        if wanted is not None:
+            numbers += [-1.0 if wanted.quantile is None else wanted.quantile, validation.ROWS[wanted.rows]]
+    elif threshold is None:
+        numbers += [3.0]
+    else:
+        numbers += [4.0, threshold.dim()] if isinstance(threshold, Tensor) else [5.0, threshold]
+    return [float(number) for number in numbers]
 
 
 def _who(problem: Problem, local: Local, both_ways: bool) -> int:
@@ -137,6 +185,9 @@ def _code(*what: Any) -> int:
     return crc32(repr(what).encode())
 
 
+_IN_GRAPH = ("gather: got other numbers of rows, arguments or settings on some ranks, or no rows at all; accepted "
+             "under torch.compile: as many rows on every rank, and the same of the rest. torch.compiler.disable(loss) "
+             "takes ranks with different numbers of rows")
 _IN_WORDS = {
     "dtype": "embeddings: got several dtypes on the ranks",
     "device": "embeddings: got several kinds of devices on the ranks",
@@ -160,10 +211,14 @@ def _compare(heard: list[Told], local: Local) -> None:
     counts = f"{[told.anchors for told in heard]} anchors and {[told.keys for told in heard]} keys"
     if not any(told.anchors for told in heard) or not any(told.keys for told in heard):
         raise ValueError(f"gather: got {counts} on the ranks; accepted: rows on one of them at least")
-    keys = sum(told.keys for told in heard)
-    if local.problem.relation is not None and not local.queue and any(told.columns != keys for told in heard):
-        raise ValueError(f"relation: got {[told.columns for told in heard]} columns on the ranks; accepted with "
-                         f"gather: a column for each of the {keys} keys of all ranks, in the order of the ranks")
+    if not local.queue:
+        _check_relation(local.problem, sum(told.keys for told in heard), [told.columns for told in heard])
+
+
+def _check_relation(problem: Problem, keys: int, columns: list[int]) -> None:
+    if problem.relation is not None and any(number != keys for number in columns):
+        raise ValueError(f"relation: got {columns} columns on the ranks; accepted with gather: a column for each of "
+                         f"the {keys} keys of all ranks, in the order of the ranks")
 
 
 def among(group: Group, local: Local, heard: list[Told], both_ways: bool) -> tuple[Problem, ...]:
@@ -201,8 +256,9 @@ def among(group: Group, local: Local, heard: list[Told], both_ways: bool) -> tup
     elif problem.relation is not None or (problem.paired is not None):
         labels = all_key_labels = all_labels = None
     else:
-        numbers = _numbers(tuple(of_anchors), tuple(of_keys), local.views if problem.keys is None else 0,
-                           all_keys.device)
+        number = _numbers if torch.compiler.is_compiling() else _known_numbers
+        numbers = number(tuple(of_anchors), tuple(of_keys), local.views if problem.keys is None else 0,
+                         all_keys.device)
         all_labels, all_key_labels = numbers
         labels = numbers[0].split(of_anchors)[group.rank]
     first = sum(of_keys[: group.rank])
@@ -224,7 +280,6 @@ def rounds(group: Group, local: Local, heard: list[Told], problems: tuple[Proble
     return there, Round(group, other_way(own), of_anchors, problems[1].key_labels if labelled else None)
 
 
-@lru_cache(maxsize=16)  # a step has the numbers of the one before; made on the CPU, they are a copy to the device
 def _numbers(of_anchors: tuple[int, ...], of_keys: tuple[int, ...], views: int,
              device: torch.device) -> tuple[Tensor, Tensor]:
     """Labels of the anchors and of the keys of all ranks where row numbers say who is a positive: of rows of so many
@@ -241,6 +296,10 @@ def _numbers(of_anchors: tuple[int, ...], of_keys: tuple[int, ...], views: int,
         labels = torch.cat([torch.arange(first, first + count)
                             for first, count in zip(firsts, of_anchors, strict=False)])
         return labels.to(device), torch.arange(firsts[-1], device=device)
+
+
+# A step has the numbers of the one before; made on the CPU, they are a copy to the device.
+_known_numbers = lru_cache(maxsize=16)(_numbers)
 
 
 def nothing_like(told: Told, all_keys: int, device: torch.device) -> tuple[Local, bool]:

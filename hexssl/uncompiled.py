@@ -1,4 +1,4 @@
-"""What ``torch.compile`` leaves out of its graphs.
+"""What ``torch.compile`` leaves out of its graphs: a ring, which sends from one rank to another.
 
 Imported where it is called, and nowhere else: torch's compiler comes with the mark, and takes seconds to import.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hexssl import ring
+from hexssl import gathered
 
-evaluate_ring = torch.compiler.disable(ring.evaluate)
+evaluate_gathered = torch.compiler.disable(gathered.evaluate_gathered)
+gathered_statistics = torch.compiler.disable(gathered.gathered_statistics)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import reprlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from math import inf
 from numbers import Integral, Real
 from typing import Any, NoReturn
@@ -34,18 +34,24 @@ DENOMINATORS = {"all": 0, "own": 1, "negatives": 2}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 ROWS = {"all": False, "negatives": True}
 
-_among_ranks: ContextVar[bool] = ContextVar("among_ranks", default=False)
+class _AmongRanks(threading.local):  # torch.compile can trace that, but no ContextVar
+    def __init__(self) -> None:  # in every thread; a default of the class would be another guard of a graph
+        self.now = False
+
+
+_among_ranks = _AmongRanks()
 
 
 @contextmanager
 def among_ranks() -> Iterator[None]:
     """For a rank's part of a batch of several ranks: it may have no rows, and a relation's columns are those of all
     ranks' keys, whose number this rank does not know."""
-    token = _among_ranks.set(True)
+    before = _among_ranks.now
+    _among_ranks.now = True
     try:
         yield
     finally:
-        _among_ranks.reset(token)
+        _among_ranks.now = before
 
 
 def describe(value: Any) -> str:
@@ -252,7 +258,7 @@ def embeddings(name: str, value: Any) -> Tensor:
         rows, columns = value.shape
     except (ValueError, RuntimeError):  # other than two sides, or, in a nested tensor, none
         rows = columns = 0
-    if (rows == 0 or columns == 0) and not (columns and value.dim() == 2 and _among_ranks.get()):
+    if (rows == 0 or columns == 0) and not (columns and value.dim() == 2 and _among_ranks.now):
         refuse_value(name, value, accepted + advice(value))
     return value
 
@@ -366,7 +372,7 @@ def _relation(value: Any, anchors: int, keys: int, device: torch.device) -> Tens
                     "of bool: True positive, False negative")
     if type(value) is not Tensor:
         _ordinary("relation", value)
-    columns_fit = value.dim() == 2 and (value.shape[1] == keys or _among_ranks.get())
+    columns_fit = value.dim() == 2 and (value.shape[1] == keys or _among_ranks.now)
     if not columns_fit or value.shape[0] != anchors or value.device != device:
         refuse_value("relation", value, f"a ({anchors}, {keys}) tensor of int8 or bool on {device}")
     if value.dtype == torch.bool:

@@ -43,6 +43,7 @@ ON_ONE_TIER = {
     "test_examples.py": "trainings, checkpoints, arguments",
     "test_exported.py": "what a program holds, whichever kernels compute",
     "test_gather.py": "gathering, as above, of the package's own losses",
+    "test_gather_compiled.py": "gathering, as above, in a graph",
     "test_gather_calls.py": "what is sent, refused and not sent",
     "test_gather_training.py": "gathering, as above, step by step",
     "test_half_products.py": "another backend",

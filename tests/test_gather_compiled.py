@@ -1,0 +1,209 @@
+"""Losses of the batch of all ranks under torch.compile: one graph, collective calls and all."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_gather
+import torch
+from peers import EXACT, assert_close, rows
+from ranks import fixture_of, in_step, in_turn, rank
+from test_compiled_training import EPOCHS, SIZES, THRESHOLDS
+from test_gather import CASES, outcome, part
+from torch import Tensor, distributed, nn
+from torch.nn.functional import normalize
+
+from hexssl import CrossHEXLoss, FeatureQueue, HEXLoss, LogTemperature, backends, hex_loss, similarity_stats
+from hexssl.gathered_problem import _IN_GRAPH
+
+RANKS = 2
+COMPILED = ("low quantile", "moments", "rows", "own", "single losses", "info_nce function", "regularized", "labels",
+            "paired", "labelled queue", "relation", "both ways, pairs", "both ways, single losses")
+TRAINED = ("warm-up, average", "schedule")
+
+
+def everything() -> dict[str, Any]:
+    warnings.simplefilter("ignore")  # of thresholds that find no hierarchical negative, in every fourth case
+    return in_turn(cases, elsewhere, trained, differing, ring, statistics)
+
+
+two = fixture_of(everything, RANKS)
+
+
+def compiled(loss: Any, backend: str = "aot_eager") -> Any:
+    torch._dynamo.reset()
+    return torch.compile(loss, fullgraph=True, backend=backend)
+
+
+def both(name: str, how: Callable[[Any], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The outcome of a case as it comes, and compiled."""
+    expected = outcome(CASES[name], part([3] * RANKS, rank()), True)
+    test_gather.called = how
+    try:
+        return expected, outcome(CASES[name], part([3] * RANKS, rank()), True)
+    finally:
+        test_gather.called = lambda loss: loss
+
+
+def cases() -> dict[str, Any]:
+    return {name: both(name, compiled) for name in COMPILED}
+
+
+def elsewhere() -> dict[str, Any]:
+    """Computed by torch's operations; and compiled to code."""
+    found = {}
+    for name in ("low quantile", "both ways, pairs"):
+        with backends.forced("torch_ops"):
+            found[f"{name}, torch_ops"] = both(name, compiled)
+    found["inductor"] = both("low quantile", lambda loss: compiled(loss, "inductor"))
+    return found
+
+
+class Training(nn.Module):
+    """MoCo's step with keys of all ranks beside the queue's: an encoder, a learned temperature, a threshold that
+    follows the epoch, a queue that every rank pushes to."""
+
+    def __init__(self, threshold: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
+        self.views = HEXLoss(temperature=LogTemperature(0.2), threshold=threshold, gather=True)
+        self.crossed = CrossHEXLoss(threshold=0.3, gather=True)
+        self.queue = FeatureQueue(size=64, dim=5, labels=True)
+        self.queue.push(normalize(torch.randn(64, 5)), torch.arange(64))
+
+    def forward(self, x1: Tensor, x2: Tensor, numbers: Tensor) -> Tensor:
+        z1, z2 = self.encoder(x1), self.encoder(x2)
+        loss: Tensor = self.views(z1, z2) + self.crossed(z1, z2.detach(), self.queue.rows)
+        self.queue.push(normalize(z2.detach()), numbers)
+        return loss
+
+
+def trained() -> dict[str, Any]:
+    found = {}
+    for name in TRAINED:
+        graphs = []
+
+        def counted(graph: Any, _: Any, graphs: list[Any] = graphs) -> Any:
+            graphs.append(graph)
+            return graph
+
+        torch._dynamo.reset()
+        eager = Training(THRESHOLDS[name]())
+        model = copy.deepcopy(eager)
+        run = torch.compile(model, fullgraph=True, backend=counted)
+        optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (eager, model)]
+        generator = torch.Generator().manual_seed(1 + rank())
+        losses: list[list[Tensor]] = []
+        for epoch in range(EPOCHS):
+            for each in (eager, model):
+                each.views.set_epoch(epoch)
+            for size in SIZES:
+                x1, x2 = torch.randn(2, size, 6, generator=generator)
+                numbers = torch.randint(1000, (size,), generator=generator)
+                losses.append([])
+                for step, optimizer in zip((eager, run), optimizers, strict=True):
+                    optimizer.zero_grad()
+                    loss = step(x1, x2, numbers)
+                    loss.backward()
+                    for parameter in step.parameters():  # what DDP does
+                        distributed.all_reduce(parameter.grad)
+                        parameter.grad /= RANKS
+                    optimizer.step()
+                    losses[-1].append(loss.detach())
+        found[name] = torch.tensor(losses), len(graphs), torch.equal(model.queue.labels, eager.queue.labels)
+    return found
+
+
+def differing() -> dict[str, Any]:
+    """Batches and settings that differ between the ranks."""
+    calls: dict[str, Callable[[Any], Any]] = {
+        "rows": lambda run: run(*rows(1, 2, 4 + rank(), 3).float()),
+        "no rows": lambda run: run(*rows(1, 2, 4, 3)[:, :0].float()),
+        "no rows on one": lambda run: run(*rows(1, 2, 4, 3)[:, : 4 * rank()].float()),
+        "columns": lambda run: run(*rows(1, 2, 4, 3 + rank()).float()),
+        "views": lambda run: run(*rows(1, 2 + rank(), 4, 3).float()),
+    }
+    losses = {name: lambda *z: hex_loss(*z, threshold=0.1, gather=True) for name in calls}
+    for name, forms in {"beta": ({"beta": 1.0}, {"beta": 2.0}), "thresholds": ({"threshold": 0.1}, {"threshold": 0.2}),
+                        "kinds": ({"threshold": None}, {"threshold": "adaptive-negatives"})}.items():
+        calls[name] = lambda run: run(*rows(1, 2, 4, 3).float())
+        losses[name] = lambda *z, forms=forms: hex_loss(*z, **forms[rank()], gather=True)
+    found = {}
+    for name, call in calls.items():
+        for backend in ("aot_eager", "inductor") if name == "rows" else ("aot_eager",):
+            try:
+                found[name, backend] = f"no error: {call(compiled(losses[name], backend))}"
+            except RuntimeError as error:
+                found[name, backend] = str(error)
+            assert in_step(), name
+    return found
+
+
+def ring() -> dict[str, Any]:
+    """It breaks the graph, and takes ranks with different numbers of rows as ever."""
+    found = {}
+    for layout in ([3, 3], [4, 1]):
+        batch = part(layout, rank())
+        expected = outcome(CASES["low quantile"], batch, "ring")
+        test_gather.called = lambda loss: torch.compile(loss, backend="aot_eager")
+        found[str(layout)] = expected, outcome(CASES["low quantile"], batch, "ring")
+        test_gather.called = lambda loss: loss
+    return found
+
+
+def statistics() -> Any:
+    def call(z: Tensor) -> Tensor:
+        return torch.stack(similarity_stats(z, quantile=0.5, gather=True))
+
+    z = rows(1, 2, 4, 3)[rank()]
+    return call(z), compiled(call)(z)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_loss_is_that_of_the_same_call(two, name):
+    for results in two:
+        compare(*results["cases"][name])
+
+
+def compare(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    assert_close(found["loss"], expected["loss"], EXACT)
+    assert_close(found["stats"].nan_to_num(posinf=0), expected["stats"].nan_to_num(posinf=0), EXACT)
+    for gradient, of_eager in zip(found["gradients"], expected["gradients"], strict=True):
+        assert_close(gradient, of_eager, EXACT)
+
+
+def test_other_backends_are_compiled_too(two):
+    for results in two:
+        for outcomes in results["elsewhere"].values():
+            compare(*outcomes)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_twenty_epochs_with_batches_of_several_sizes(two, name):
+    for results in two:
+        losses, graphs, queues = results["trained"][name]
+        torch.testing.assert_close(losses[:, 1], losses[:, 0], rtol=1e-4, atol=1e-5)
+        assert queues and graphs <= 3, graphs
+
+
+def test_ranks_that_differ_are_refused_on_all_of_them(two):
+    for results in two:
+        for how, message in results["differing"].items():
+            assert message.startswith(_IN_GRAPH), (how, message)
+
+
+def test_a_ring_breaks_the_graph(two):
+    for results in two:
+        for outcomes in results["ring"].values():
+            compare(*outcomes)
+
+
+def test_statistics_of_all_ranks(two):
+    for results in two:
+        expected, found = results["statistics"]
+        assert torch.equal(found, expected)
