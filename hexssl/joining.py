@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Thread
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hexssl import validation
 from hexssl.criterion import Criterion
+from hexssl.groups import Group
+from hexssl.queues import FeatureQueue
 
 __all__ = ["JoinableLoss"]
 
@@ -50,7 +53,8 @@ class JoinableLoss(Joinable):
     Without ``Join``, a rank may call the loss with views of no rows for as long as the others have some.
     """
 
-    def __init__(self, model: DistributedDataParallel, *criteria: Criterion) -> None:
+    def __init__(self, model: DistributedDataParallel, *criteria: Criterion,
+                 queues: Sequence[FeatureQueue] = ()) -> None:
         if not isinstance(model, DistributedDataParallel):
             validation.refuse_type("model", model, "a DistributedDataParallel")
         if not criteria:
@@ -58,15 +62,13 @@ class JoinableLoss(Joinable):
         for criterion in criteria:
             if not isinstance(criterion, Criterion):
                 validation.refuse_type("criteria", criterion, "losses of hexssl")
-            group = criterion._gather
-            if group is None or group.process_group in (None, model.process_group):
-                raise ValueError(f"criteria: got gather={criterion.gather}; accepted: a process group of its own, of "
-                                 "the ranks of the model's, such as torch.distributed.new_group()")
-            if group.size != model.process_group.size():
-                raise ValueError(f"criteria: got a group of {group.size} ranks; accepted: that of the model's ranks, "
-                                 f"{model.process_group.size()}")
+            _check_group("criteria", criterion._gather, model)
+        for queue in queues:
+            if not isinstance(queue, FeatureQueue):
+                validation.refuse_type("queues", queue, "a FeatureQueue of hexssl")
+            _check_group("queues", queue._group, model)
         super().__init__()
-        self.model, self.criteria = model, criteria
+        self.model, self.criteria, self.queues = model, criteria, tuple(queues)
         model.register_forward_pre_hook(self._notify)
 
     def _notify(self, *_: Any) -> None:
@@ -96,6 +98,18 @@ class JoinableLoss(Joinable):
         if leaves:
             total: Tensor = torch.stack(losses).sum()
             torch.autograd.grad(total, leaves)  # of no parameter: DDP would take part
+        for queue in self.queues:
+            queue._go_along()
+
+
+def _check_group(name: str, group: Group | None, model: DistributedDataParallel) -> None:
+    if group is None or group.process_group in (None, model.process_group):
+        given = False if group is None else group.given
+        raise ValueError(f"{name}: got gather={given}; accepted: a process group of its own, of the ranks of the "
+                         "model's, such as torch.distributed.new_group()")
+    if group.size != model.process_group.size():
+        raise ValueError(f"{name}: got a group of {group.size} ranks; accepted: that of the model's ranks, "
+                         f"{model.process_group.size()}")
 
 
 class _Hook(JoinHook):

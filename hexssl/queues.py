@@ -8,9 +8,9 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import Tensor
 
-from hexssl import dtypes, validation
+from hexssl import dtypes, exchange, validation
 from hexssl.distributed import all_gather_checked, check_ranks
-from hexssl.groups import Ranks, group_of
+from hexssl.groups import Group, Ranks, group_of
 from hexssl.held import HeldTensors
 from hexssl.normalised import unit
 
@@ -35,7 +35,8 @@ class FeatureQueue(HeldTensors):
         Keep an integer with every row.
     gather : bool, ProcessGroup or one-dimensional DeviceMesh
         Under ``torch.distributed`` push the rows of all ranks, or of those of a group, in the order of the ranks, so
-        that every rank holds the same queue. Every rank must then push equally often, and rows of one shape and dtype.
+        that every rank holds the same queue. Every rank must then push equally often: any number of rows, none
+        included, of one dtype.
         In training mode only, under ``torch.no_grad()`` too, where MoCo's keys come from; in evaluation mode such a
         push is refused, since ranks that evaluate by themselves would wait for the others, or their queues would no
         longer be the same.
@@ -96,27 +97,71 @@ class FeatureQueue(HeldTensors):
 
         Parameters
         ----------
-        rows : (B, dim) floating-point tensor on the queue's device, any B >= 1
+        rows : (B, dim) floating-point tensor on the queue's device, any B >= 1; of several ranks any B >= 0
             Held without gradient, in the queue's dtype. Of more than `size` rows the last are kept.
         labels : (B,) integer tensor; given exactly where the queue keeps labels
 
         Raises
         ------
         ValueError
-            Also, on every rank, where the ranks push rows of different shapes or dtypes; and in evaluation mode where
-            the rows of several ranks were to be gathered.
+            Also, on every rank, where one of several ranks has something to refuse, where their dtypes differ, and
+            under ``torch.compile`` (a RuntimeError) where they have different numbers of rows; and in evaluation mode
+            where the rows of several ranks were to be gathered.
         """
         group = self._group
-        if group is not None and group.size > 1:
-            if not self.training:
-                raise ValueError("push: this FeatureQueue, with gather=True, is in evaluation mode; accepted: training "
-                                 "mode (queue.train()), or a FeatureQueue with gather=False")
-            check_ranks(group=group, rows=rows, labels=labels)  # before what only one rank would refuse
-        self._check_rows("rows", rows)
-        labels = self._checked_labels(labels, rows)
-        if group is not None and group.size > 1:
+        if group is None or group.size == 1:
+            self._check_rows("rows", rows)
+            labels = self._checked_labels(labels, rows)
+        elif not self.training:
+            raise ValueError("push: this FeatureQueue, with gather=True, is in evaluation mode; accepted: training "
+                             "mode (queue.train()), or a FeatureQueue with gather=False")
+        elif torch.compiler.is_compiling():  # a graph cannot look at what the others have
+            check_ranks(group=group, rows=rows, labels=labels)
+            self._check_rows("rows", rows)
+            labels = self._checked_labels(labels, rows)
             rows = all_gather_checked(rows, False, group)
             labels = None if labels is None else all_gather_checked(labels, False, group)
+        else:
+            rows, labels = self._gathered(group, rows, labels)
+        self._write(rows[-self.size :], None if labels is None else labels[-self.size :])
+
+    def _gathered(self, group: Group, rows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Those of all ranks. What one rank refuses is an error on all of them."""
+        try:
+            with validation.among_ranks():
+                self._check_rows("rows", rows)
+                labels = self._checked_labels(labels, rows)
+        except (TypeError, ValueError) as error:
+            exchange.refuse(group, error)
+        return self._of_all(group, rows, labels, exchange.tell(group, self._told(rows)))
+
+    def _told(self, rows: Tensor) -> list[int]:
+        return [rows.shape[0], validation.FLOATING.index(rows.dtype), self.size, self.stored_labels is not None]
+
+    def _of_all(self, group: Group, rows: Tensor, labels: Tensor | None,
+                heard: list[list[int] | None]) -> tuple[Tensor, Tensor | None]:
+        """heard : what each rank has told; None: it has no rows, whatever the others have"""
+        there = [said for said in heard if said is not None]
+        for place, words in enumerate(("rows: got several dtypes", "push: got queues of several sizes",
+                                       "labels: got queues with and without them"), start=1):
+            if any(said[place] != there[0][place] for said in there):
+                raise ValueError(f"{words} on the ranks; accepted: the same on every rank")
+        counts = [0 if said is None else said[0] for said in heard]
+        blocks = [exchange.Block(rows, counts, False)]
+        if labels is not None:
+            blocks.append(exchange.Block(labels, counts, False))
+        found = exchange.gather(group, blocks)
+        return found[0], found[1] if len(found) > 1 else None
+
+    def _go_along(self) -> None:
+        """Push what the other ranks do, from one that has no rows any more."""
+        group = self._group
+        assert group is not None
+        heard = exchange.tell(group, None)
+        dtype = validation.FLOATING[next(said[1] for said in heard if said is not None)]
+        none = self.stored_rows.new_empty((0, self.dim), dtype=dtype)
+        labels = None if self.stored_labels is None else self.stored_labels.new_empty(0)
+        rows, labels = self._of_all(group, none, labels, heard)
         self._write(rows[-self.size :], None if labels is None else labels[-self.size :])
 
     @property

@@ -141,8 +141,7 @@ def counted() -> dict[str, Any]:
         "clip": (step(lambda a, b: ClipLoss(True, True, rank=rank(), world_size=RANKS)(a, b, 5.0), (4, columns),
                       (4, columns), dtype=single),
                  [gathered(2 * 96), *[gathered(4 * columns * 4)] * 2, *[scattered(4 * columns * 4)] * 2]),
-        "push": (step(pushed, (4, columns), dtype=single),
-                 [gathered(2 * 96), gathered(4 * columns * 4), gathered(4 * 8)]),
+        "push": (step(pushed, (own, columns), dtype=single), [told, gathered(one * 4 + most * 8)]),
         "by hand": (step(lambda z: all_gather(z), (4, columns), dtype=single),
                     [gathered(96), gathered(4 * columns * 4), scattered(4 * columns * 4)]),
         "not gathered": (step(HEXLoss(), (4, columns), (4, columns), dtype=single), [adaptive]),
@@ -259,6 +258,18 @@ REFUSED |= {
         lambda: info_nce(*[view.detach() for view in views()], gather="ring",
                          temperature=torch.tensor([0.3], requires_grad=rank() == 1)), ValueError,
         "gather: got other settings"),
+    "a queue's columns": (lambda: FeatureQueue(9, 4).push(torch.ones(rank(), 4 + (rank() == 3))), ValueError,
+                          r"rows: got .* accepted: the queue's 4 columns .* \(rank 3 of 4\)"),
+    "a queue's rows in two dtypes": (lambda: FeatureQueue(9, 4).push(views(4, dtype=(
+        torch.float16 if rank() == 1 else torch.bfloat16))[0]), ValueError, "rows: got several dtypes on the ranks"),
+    "queues of two sizes": (lambda: FeatureQueue(9 + (rank() == 1), 4).push(torch.ones(2, 4)), ValueError,
+                            "push: got queues of several sizes"),
+    "labels for one queue": (lambda: FeatureQueue(9, 4, labels=rank() == 2).push(
+        torch.ones(1, 4), torch.ones(1).long() if rank() == 2 else None), ValueError,
+        "labels: got queues with and without"),
+    "no labels for one queue": (lambda: FeatureQueue(9, 4, labels=True).push(
+        torch.ones(2, 4), None if rank() == 1 else torch.ones(2).long()), TypeError,
+        r"labels: got None.*\(rank 1 of 4\)"),
     "a third term of no rows": (
         lambda: All4OneLoss(gather=True)(*[tuple(views())] * 5, tuple(views(samples=3 * (rank() != 3)))), ValueError,
         r"momentum_projections\[0\]: got .* \(rank 3 of 4\)"),

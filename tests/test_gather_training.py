@@ -126,7 +126,15 @@ def turn(number: int, process: int) -> Tensor:
 
 def criteria(gather: Any) -> list[Any]:
     return [HEXLoss(0.4, AdaptiveThreshold(0.7, momentum=0.5, warmup=1, per="step"), gather=gather),
-            CrossHEXLoss(0.3, MeanStdThreshold(0.5), symmetric=True, gather=gather)]
+            CrossHEXLoss(0.3, MeanStdThreshold(0.5), symmetric=True, gather=gather),
+            CrossHEXLoss(0.5, AdaptiveThreshold(0.7), gather=gather)]
+
+
+def queue_of(gather: Any, own: slice) -> FeatureQueue:
+    """Filled once, and longer than what is pushed."""
+    queue = FeatureQueue(30, 4, labels=True, gather=gather, dtype=torch.float64)
+    queue.push(rows(9, RANKS, 4)[own], torch.arange(RANKS)[own])
+    return queue
 
 
 class Encoder(nn.Module):
@@ -138,15 +146,16 @@ class Encoder(nn.Module):
         return x @ self.weight
 
 
-def optimized(model: nn.Module, losses: list[Any], batches: list[Tensor]) -> list[Tensor]:
+def optimized(model: nn.Module, losses: list[Any], queue: FeatureQueue, batches: list[Tensor]) -> list[Tensor]:
     optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.5), []
     for number, both in enumerate(batches):
         losses[0].set_step(number)
         optimizer.zero_grad()
         views = model(both.flatten(0, 1)).chunk(2)
-        values = [loss(*views) for loss in losses]
-        (values[0] + 2 * values[1]).backward()
+        values = [*(loss(*views) for loss in losses[:2]), losses[2](views[0], views[1].detach(), queue.rows)]
+        (values[0] + 2 * values[1] + values[2]).backward()
         optimizer.step()
+        queue.push(views[1].detach(), torch.full((len(views[1]),), 10 + number))
         seen.append(torch.stack([value.detach() for value in values]))
     return seen
 
@@ -154,7 +163,12 @@ def optimized(model: nn.Module, losses: list[Any], batches: list[Tensor]) -> lis
 def joined() -> dict[str, Any]:
     group = distributed.new_group()
     model, losses = DistributedDataParallel(Encoder(), broadcast_buffers=False), criteria(group)
-    joinable = JoinableLoss(model, *losses)
+    queue = queue_of(group, slice(rank(), rank() + 1))
+    joinable = JoinableLoss(model, *losses, queues=[queue])
+    with pytest.raises(ValueError, match="queues: got gather=True; accepted: a process group of its own"):
+        JoinableLoss(model, *losses, queues=[FeatureQueue(3, 4)])
+    with pytest.raises(TypeError, match="queues: got"):
+        JoinableLoss(model, *losses, queues=losses)
     with pytest.raises(ValueError, match="criteria: got gather=True; accepted: a process group of its own"):
         JoinableLoss(model, HEXLoss(gather=True))
     with pytest.raises(ValueError, match="criteria: got gather=False"):
@@ -168,21 +182,24 @@ def joined() -> dict[str, Any]:
     with pytest.raises(ValueError, match="Join: got JoinableLoss behind another"), Join([model, joinable]):
         model(turn(0, rank())[0])
     with Join([joinable, model]):
-        seen = optimized(model, losses, [turn(number, rank()) for number in range(TURNS[rank()])])
+        seen = optimized(model, losses, queue, [turn(number, rank()) for number in range(TURNS[rank()])])
     return {"seen": seen, "weight": model.module.weight.detach(), "average": losses[0].threshold.average,
-            "stats": [loss.stats for loss in losses]}
+            "queue": queue.rows, "labels": queue.labels, "stats": [loss.stats for loss in losses]}
 
 
 def test_join_goes_on_until_all_data_have_ended(four):
     model, losses = Encoder(), criteria(False)
     batches = [torch.cat([turn(number, process) for process in range(RANKS) if TURNS[process] > number], 1)
                for number in range(max(TURNS))]
-    expected = optimized(model, losses, batches)
+    queue = queue_of(False, slice(None))
+    expected = optimized(model, losses, queue, batches)
     for process, found in enumerate(results["joined"] for results in four):
         assert len(found["seen"]) == TURNS[process]
         for got, value in zip(found["seen"], expected, strict=False):
             assert_close(got, value, EXACT)
         assert_close(found["weight"], model.weight.detach(), EXACT)
+        assert_close(found["queue"], queue.rows, EXACT)
+        assert torch.equal(found["labels"], queue.labels)
         assert_close(found["average"], losses[0].threshold.average, EXACT)  # of every step, the others' too
         for stats, loss in zip(found["stats"], losses, strict=True):
             assert_close(torch.stack(stats), torch.stack(loss.stats), EXACT)
@@ -278,8 +295,8 @@ def test_row_statistics_of_all_keys(four):
 
 def queued() -> dict[str, Any]:
     """MoCo: keys of all ranks in the queue, and a loss over the anchors of all ranks."""
-    batch, model = part([2, 2, 2, 2], rank()), Model()
-    queue = FeatureQueue(20, 4, dtype=torch.float64)
+    batch, model = part(UNEVEN, rank()), Model()
+    queue = FeatureQueue(20, 4, labels=True, dtype=torch.float64)
     criterion, losses = CrossHEXLoss(0.3, AdaptiveThreshold(0.7), gather=True), []
     for turn in range(2):
         query, key = model(batch.views[turn]), model(batch.views[2]).detach()
@@ -287,16 +304,17 @@ def queued() -> dict[str, Any]:
             loss = criterion(query, key, queue.rows)
             loss.backward()
             losses.append(loss.detach())
-        queue.push(key)
-    return {"losses": losses, "gradient": model.weight.grad}
+        queue.push(key, batch.labels)
+    return {"losses": losses, "gradient": model.weight.grad, "labels": queue.labels}
 
 
 def test_a_queue_of_all_ranks(four):
-    model, whole = Model(), Batch(0, 8, 8)
+    model, whole = Model(), Batch(0, SAMPLES, SAMPLES)
     queue = model(whole.views[2]).detach()
     loss = cross_hex_loss(model(whole.views[1]), queue, queue, temperature=0.3, threshold=AdaptiveThreshold(0.7))
     loss.backward()
     found = [results["queued"] for results in four]
     for of_rank in found:
         assert_close(of_rank["losses"][0], loss.detach(), EXACT)
+        assert torch.equal(of_rank["labels"], torch.cat((whole.labels, whole.labels)))
     assert_close(sum(of_rank["gradient"] for of_rank in found) / RANKS, model.weight.grad, EXACT)

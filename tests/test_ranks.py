@@ -64,10 +64,6 @@ OTHER: dict[str, Callable[[], Any]] = {  # each gives the ranks something else; 
     "gradient on one": lambda: all_gather(rows(1, 5, 3).requires_grad_(rank() == 0)),
     "a list on one": lambda: all_gather(rows(1, 5, 3) if rank() == 0 else [1.0]),
     "a sparse tensor on one": lambda: all_gather(rows(1, 5, 3) if rank() == 0 else rows(1, 5, 3).to_sparse()),
-    "queue rows": lambda: FeatureQueue(9, 3).push(rows(1, 5 - rank(), 3)),
-    "queue columns": lambda: FeatureQueue(9, 4).push(rows(1, 5, 4 - rank())),
-    "queue dtype": lambda: FeatureQueue(9, 3).push(rows(1, 5, 3, dtype=(torch.float64, torch.float16)[rank()])),
-    "queue labels": lambda: FeatureQueue(9, 3, labels=True).push(rows(1, 5, 3), torch.arange(5) if rank() else None),
     "simclr": lambda: solo.simclr_loss_func(rows(1, 8 - 2 * rank(), 3), torch.arange(4 - rank()).repeat(2)),
     "simclr indexes": lambda: solo.simclr_loss_func(rows(1, 8, 3), torch.arange(8 - rank())),
     "nnclr": lambda: solo.nnclr_loss_func(rows(1, 5 - rank(), 3), rows(2, 5 - rank(), 3)),
@@ -144,7 +140,6 @@ def test_the_error_shows_the_shapes(differing):
         "rows: got shape (2, 1), torch.float32 on rank 0; shape (1, 1), torch.float32 on rank 1; accepted: the same")
     assert "shape (5, 3), torch.float64, with gradient on rank 0" in differing[0]["gradient on one"]
     assert "no dense tensor on rank 1" in differing[0]["a list on one"]
-    assert differing[0]["queue labels"].startswith("labels: got None on rank 0; shape (5,), torch.int64 on rank 1")
     assert differing[0]["nnclr neighbours"].startswith("nn: got shape (5, 3)")
 
 
