@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from hexssl import derivatives
 from hexssl.backends.torch_ops import job as jobs
-from hexssl.backends.torch_ops import rows, statistics, thresholds
+from hexssl.backends.torch_ops import rows, statistics, thresholds, two_views
 from hexssl.backends.torch_ops.accumulate import Gradients, Wanted
 from hexssl.backends.torch_ops.both_ways import contrast as symmetric
 from hexssl.backends.torch_ops.contrast import Found, Threshold, contrast
@@ -47,6 +47,8 @@ def evaluate(call: Call, weights: Tensor | None, wanted: Wanted | None) -> tuple
             factor *= job.inverse
         if both_ways:
             return job, symmetric(call.problem, job, call.threshold, weights, wanted, call.statistics, factor)
+        if two_views.serves(job, call.threshold):
+            return job, two_views.contrast(job, call.threshold, weights, wanted is not None, call.statistics, factor)
         return job, contrast(job, call.threshold, weights, wanted, call.statistics, factor)
 
 

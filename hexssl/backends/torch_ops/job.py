@@ -154,9 +154,10 @@ def bounded(c: Tensor, bound: float | Tensor) -> Tensor:
     return c if bound == inf else c.clamp(-bound, bound)
 
 
-def cosines(job: Job, first: int, last: int, scaled: bool) -> Tensor:
-    """(m, N) of anchors [first, last): cosines, or `scaled` logits, which are not cut."""
-    a, k, scale = job.anchors.rows[first:last], job.keys.rows.t(), 1.0
+def cosines(job: Job, first: int, last: int, scaled: bool, since: int = 0) -> Tensor:
+    """(m, N - since) of anchors [first, last) and keys from `since` on: cosines, or `scaled` logits, which are not
+    cut."""
+    a, k, scale = job.anchors.rows[first:last], job.keys.rows[since:].t(), 1.0
     if scaled:
         assert isinstance(job.inverse, float)
         scale = job.inverse
@@ -165,7 +166,7 @@ def cosines(job: Job, first: int, last: int, scaled: bool) -> Tensor:
         if job.anchors.factor is not None:  # it is where logits are wanted
             c.mul_(job.anchors.factor[first:last] * scale)
         if job.keys.factor is not None:
-            c.mul_(job.keys.factor.t())
+            c.mul_(job.keys.factor[since:].t())
     elif scaled:
         return torch.addmm(a.new_empty(()), a, k, beta=0, alpha=scale)
     else:

@@ -16,6 +16,12 @@ def sums(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None) -> Tensor:
 
     c, positives : (m, N) and (m, p) as `hexssl.backends.torch_ops.members` leaves them
     """
+    found = pairs(job, c, positives, hard)
+    return torch.stack([*found, *accurate(nearest(positives), c.amax(1), job.wide)])
+
+
+def pairs(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None) -> list[Tensor]:
+    """The first six of them."""
     wide, scale = job.wide, 1 / job.inverse if job.shared else 1.0
     negative, positive = c > -inf, positives > -inf
     none = torch.zeros((), dtype=wide, device=c.device)
@@ -23,7 +29,7 @@ def sums(job: Job, c: Tensor, positives: Tensor, hard: Tensor | None) -> Tensor:
     found = [torch.where(positive, positives, 0).sum(1).sum(dtype=wide),
              torch.where(negative, c, 0).sum(1).sum(dtype=wide),
              none if hard is None else torch.where(hard, c, 0).sum(1).sum(dtype=wide)]
-    return torch.stack([*counts, *(each * scale for each in found), *accurate(nearest(positives), c.amax(1), wide)])
+    return [*counts, *(each * scale for each in found)]
 
 
 def nearest(positives: Tensor) -> Tensor:
@@ -58,6 +64,34 @@ class BothWays:
         assert self.sums is not None and self.nearest is not None
         back = torch.cat((self.sums[:6], torch.stack(accurate(*self.nearest, self.sums.dtype))))
         return torch.stack((self.sums, back))
+
+
+class OnceEach:
+    """The same of a symmetric problem of two views, every pair of whose rows is seen once."""
+
+    def __init__(self, rows: int, like: Tensor) -> None:
+        self.sums: Tensor | None = None
+        self.nearest = like.new_full((2, rows), -inf)
+
+    def add(self, job: Job, c: Tensor, positives: Tensor, hard: Tensor | None, first: int, last: int,
+            period: int) -> None:
+        """c : (m, N - first) of anchors [first, last) and keys from `first` on
+        positives : of the anchors that have theirs among them, `period` rows behind
+        """
+        length, (positive, negative) = last - first, self.nearest
+        own = pairs(job, c[:, :length], c[:, :0], None if hard is None else hard[:, :length])
+        rest = pairs(job, c[:, length:], positives[:, None], None if hard is None else hard[:, length:])
+        more = torch.stack(own) + 2 * torch.stack(rest)
+        self.sums = more if self.sums is None else self.sums.add_(more)
+        for each in (first, first + period):
+            positive[each:each + len(positives)] = positives
+        negative[first:last] = torch.maximum(negative[first:last], c.amax(1))
+        negative[last:] = torch.maximum(negative[last:], c[:, length:].amax(0))
+
+    def found(self) -> Tensor:
+        """(8,)"""
+        assert self.sums is not None
+        return torch.cat((self.sums, torch.stack(accurate(*self.nearest, self.sums.dtype))))
 
 
 def vector(job: Job, seen: Tensor, threshold: float | Tensor | None, skipped: Tensor) -> Tensor:
