@@ -165,8 +165,7 @@ def shared_coefficients(of: Elements, rows: Weights, columns: Weights) -> Tensor
     out = of.easy.mul_(rows.gg[:, None] + columns.gg)
     if of.hard is None:
         return out
-    slope = rows.h1[:, None] + columns.h1
-    torch.addcmul(-rows.h2[:, None] - columns.h2, of.hard.e, slope, out=slope)
+    slope = (-rows.h2[:, None] - columns.h2).addcmul_(of.hard.e, rows.h1[:, None] + columns.h1)
     return out.addcmul_(of.hard.weight, slope)
 
 

@@ -52,7 +52,7 @@ def serves(job: Job, threshold: Threshold) -> bool:
     rows = job.anchors.rows
     return (isinstance(job.members, Views) and job.members.views == 2 and job.symmetric and job.plain
             and not each_has_its_own and rows.dtype not in HALVES
-            and rows.shape[0] >= LEAST_TILES * _tile_rows(rows.device))
+            and rows.shape[0] >= LEAST_TILES * _tile_rows(rows.device) and not torch.compiler.is_compiling())
 
 
 class Tile(NamedTuple):
