@@ -69,9 +69,10 @@ class BothWays:
 class OnceEach:
     """The same of a symmetric problem of two views, every pair of whose rows is seen once."""
 
-    def __init__(self, rows: int, like: Tensor) -> None:
+    def __init__(self, job: Job) -> None:
         self.sums: Tensor | None = None
-        self.nearest = like.new_full((2, rows), -inf)
+        rows = job.anchors.rows
+        self.nearest = rows.new_full((2, rows.shape[0]), -inf, dtype=job.dtype)
 
     def add(self, job: Job, c: Tensor, positives: Tensor, hard: Tensor | None, first: int, last: int,
             period: int) -> None:
@@ -91,7 +92,8 @@ class OnceEach:
     def found(self) -> Tensor:
         """(8,)"""
         assert self.sums is not None
-        return torch.cat((self.sums, torch.stack(accurate(*self.nearest, self.sums.dtype))))
+        positive, negative = self.nearest
+        return torch.cat((self.sums, torch.stack(accurate(positive, negative, self.sums.dtype))))
 
 
 def vector(job: Job, seen: Tensor, threshold: float | Tensor | None, skipped: Tensor) -> Tensor:

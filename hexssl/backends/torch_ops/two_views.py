@@ -18,13 +18,13 @@ from torch import Tensor
 
 from hexssl.backends import row_loss
 from hexssl.backends.row_loss import HardSums, PlainLosses, Weights
-from hexssl.backends.torch_ops import budget, elements, statistics, thresholds
+from hexssl.backends.torch_ops import budget, elements, products, statistics, thresholds
 from hexssl.backends.torch_ops.accumulate import Gradients
 from hexssl.backends.torch_ops.contrast import Found, Threshold, bytes_each, known_limit, spoiled
 from hexssl.backends.torch_ops.elements import Elements, Hard
 from hexssl.backends.torch_ops.job import Job, cosines
 from hexssl.backends.torch_ops.members import Views
-from hexssl.backends.torch_ops.products import HALVES
+from hexssl.backends.torch_ops.rows import Rows
 from hexssl.backends.torch_ops.thresholds import Limit
 from hexssl.backends.torch_ops.whole import cut
 from hexssl.thresholds import Measurement
@@ -51,7 +51,7 @@ def serves(job: Job, threshold: Threshold) -> bool:
     each_has_its_own = isinstance(limit, Tensor) and limit.dim() > 0
     rows = job.anchors.rows
     return (isinstance(job.members, Views) and job.members.views == 2 and job.symmetric and job.plain
-            and not each_has_its_own and rows.dtype not in HALVES
+            and not each_has_its_own
             and rows.shape[0] >= LEAST_TILES * _tile_rows(rows.device) and not torch.compiler.is_compiling())
 
 
@@ -71,9 +71,10 @@ class Tile(NamedTuple):
 class Totals:
     """The class sums of all rows, to which every tile adds its anchors' and those of the rows behind them."""
 
-    def __init__(self, rows: int, like: Tensor, hierarchical: bool) -> None:
-        self.pos = like.new_zeros(rows)
-        self.negatives = like.new_zeros((4 if hierarchical else 1, rows)).unbind()
+    def __init__(self, job: Job, hierarchical: bool) -> None:
+        rows = job.anchors.rows.shape[0]
+        self.pos = job.anchors.rows.new_zeros(rows, dtype=job.dtype)
+        self.negatives = self.pos.new_zeros((4 if hierarchical else 1, rows)).unbind()
 
     def add(self, easy: Tensor, hard: HardSums | None, first: int, last: int) -> None:
         for total, part in zip(self.negatives, (easy, *(hard or ())), strict=True):
@@ -98,7 +99,7 @@ class Tiles:
         length = min(_tile_rows(device), max(budget.LEAST_ROWS, most // of_row), self.period)
         self.spans = [(first, min(first + length, rows)) for first in range(0, rows, length)]
         self.room = most - length * of_row
-        self.totals = Totals(rows, job.anchors.rows, limit is not None)
+        self.totals = Totals(job, limit is not None)
         self.kept: dict[int, Tile] = {}
 
     def first(self, seen: statistics.OnceEach | None, again: bool) -> None:
@@ -164,7 +165,7 @@ def contrast(job: Job, threshold: Threshold, weights: Tensor | None, wanted: boo
     limit = known_limit(job, threshold, chunks, scaled)
     if limit is not None and not isinstance(threshold, Measurement):  # as in `contrast.contrast`
         job = spoiled(job, limit)
-    tiles, seen = Tiles(job, limit, scaled), statistics.OnceEach(rows.shape[0], rows) if see else None
+    tiles, seen = Tiles(job, limit, scaled), statistics.OnceEach(job) if see else None
     tiles.first(seen, wanted)
     assert isinstance(job.inverse, float)
     totals = tiles.totals
@@ -185,17 +186,53 @@ def _gradient(tiles: Tiles, found: PlainLosses, weights: Weights, factor: float)
     Of a tile's pairs of anchors dL/ds is made for the anchor alone and multiplied both ways round, since their other
     halves are in the tile as well; of all others it is the sum for both rows.
     """
-    rows, period = tiles.job.anchors.rows, tiles.period
+    rows, period = tiles.job.anchors, tiles.period
     assert weights.pb is not None
     of_positives = (weights.pb * tiles.totals.pos).view(2, period).sum(0)
-    gradient = torch.zeros_like(rows)
+    gradient = torch.zeros_like(rows.rows, dtype=tiles.job.dtype)
     for first, last, own, rest in tiles.again():
-        anchors, of_anchors, each = rows[first:last], gradient[first:last], weights.gg[first:last, None]
-        coefficients = elements.plain_coefficients(own, cut(found, first, last))
-        of_anchors.addcmul_(coefficients @ anchors, each, value=factor)
-        of_anchors.addmm_(coefficients.t(), anchors * each, alpha=factor)
-        coefficients = elements.shared_coefficients(rest, cut(weights, first, last), cut(weights, last, len(rows)))
+        anchors, keys, each = _span(rows, first, last), _span(rows, last, None), weights.gg[first:last, None]
+        of_anchors, of_keys = gradient[first:last], gradient[last:]
+        coefficients = elements.plain_coefficients(own, cut(found, first, last))  # without the factor `each`
+        of_anchors.addcmul_(_product(coefficients, anchors), each, value=factor)
+        _add(of_anchors, coefficients.t(), _times(anchors, each), factor)
+        if last == 2 * period:
+            break
+        coefficients = elements.shared_coefficients(rest, cut(weights, first, last), cut(weights, last, 2 * period))
         tiles.of_pairs(coefficients, first, last).add_(of_positives[first:last])
-        of_anchors.addmm_(coefficients, rows[last:], alpha=factor)
-        gradient[last:].addmm_(coefficients.t(), anchors, alpha=factor)
+        _add(of_anchors, coefficients, keys, factor)
+        _add(of_keys, coefficients.t(), anchors, factor)
     return gradient
+
+
+def _span(rows: Rows, first: int, last: int | None) -> Rows:
+    """Rows [first, last), with what a product needs of them."""
+    return Rows(rows.rows[first:last], None, factor=None if rows.factor is None else rows.factor[first:last])
+
+
+def _times(rows: Rows, each: Tensor) -> Rows:
+    """Rows times (n, 1) numbers; in half precision these are still to follow."""
+    if rows.rows.dtype in products.HALVES:
+        return rows._replace(factor=each if rows.factor is None else rows.factor * each)
+    return rows._replace(rows=rows.rows * each)
+
+
+def _add(into: Tensor, coefficients: Tensor, rows: Rows, factor: float) -> None:
+    """Adds coefficients times rows times the factor."""
+    if rows.rows.dtype in products.HALVES:
+        into.add_(_product(coefficients, rows), alpha=factor)
+    else:
+        into.addmm_(coefficients, rows.rows, alpha=factor)
+
+
+def _product(coefficients: Tensor, rows: Rows) -> Tensor:
+    """Coefficients times rows. In half precision they are rounded with the rows' factors, and of float16 with what
+    brings those of every sum to its range."""
+    given, dtype = rows.rows, rows.rows.dtype
+    by_row = None if rows.factor is None else rows.factor.t()
+    if dtype != torch.float16:
+        return products.product(products.rounded(coefficients, by_row, dtype), given)
+    if by_row is not None:
+        coefficients = coefficients * by_row
+    scale = products.float16_scale(torch.linalg.vector_norm(coefficients, torch.inf, dim=1), products.LARGEST)[:, None]
+    return products.product(products.rounded(coefficients, scale, dtype), given).div_(scale)
