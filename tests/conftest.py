@@ -78,6 +78,7 @@ ON_ONE_TIER = {
     "test_torch_ops.py": "another backend, against whichever kernels",
     "test_torch_ops_both_ways.py": "another backend, against whichever kernels",
     "test_torch_ops_costs.py": "another backend, counted",
+    "test_torch_ops_two_views.py": "another backend, against whichever kernels",
     "test_torch_ops_values.py": "another backend",
     "test_devices.py": "other backends, against whichever kernels",
     "test_unsupported_tensors.py": "errors before any work",

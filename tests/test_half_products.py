@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hexssl import backends, cross_info_nce, hex_loss, info_nce, reference, similarity_stats, workspace
-from hexssl.backends.torch_ops import operators, products, rows
+from hexssl.backends.torch_ops import operators, products, rows, two_views
 from hexssl.bench import eager_infonce
 from hexssl.problem import Problem, Settings, make_problem, view_problem
 from hexssl.thresholds import Measurement
@@ -89,6 +89,20 @@ def test_chunks(name: str, dtype: torch.dtype) -> None:
     finally:
         workspace.set_budget(None)
     alike(parts, Result(CASES[name], "torch_ops", dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("budget", [None, 3000])
+@pytest.mark.parametrize("name", ["InfoNCE", "fixed", "adaptive", "all hierarchical, floored", "row by row"])
+def test_tiles_of_two_views(name: str, budget: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the anchors among themselves, and of anchors and keys. A coefficient is the sum of two before it is
+    rounded."""
+    monkeypatch.setitem(two_views.TILE_ROWS, "cpu", 5)
+    workspace.set_budget(budget)
+    try:
+        alike(Result(CASES[name], "torch_ops", dtype), Result(CASES[name], "cpu", dtype), dtype)
+    finally:
+        workspace.set_budget(None)
 
 
 @pytest.mark.parametrize("normalized", [True, False])

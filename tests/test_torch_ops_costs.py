@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hexssl import HEXLoss, InfoNCELoss, backends, cross_hex_loss, cross_info_nce, hex_loss, info_nce
+from hexssl.backends.torch_ops import two_views
 from hexssl.bench import eager_infonce
 
 ROWS, COLUMNS = 512, 128
@@ -31,11 +32,15 @@ def _forced() -> Iterator[None]:
 
 
 class Counted(TorchDispatchMode):
-    """Operators that touch data, and bytes of N x N arrays that they take and return, in float32 N x N arrays."""
+    """Operators that touch data, and bytes of N x N arrays, or of parts of them, that they take and return, in float32
+    N x N arrays.
 
-    def __init__(self, rows: int) -> None:
+    columns : of the rows. What has no more elements than the rows have is no part
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        self.elements, self.operators, self.traffic = rows * rows, [], 0.0
+        self.elements, self.most, self.operators, self.traffic = rows * rows, rows * columns, [], 0.0
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operator(*args, **(kwargs or {}))
@@ -43,14 +48,15 @@ class Counted(TorchDispatchMode):
         if name not in VIEWS | MEMORY_ALONE:
             self.operators.append(name)
             large = (each for each in torch.utils._pytree.tree_leaves((args, kwargs, out))
-                     if isinstance(each, Tensor) and each.numel() >= self.elements // 2)
+                     if isinstance(each, Tensor) and each.numel() > self.most)
             self.traffic += sum(each.numel() * each.element_size() for each in large) / (4 * self.elements)
         return out
 
 
-def counted(loss_fn: Callable[..., Tensor], rows: int = ROWS // 2) -> Counted:
-    a, b = (torch.randn(rows, COLUMNS, requires_grad=True) for _ in range(2))
-    with Counted(ROWS) as count:
+def counted(loss_fn: Callable[..., Tensor], rows: int = ROWS // 2, keys: int = ROWS, columns: int = COLUMNS) -> Counted:
+    """rows : of each of two tensors; keys : N"""
+    a, b = (torch.randn(rows, columns, requires_grad=True) for _ in range(2))
+    with Counted(keys, columns) as count:
         loss_fn(a, b).backward()
     return count
 
@@ -72,10 +78,23 @@ def test_operators_and_traffic_of_a_step(name: str) -> None:
     assert count.traffic <= traffic
 
 
+# Most traffic of a step of two views of many rows, which go in tiles; of an adaptive threshold with its measurement.
+MOST_IN_TILES = {"InfoNCE": 5.6, "fixed": 16, "adaptive": 18, "adaptive-negatives": 18}
+
+
+@pytest.mark.parametrize("name", MOST_IN_TILES)
+def test_traffic_in_tiles(name: str) -> None:
+    """Of so few columns that the least tile, of anchors among themselves, has more elements than the rows."""
+    rows, columns, tile = 2048, 4, two_views.TILE_ROWS["cpu"]
+    assert two_views.LEAST_TILES * tile <= rows and rows * columns < tile * tile
+    count = counted(MOST[name][2], rows // 2, rows, columns)
+    assert count.traffic <= MOST_IN_TILES[name]
+
+
 # The same of both directions between two tensors of ROWS rows. Two losses: 12 and 40, and six products.
 MOST_OF_BOTH = {
     "InfoNCE": (11, lambda a, b: cross_info_nce(a, b, symmetric=True)),
-    "fixed": (33, lambda a, b: cross_hex_loss(a, b, threshold=0.2, symmetric=True)),
+    "fixed": (32, lambda a, b: cross_hex_loss(a, b, threshold=0.2, symmetric=True)),
 }
 
 

@@ -13,6 +13,7 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
     accumulate.py from dL/ds to gradients by the rows
     whole.py      what chunks leave behind
     contrast.py   all chunks
+    two_views.py  the same of two views of many rows, whose pairs are computed once
     direction.py  the sums, losses and weights of one direction of a symmetric loss
     both_ways.py  all chunks of both directions
     measure.py    statistics of rows
