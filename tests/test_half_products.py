@@ -20,7 +20,7 @@ from test_hex_loss import (  # noqa: F401
     test_rows_of_zeros,
     test_what_is_not_finite_spreads,
 )
-from test_torch_ops import CASES, Result, drawn_inputs
+from test_torch_ops import CASES, B, Result, drawn_inputs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy, normalize
@@ -98,6 +98,7 @@ def test_tiles_of_two_views(name: str, budget: int | None, dtype: torch.dtype, m
     """Those of the anchors among themselves, and of anchors and keys. A coefficient is the sum of two before it is
     rounded."""
     monkeypatch.setitem(two_views.TILE_ROWS, "cpu", 5)
+    assert 5 * two_views.LEAST_TILES <= 2 * B
     workspace.set_budget(budget)
     try:
         alike(Result(CASES[name], "torch_ops", dtype), Result(CASES[name], "cpu", dtype), dtype)

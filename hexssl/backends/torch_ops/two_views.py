@@ -3,8 +3,8 @@
 The keys are the anchors, so that the cosine of rows i and j is that of j and i. A tile is a span of anchors among
 themselves, and among the rows behind them; what its anchors have among the rows before them was made in the tiles of
 those. A row's sums are therefore known after all tiles, and the gradients are made in a second visit, of one matrix of
-coefficients for both rows of a pair. That halves the exponentials and the cosines and takes one product from the
-gradients, but there are many tiles and so many operators: a small problem is faster in one piece (`contrast`).
+coefficients for both rows of a pair. That leaves half the cosines and exponentials, and half the multiplications of
+all products; but tiles are many, with operators of their own, and few rows gain nothing by them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from hexssl.backends.torch_ops.thresholds import Limit
 from hexssl.backends.torch_ops.whole import cut
 from hexssl.thresholds import Measurement
 
-# Anchors of a tile. On the CPU its elements then stay in the caches; on other devices, where this was never timed, an
-# operator works longer on a tile of 8192 rows than it takes to start.
+# Anchors of a tile. On the CPU its elements then stay in the caches. Other devices, where this was never timed, should
+# work longer on an operator than it takes to start.
 TILE_ROWS = {"cpu": 128}
 OTHER_TILE_ROWS = 1024
-LEAST_TILES = 8  # with fewer, the pairs within tiles, which are computed twice, and the operators cost what is saved
+LEAST_TILES = 8  # of fewer, too large a part is pairs of anchors of one tile, which are computed twice
 
 
 def _tile_rows(device: torch.device) -> int:
