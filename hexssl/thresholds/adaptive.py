@@ -8,7 +8,7 @@ from torch import Tensor
 from hexssl import validation
 from hexssl.groups import Ranks
 from hexssl.thresholds.base import QUANTILE, Measurement, Threshold, check_per, check_sync, inf_if_undefined, needs_time
-from hexssl.thresholds.buffers import scalar
+from hexssl.thresholds.buffers import put, scalar
 
 
 class AdaptiveThreshold(Threshold):
@@ -117,9 +117,9 @@ class AdaptiveThreshold(Threshold):
         if self.momentum is not None:
             average = torch.where(self.average.isnan(), mean_quantile,
                                   torch.lerp(mean_quantile, self.average, self.momentum))
-            self.average.copy_(torch.where(average.isnan(), self.average, average))
+            put(self.average, torch.where(average.isnan(), self.average, average))
         if self.monotone:
-            self.lowest.copy_(self._bounded(self._averaged(mean_quantile)))
+            put(self.lowest, self._bounded(self._averaged(mean_quantile)))
 
     def decide(self, row_stats: Tensor | None, mean_quantile: Tensor | None) -> Tensor | None:
         if self._warming:

@@ -63,3 +63,9 @@ def scalar(value: float) -> Tensor:
     """A 0-d tensor for a buffer, on the default device."""
     # torch.get_default_device() would break a graph that torch.compile makes; an empty tensor's device does not.
     return widest(torch.tensor(value, dtype=torch.float64, device="cpu"), torch.empty(0).device)
+
+
+def put(buffer: Tensor, value: Tensor) -> None:
+    """Write a number into a 0-d buffer, through a view of one dimension: in a step that torch 2.13 compiles, writes to
+    0-d float64 tensors on the CPU are lost once the batch size has changed."""
+    buffer.view(1).copy_(value.view(1))
