@@ -17,7 +17,7 @@ from hexssl import dtypes
 from hexssl.groups import Group
 
 NUMBERS = 16  # int64 that a rank tells the others of its batch
-_IN_GRAPH = 24  # float64 that it tells in a graph of torch.compile
+NUMBERS_IN_GRAPH = 40  # float64 that it tells in a graph of torch.compile
 _ALIGNMENT = 8  # bytes: where a block of rows begins in a message, so that it can be read in place
 _ALONG, _FINE = -1, 0  # how a rank is, before its numbers; from 1 on an error
 _ERRORS = (ValueError, TypeError, NotImplementedError, RuntimeError)
@@ -65,10 +65,10 @@ def tell(group: Group, numbers: Sequence[int] | None) -> list[list[int] | None]:
 def assert_alike(group: Group, numbers: Sequence[float], message: str, device: torch.device) -> None:
     """In a graph, in place of `tell`: when it runs, a RuntimeError on all ranks unless all have said the same numbers,
     the first of which is above 0."""
-    filled = [*numbers, *[0.0] * (_IN_GRAPH - len(numbers))]
-    assert len(filled) == _IN_GRAPH
+    filled = [*numbers, *[0.0] * (NUMBERS_IN_GRAPH - len(numbers))]
+    assert len(filled) == NUMBERS_IN_GRAPH
     own = torch.tensor(filled, dtype=torch.float64, device=device)
-    everyone = own.new_empty(group.size * _IN_GRAPH)
+    everyone = own.new_empty(group.size * NUMBERS_IN_GRAPH)
     all_gather(group, everyone, own)
     torch._assert_async((everyone.view(group.size, -1) == own).all() & (own[0] > 0), message)
 
@@ -174,8 +174,9 @@ def _gather(group: Group, blocks: Sequence[Block]) -> list[Tensor]:
     longest = max(begin[-1] for begin in begins)
     message = torch.zeros(longest, dtype=torch.uint8, device=first.device)
     for block, begin in zip(blocks, begins[group.rank], strict=False):
-        as_bytes = block.rows.detach().contiguous().view(-1).view(torch.uint8)
-        message[begin : begin + as_bytes.numel()] = as_bytes
+        if block.rows.shape[0] > 0:  # of none the strides may be any
+            as_bytes = block.rows.detach().contiguous().view(-1).view(torch.uint8)
+            message[begin : begin + as_bytes.numel()] = as_bytes
     everything = message.new_empty(group.size * longest)
     if longest:
         all_gather(group, everything, message)

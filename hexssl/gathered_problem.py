@@ -133,7 +133,8 @@ def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool
 
 def _alike_in_graph(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
                     group: Group) -> list[float]:
-    """As `Told.alike`, but for what changes with the epoch: the graph would be of one epoch alone."""
+    """As `Told.alike`, but for what changes with the epoch: the graph would be of one epoch alone. Words stand for
+    numbers, which the compiler can make of them."""
     problem = local.problem
     keys = problem.anchors if problem.keys is None else problem.keys
     plain = _plain(settings)
@@ -144,14 +145,22 @@ def _alike_in_graph(local: Local, settings: Settings, threshold: Any, statistics
                validation.REDUCTIONS[plain.reduction], statistics]
     if isinstance(threshold, Threshold):
         wanted = threshold.measures()
-        numbers += [2.0, threshold.pools(group)]
-        if wanted is not None:
-            numbers += [-1.0 if wanted.quantile is None else wanted.quantile, validation.ROWS[wanted.rows]]
+        numbers += [2.0, threshold.pools(group), _number(type(threshold).__qualname__)]
+        numbers += [-1.0, -1.0] if wanted is None else [_number(wanted.quantile), _number(wanted.rows)]
+        numbers += [_number(value) for value in threshold.alike()]
     elif threshold is None:
         numbers += [3.0]
     else:
         numbers += [4.0, threshold.dim()] if isinstance(threshold, Tensor) else [5.0, threshold]
     return [float(number) for number in numbers]
+
+
+def _number(value: float | str | bool | None) -> float:
+    if value is None:
+        return -1e300
+    if isinstance(value, str):
+        return float(sum((place + 1) * ord(letter) for place, letter in enumerate(value)))
+    return float(value)
 
 
 def _who(problem: Problem, local: Local, both_ways: bool) -> int:

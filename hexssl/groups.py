@@ -21,6 +21,12 @@ _ACCEPTED = ("False, True (the default process group), a torch.distributed.Proce
 _RINGS = "; or, for keys that pass round in a ring, 'ring' (the default process group) or a hexssl.distributed.Ring"
 
 
+def _is_mesh(value: Any) -> bool:
+    if distributed.is_available() and isinstance(value, distributed.ProcessGroup):
+        return False  # before what torch.compile cannot ask a process group
+    return hasattr(value, "get_group") and hasattr(value, "mesh_dim_names")
+
+
 class Ring:
     """Ranks round which the keys of a loss with `gather` pass, one rank's at a time, so that no rank ever has all.
 
@@ -75,13 +81,14 @@ class Group:
         self.given = given
         self.ring = given == "ring" if isinstance(given, str) else isinstance(given, Ring)
         self._ranks: Any = given.group if isinstance(given, Ring) else True if self.ring else given
+        self._mesh = _is_mesh(self._ranks)
 
     @property
     def process_group(self) -> Any:
         """What collective calls take; None is the default group."""
         if self._ranks is True:
             return None
-        return self._ranks.get_group() if _is_mesh(self._ranks) else self._ranks
+        return self._ranks.get_group() if self._mesh else self._ranks
 
     @property
     def size(self) -> int:
@@ -168,7 +175,3 @@ def group_of(name: str, value: Any, also: str = "", rings: bool = False) -> Grou
     if group.rank < 0:
         raise ValueError(f"{name}: got a process group that this process is not in; accepted: {accepted}")
     return group
-
-
-def _is_mesh(value: Any) -> bool:
-    return hasattr(value, "get_group") and hasattr(value, "mesh_dim_names")

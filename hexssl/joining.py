@@ -39,6 +39,9 @@ class JoinableLoss(Joinable):
     criteria : losses with `gather`
         All that an iteration calls, each once, in this order, in training mode, with one backward for all. Their group
         must be another than the model's, of the same ranks: a rank that has ended makes the calls of both side by side.
+    queues : sequence of FeatureQueue
+        Those with `gather` that an iteration pushes to, each once, in this order, after the backward. Their group is
+        that of the losses, or another of its kind.
 
     Raises
     ------
@@ -63,6 +66,8 @@ class JoinableLoss(Joinable):
             if not isinstance(criterion, Criterion):
                 validation.refuse_type("criteria", criterion, "losses of hexssl")
             _check_group("criteria", criterion._gather, model)
+        if not isinstance(queues, Sequence):
+            validation.refuse_type("queues", queues, "a sequence of FeatureQueue")
         for queue in queues:
             if not isinstance(queue, FeatureQueue):
                 validation.refuse_type("queues", queue, "a FeatureQueue of hexssl")

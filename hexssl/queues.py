@@ -97,7 +97,8 @@ class FeatureQueue(HeldTensors):
 
         Parameters
         ----------
-        rows : (B, dim) floating-point tensor on the queue's device, any B >= 1; of several ranks any B >= 0
+        rows : (B, dim) floating-point tensor on the queue's device, any B >= 1; of several ranks any B >= 0, but under
+            ``torch.compile``
             Held without gradient, in the queue's dtype. Of more than `size` rows the last are kept.
         labels : (B,) integer tensor; given exactly where the queue keeps labels
 
@@ -136,14 +137,16 @@ class FeatureQueue(HeldTensors):
         return self._of_all(group, rows, labels, exchange.tell(group, self._told(rows)))
 
     def _told(self, rows: Tensor) -> list[int]:
-        return [rows.shape[0], validation.FLOATING.index(rows.dtype), self.size, self.stored_labels is not None]
+        return [rows.shape[0], validation.FLOATING.index(rows.dtype), self.dim, self.size,
+                self.stored_labels is not None]
 
     def _of_all(self, group: Group, rows: Tensor, labels: Tensor | None,
                 heard: list[list[int] | None]) -> tuple[Tensor, Tensor | None]:
         """heard : what each rank has told; None: it has no rows, whatever the others have"""
         there = [said for said in heard if said is not None]
-        for place, words in enumerate(("rows: got several dtypes", "push: got queues of several sizes",
-                                       "labels: got queues with and without them"), start=1):
+        for place, words in enumerate(("rows: got several dtypes", "push: got queues of several numbers of columns",
+                                       "push: got queues of several sizes", "labels: got queues with and without them"),
+                                      start=1):
             if any(said[place] != there[0][place] for said in there):
                 raise ValueError(f"{words} on the ranks; accepted: the same on every rank")
         counts = [0 if said is None else said[0] for said in heard]

@@ -34,6 +34,7 @@ DENOMINATORS = {"all": 0, "own": 1, "negatives": 2}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 ROWS = {"all": False, "negatives": True}
 
+
 class _AmongRanks(threading.local):  # torch.compile can trace that, but no ContextVar
     def __init__(self) -> None:  # in every thread; a default of the class would be another guard of a graph
         self.now = False

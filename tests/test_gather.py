@@ -89,6 +89,7 @@ def crossed(how: str, function: bool = False, loss: Any = None, **settings: Any)
         embeddings, who = {
             "pairs": ([a, b], {}), "more keys": ([a, torch.cat((b, more))], {}),
             "labels": ([a, torch.cat((b, more))], {"labels": labels, "key_labels": both}),
+            "arrays": ([a, torch.cat((b, more))], {"labels": labels.numpy(), "key_labels": both.numpy()}),
             "oneself": ([a, a], {"labels": labels, "self_offset": 0}),
             "oneself among": ([a, torch.cat((a, more))], {"labels": labels, "key_labels": both, "self_offset": 0}),
             "paired": ([a, more], {"paired": b}), "oneself paired": ([a, a], {"paired": b, "self_offset": 0}),
@@ -132,7 +133,7 @@ CASES: dict[str, Case] = {
     "info_nce": of_views(loss=INFO_NCE), "info_nce function": of_views(loss=INFO_NCE, function=True),
     "regularized": regularized,
     **{how: crossed(how, threshold=lambda: AdaptiveThreshold(0.7, rows="negatives"), function=index % 2 == 0)
-       for index, how in enumerate(("pairs", "more keys", "labels", "oneself", "oneself among", "paired",
+       for index, how in enumerate(("pairs", "more keys", "labels", "arrays", "oneself", "oneself among", "paired",
                                     "oneself paired", "paired labels", "queue", "labelled queue", "relation",
                                     "no gradient"))},
     **{f"both ways, {how}": crossed(how, symmetric=True, threshold=threshold, function=index % 2 == 0)

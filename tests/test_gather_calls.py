@@ -260,6 +260,8 @@ REFUSED |= {
         "gather: got other settings"),
     "a queue's columns": (lambda: FeatureQueue(9, 4).push(torch.ones(rank(), 4 + (rank() == 3))), ValueError,
                           r"rows: got .* accepted: the queue's 4 columns .* \(rank 3 of 4\)"),
+    "queues of two widths": (lambda: FeatureQueue(9, 4 + (rank() == 1)).push(torch.ones(2, 4 + (rank() == 1))),
+                             ValueError, "push: got queues of several numbers of columns"),
     "a queue's rows in two dtypes": (lambda: FeatureQueue(9, 4).push(views(4, dtype=(
         torch.float16 if rank() == 1 else torch.bfloat16))[0]), ValueError, "rows: got several dtypes on the ranks"),
     "queues of two sizes": (lambda: FeatureQueue(9 + (rank() == 1), 4).push(torch.ones(2, 4)), ValueError,

@@ -15,10 +15,13 @@ from ranks import fixture_of, in_step, in_turn, rank
 from test_compiled_training import EPOCHS, SIZES, THRESHOLDS
 from test_gather import CASES, outcome, part
 from torch import Tensor, distributed, nn
+from torch._dynamo.backends.debugging import aot_eager
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import normalize
 
 from hexssl import CrossHEXLoss, FeatureQueue, HEXLoss, LogTemperature, backends, hex_loss, similarity_stats
 from hexssl.gathered_problem import _IN_GRAPH
+from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
 RANKS = 2
 COMPILED = ("low quantile", "moments", "rows", "own", "single losses", "info_nce function", "regularized", "labels",
@@ -28,7 +31,7 @@ TRAINED = ("warm-up, average", "schedule")
 
 def everything() -> dict[str, Any]:
     warnings.simplefilter("ignore")  # of thresholds that find no hierarchical negative, in every fourth case
-    return in_turn(cases, elsewhere, trained, differing, ring, statistics)
+    return in_turn(cases, elsewhere, trained, differing, ring, changing, statistics)
 
 
 two = fixture_of(everything, RANKS)
@@ -39,12 +42,12 @@ def compiled(loss: Any, backend: str = "aot_eager") -> Any:
     return torch.compile(loss, fullgraph=True, backend=backend)
 
 
-def both(name: str, how: Callable[[Any], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def both(name: str, how: Callable[[Any], Any], gather: Any = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """The outcome of a case as it comes, and compiled."""
     expected = outcome(CASES[name], part([3] * RANKS, rank()), True)
     test_gather.called = how
     try:
-        return expected, outcome(CASES[name], part([3] * RANKS, rank()), True)
+        return expected, outcome(CASES[name], part([3] * RANKS, rank()), gather)
     finally:
         test_gather.called = lambda loss: loss
 
@@ -54,12 +57,15 @@ def cases() -> dict[str, Any]:
 
 
 def elsewhere() -> dict[str, Any]:
-    """Computed by torch's operations; and compiled to code."""
+    """Computed by torch's operations; compiled to code; of a group or a mesh."""
     found = {}
     for name in ("low quantile", "both ways, pairs"):
         with backends.forced("torch_ops"):
             found[f"{name}, torch_ops"] = both(name, compiled)
     found["inductor"] = both("low quantile", lambda loss: compiled(loss, "inductor"))
+    for name in ("low quantile", "info_nce function"):
+        found[f"{name}, group"] = both(name, compiled, distributed.new_group())
+        found[f"{name}, mesh"] = both(name, compiled, init_device_mesh("cpu", (RANKS,)))
     return found
 
 
@@ -88,9 +94,9 @@ def trained() -> dict[str, Any]:
     for name in TRAINED:
         graphs = []
 
-        def counted(graph: Any, _: Any, graphs: list[Any] = graphs) -> Any:
+        def counted(graph: Any, inputs: Any, graphs: list[Any] = graphs) -> Any:
             graphs.append(graph)
-            return graph
+            return aot_eager(graph, inputs)
 
         torch._dynamo.reset()
         eager = Training(THRESHOLDS[name]())
@@ -133,6 +139,15 @@ def differing() -> dict[str, Any]:
                         "kinds": ({"threshold": None}, {"threshold": "adaptive-negatives"})}.items():
         calls[name] = lambda run: run(*rows(1, 2, 4, 3).float())
         losses[name] = lambda *z, forms=forms: hex_loss(*z, **forms[rank()], gather=True)
+    for name, make in {
+        "fixed": lambda: FixedThreshold(0.1 + rank()), "momentum": lambda: AdaptiveThreshold(momentum=0.5 + rank() / 4),
+        "monotone": lambda: AdaptiveThreshold(monotone=rank() == 1), "k": lambda: MeanStdThreshold(1 + rank()),
+        "classes": lambda: AdaptiveThreshold() if rank() else FixedThreshold(0.2),
+    }.items():
+        calls[name] = lambda run: run(*rows(1, 2, 4, 3).float())
+        losses[name] = HEXLoss(threshold=make(), gather=True)
+    calls["pushes"] = lambda push: push(torch.ones(2 + rank(), 5))
+    losses["pushes"] = FeatureQueue(16, 5).push
     found = {}
     for name, call in calls.items():
         for backend in ("aot_eager", "inductor") if name == "rows" else ("aot_eager",):
@@ -153,6 +168,21 @@ def ring() -> dict[str, Any]:
         test_gather.called = lambda loss: torch.compile(loss, backend="aot_eager")
         found[str(layout)] = expected, outcome(CASES["low quantile"], batch, "ring")
         test_gather.called = lambda loss: loss
+    return found
+
+
+def changing() -> Any:
+    """A setting that changes on all ranks; and an evaluation by rank 0 alone."""
+    criterion = HEXLoss(threshold=0.1, gather=True)
+    run, views, found = compiled(criterion), rows(1, 2, 4, 3), []
+    for beta in (1.0, 2.0):
+        criterion.beta = beta
+        found.append((criterion(*views), run(*views)))
+    criterion.eval()
+    if rank() == 0:
+        found.append((hex_loss(*views, threshold=0.1, beta=2.0), run(*views)))
+        with torch.no_grad():
+            found.append((found[-1][0], run(*views)))
     return found
 
 
@@ -194,13 +224,23 @@ def test_twenty_epochs_with_batches_of_several_sizes(two, name):
 def test_ranks_that_differ_are_refused_on_all_of_them(two):
     for results in two:
         for how, message in results["differing"].items():
-            assert message.startswith(_IN_GRAPH), (how, message)
+            if how == ("pushes", "aot_eager"):
+                assert message.startswith("rows, labels: got different shapes or dtypes on the ranks"), message
+            else:
+                assert message.startswith(_IN_GRAPH), (how, message)
 
 
 def test_a_ring_breaks_the_graph(two):
     for results in two:
         for outcomes in results["ring"].values():
             compare(*outcomes)
+
+
+def test_settings_and_modes_change(two):
+    assert [len(results["changing"]) for results in two] == [4, 2]
+    for results in two:
+        for expected, found in results["changing"]:
+            assert_close(found, expected, EXACT)
 
 
 def test_statistics_of_all_ranks(two):

@@ -304,7 +304,7 @@ def queued() -> dict[str, Any]:
             loss = criterion(query, key, queue.rows)
             loss.backward()
             losses.append(loss.detach())
-        queue.push(key, batch.labels)
+        queue.push(key, batch.labels.tolist())
     return {"losses": losses, "gradient": model.weight.grad, "labels": queue.labels}
 
 

@@ -38,7 +38,8 @@ class Threshold(WideBuffers):
     """Base of all thresholds. A new one overrides `measures` and `decide`.
 
     One with running values has them as buffers and changes them in `follow`, or in `decide` if they are to follow in
-    evaluation too; one that is to be the same on all ranks overrides `pool`.
+    evaluation too; one that is to be the same on all ranks overrides `pool`. For ``torch.compile`` let such a buffer
+    have one dimension: torch 2.13 loses writes to 0-d float64 tensors on the CPU once the batch size has changed.
 
     Epoch and step are plain ints (in ``state_dict`` as one int64 tensor of both, -1 for none); what follows from them
     is worked out in `set_epoch` and `set_step`, so that nothing recompiles from one to the next. Floating-point buffers
@@ -164,7 +165,10 @@ class Threshold(WideBuffers):
         """Let running values follow this batch; called before `decide`, in training alone. Here: there are none."""
 
     def alike(self) -> tuple[float | str | bool | None, ...]:
-        """What ranks that gather must have alike, beside the class and what `measures` returns. Here: nothing."""
+        """What ranks that gather must have alike, beside the class and what `measures` returns. Here: nothing.
+
+        While ``torch.compile`` makes a graph, nothing that changes with the epoch: the graph would be of one epoch.
+        """
         return ()
 
     def is_mean_quantile(self) -> bool:

@@ -60,7 +60,7 @@ class _Scheduled(Threshold):
             raise needs_time(self, f"{self._name}={self._schedule}")
 
     def alike(self) -> tuple[float | str | bool | None, ...]:
-        return self._value, self.per
+        return None if self._schedule is not None and torch.compiler.is_compiling() else self._value, self.per
 
     def extra_repr(self) -> str:
         value = self._value if self._schedule is None else self._schedule
