@@ -265,6 +265,40 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
 hex_status hex_contrast_backward(const hex_problem *problem, const hex_settings *settings, const double *grad,
                                  const double *row_state, int64_t token, const hex_gradients *gradients);
 
+/* --- losses whose keys come in blocks --- */
+
+/* What anchors have seen so far of keys that are never all there at once. It is opaque to callers. */
+enum { HEX_PART_ROW = 15, HEX_PART_BATCH = 7 };
+typedef struct {
+    double *rows;  /* (M, HEX_PART_ROW) */
+    double *batch; /* (HEX_PART_BATCH,) */
+} hex_part;
+
+/* NULL, or what is wrong, as hex_check: for hex_contrast_part, and for hex_contrast_finish of so many anchors. */
+const char *hex_check_part(const hex_problem *problem, const hex_settings *settings);
+const char *hex_check_finish(int64_t anchors, const hex_settings *settings);
+
+/* A block of the keys, of any size. Nothing is kept.
+ *
+ * - problem: the anchors and the keys of this block. Paired positives belong to one of the blocks.
+ * - settings: the same for all blocks. The reduction is not looked at.
+ * - statistics: they are wanted, of every block or of none.
+ * - before: what earlier blocks of the same anchors have left; NULL: there are none.
+ * - part: that, and this block. It may be `before`. */
+hex_status hex_contrast_part(const hex_problem *problem, const hex_settings *settings, bool statistics,
+                             const hex_part *before, const hex_part *part);
+
+/* The losses after the last block. hex_contrast_backward of each block's problem, with token 0, then has the block's
+ * keys' gradient, and a part of the others, which add up over the blocks. Its settings have HEX_REDUCTION_NONE.
+ *
+ * - keys: how many there are in all blocks.
+ * - losses: (M,).
+ * - direct: (M,) dLoss/dtemperature by what is of no key, which the blocks' gradients leave out.
+ * - batch_stats: (HEX_BATCH_STATS,); NULL: not wanted.
+ * - row_state: (M, HEX_ROW_STATE), the same for all blocks. */
+void hex_contrast_finish(const hex_settings *settings, int64_t anchors, int64_t keys, const hex_part *part,
+                         double *losses, double *direct, double *batch_stats, double *row_state);
+
 /* --- the naive oracle --- */
 
 /* The same values in plain loops (reference/), slowly, on the caller's thread. There is no token and no row state:

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 ROW_STATS: int  # these of csrc/hex.h
 BATCH_STATS: int
 ROW_STATE: int
+PART_ROW: int
+PART_BATCH: int
 WANT_QUANTILE: int
 WANT_MOMENTS: int
 DEFAULT_BUDGET: int

@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from hexssl import dtypes, exchange, passing, validation
+from hexssl import backends, dtypes, exchange, passing, validation
 from hexssl.exchange import Block
 from hexssl.groups import Group
 from hexssl.problem import Problem, Settings, other_way
@@ -172,10 +172,13 @@ def _who(problem: Problem, local: Local, both_ways: bool) -> int:
     return sum(bit << place for place, bit in enumerate(bits)) + (views << _WHO_BITS)
 
 
-def _ring_wishes(group: Group, problem: Problem, settings: Settings) -> tuple[bool, ...]:
-    """Whether what is no row of a key wants a gradient: the keys of a ring go round in backward for that, too."""
-    given = (problem.paired, settings.temperature) if group.ring else ()
-    return tuple(isinstance(each, Tensor) and each.requires_grad for each in given)
+def _ring_wishes(group: Group, problem: Problem, settings: Settings) -> tuple[Any, ...]:
+    """Whether what is no row of a key wants a gradient, as the keys of a ring go round in backward for that, too; and
+    who computes, which decides what kind of gradients follow them."""
+    if not group.ring:
+        return ()
+    wishes = (isinstance(each, Tensor) and each.requires_grad for each in (problem.paired, settings.temperature))
+    return *wishes, backends.by_blocks(problem, settings).__name__
 
 
 def _plain(settings: Settings) -> Settings:

@@ -22,6 +22,7 @@ from hexssl.core import _C
 from hexssl.dtypes import FLOATING
 
 ROW_STATS, BATCH_STATS, ROW_STATE = _C.ROW_STATS, _C.BATCH_STATS, _C.ROW_STATE
+PART_ROW, PART_BATCH = _C.PART_ROW, _C.PART_BATCH
 WANT_QUANTILE, WANT_MOMENTS = _C.WANT_QUANTILE, _C.WANT_MOMENTS
 
 
@@ -42,6 +43,7 @@ class ContrastSettings(NamedTuple):
     reduction: int
 
 
+FORM = 5  # the first of `ContrastSettings` that says how a loss is made of sums
 NO_REDUCTION = 0  # of `ContrastSettings.reduction`
 
 
@@ -95,6 +97,8 @@ op_contrast_backward = interruptible(torch.ops.hexssl.contrast_backward.default)
 op_contrast_plain = torch.ops.hexssl.contrast.default
 op_contrast_no_grad = torch.ops.hexssl.contrast_no_grad.default  # as the one above, its caller asks for signals
 op_contrast_backward_no_grad = interruptible(torch.ops.hexssl.contrast_backward_no_grad.default)
+op_contrast_part = interruptible(torch.ops.hexssl.contrast_part.default)
+op_contrast_finish = torch.ops.hexssl.contrast_finish.default  # too short to be interrupted
 
 
 def _check(anchors: Tensor, keys: Tensor, paired: Tensor | None, labels: Tensor, key_labels: Tensor,
@@ -169,6 +173,24 @@ def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, pa
     return _gradients((anchors, keys, paired, temperature), (need_anchors, need_keys, need_paired, need_temperature))
 
 
+@torch.library.register_fake("hexssl::contrast_part")
+def _contrast_part_fake(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_labels: Tensor,
+                        relation: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    _check(anchors, keys, paired, labels, key_labels, relation)
+    return (anchors.new_empty((anchors.shape[0], PART_ROW), dtype=torch.float64),
+            anchors.new_empty((PART_BATCH,), dtype=torch.float64))
+
+
+@torch.library.register_fake("hexssl::contrast_finish")
+def _contrast_finish_fake(rows: Tensor, batch: Tensor, threshold: Tensor, temperature: Tensor, keys: int, beta: float,
+                          tau_plus: float, local_weight: float, formulation: int, positives: int, denominator: int,
+                          reduction: int, statistics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch._check(rows.dim() == 2, lambda: "hexssl: rows must have two dimensions")
+    anchors = rows.shape[0]
+    return (rows.new_empty((anchors,)), rows.new_empty((anchors,)),
+            rows.new_empty((BATCH_STATS if statistics else 0,)), rows.new_empty((anchors, ROW_STATE)))
+
+
 _EMBEDDINGS_AND_TEMPERATURE = (0, 1, 2, 7)  # among the inputs of contrast
 
 
@@ -237,6 +259,9 @@ class _OfTheRest(Function):
 _NO_DERIVATIVE = {
     "hexssl::measure": "hexssl::measure: by definition its statistics carry no gradient; give it detached tensors",
     "hexssl::contrast_backward": derivatives.SECOND,
+    **dict.fromkeys(("hexssl::contrast_part", "hexssl::contrast_finish"),
+                    "the gradients of a loss whose keys come in blocks are those that hexssl::contrast_backward has of "
+                    "each block, with the state of rows of hexssl::contrast_finish"),
 }
 
 
@@ -260,7 +285,7 @@ def _register_derivative(operator: Any) -> None:
 
 
 _derivatives = torch.library.Library("hexssl", "FRAGMENT")  # what it registered ends with it
-for _name in ("measure", "contrast", "contrast_backward"):
+for _name in ("measure", "contrast", "contrast_backward", "contrast_part", "contrast_finish"):
     _register_derivative(getattr(torch.ops.hexssl, _name).default)
 
 

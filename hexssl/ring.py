@@ -6,27 +6,27 @@ A rank computes with a block of keys, that of one rank, while the next one comes
     once    for the sums of which losses are made, and, where every positive has a denominator of its own, once more
     once    in backward, and what the ranks add to their gradient follows them home
 
-The computation of a block is in `hexssl.backends.torch_ops.partial`, the sending in `hexssl.passing`.
+A block's losses are computed by a backend (`hexssl.backends.by_blocks`), a measured threshold by torch's operations
+(`hexssl.backends.torch_ops.partial`); `hexssl.passing` sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hexssl import passing, validation
-from hexssl.backends import row_loss
-from hexssl.backends.torch_ops import function, partial
-from hexssl.backends.torch_ops import job as jobs
-from hexssl.backends.torch_ops.accumulate import Gradients, Wanted
+from hexssl import backends, passing, validation
+from hexssl.backends.torch_ops import blocks, partial
+from hexssl.backends.torch_ops.accumulate import Wanted
 from hexssl.backends.torch_ops.job import Job
 from hexssl.backends.torch_ops.measure import mean_quantile
-from hexssl.backends.torch_ops.partial import Contrasted, Finished
+from hexssl.backends.torch_ops.rows import computed_in
 from hexssl.core import NO_TOKEN
 from hexssl.devices import widest_dtype
 from hexssl.dtypes import full_precision
@@ -71,16 +71,12 @@ class Round(NamedTuple):
         ends = list(accumulate(self.counts, initial=0))
         return ends[owner], ends[owner + 1]
 
-    def jobs(self, settings: Settings) -> Iterator[tuple[int, Job | None]]:
-        """Every block as it passes by, made ready, and whose it is; None where there is nothing to compute."""
-        first: Job | None = None
+    def problems(self) -> Iterator[tuple[int, Problem | None]]:
+        """Every block as it passes by, this rank's own first, and whose it is; None where there is nothing to compute.
+        """
         for owner, rows in passing.blocks(self.group, self.keys(), self.counts):
-            job = None
-            if self.own.anchors.shape[0] > 0 and (first is None or rows.shape[0] > 0):
-                problem = self.block(owner, rows)
-                job = jobs.make(problem, settings, block=True) if first is None else jobs.beside(first, problem)
-                first = first or job
-            yield owner, job
+            some = self.own.anchors.shape[0] > 0 and (owner == self.group.rank or rows.shape[0] > 0)
+            yield owner, self.block(owner, rows) if some else None
 
 
 class _Backend:
@@ -96,8 +92,13 @@ class _Backend:
         found = partial.Measured(quantile, sum(around.counts))
         without = around._replace(own=around.own._replace(paired=None))
         with torch.no_grad(), full_precision(anchors.device):
-            for owner, job in without.jobs(settings):
-                if job is not None and around.counts[owner] > 0:
+            first: Job | None = None
+            for owner, block in without.problems():
+                if block is None:
+                    continue
+                job = blocks.ready(block, settings, first)
+                first = first or job
+                if around.counts[owner] > 0:
                     found.add(job, rows == "negatives", moments)
             if anchors.shape[0] == 0:
                 none = anchors.new_zeros((0, 6), dtype=widest_dtype(anchors.device))
@@ -107,6 +108,9 @@ class _Backend:
 
 
 class _Call(NamedTuple):
+    """backend : who computes the blocks, see `hexssl.backends`"""
+
+    backend: ModuleType
     around: Round
     settings: Settings
     threshold: float | Tensor | None
@@ -120,7 +124,7 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor | None,
                 call: _Call) -> tuple[Tensor, Tensor]:
         with full_precision(anchors.device):
-            losses, seen, finished = _forward(call)
+            losses, seen, state = _forward(call)
         who = call.around.own
         # saved by torch, which says so if one of them is changed before backward
         ctx.save_for_backward(anchors, keys, paired, temperature, who.labels, who.key_labels, who.relation,
@@ -128,7 +132,7 @@ class _Loss(torch.autograd.Function):
         bare = who._replace(anchors=anchors.new_empty(0), keys=None, paired=None, labels=None, key_labels=None,
                             relation=None)
         ctx.call = call._replace(around=call.around._replace(own=bare, key_labels=None))
-        ctx.finished = finished
+        ctx.state = state
         ctx.mark_non_differentiable(seen)
         return losses, seen
 
@@ -136,117 +140,49 @@ class _Loss(torch.autograd.Function):
     @once_differentiable  # the sum over the ranks has no graph: a second derivative would lack the other ranks
     def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         anchors, keys, paired, temperature, labels, key_labels, relation, all_labels = ctx.saved_tensors
-        call, inputs = ctx.call, (anchors, keys, paired, temperature)
+        call = ctx.call
         who = call.around.own._replace(anchors=anchors, keys=keys, paired=paired, labels=labels, key_labels=key_labels,
                                        relation=relation)
         settings = call.settings if temperature is None else call.settings._replace(temperature=temperature)
         call = call._replace(around=call.around._replace(own=who, key_labels=all_labels), settings=settings)
         with full_precision(anchors.device):
-            own, found = _backward(call, ctx.finished, grad_losses, Wanted(*ctx.needs_input_grad[:4]))
-            gradients = function.given_gradients(own, found, 1.0, None)
-            like = [*function.like(gradients, inputs, function.shortened(own, inputs[:3]), None)]
-        if ctx.needs_input_grad[1] and like[1] is None:  # this rank has no keys
-            like[1] = torch.zeros_like(keys)
-        return (*like, None)
+            found = [*_backward(call, ctx.state, grad_losses, Wanted(*ctx.needs_input_grad[:4]))]
+        if ctx.needs_input_grad[1] and found[1] is None:  # this rank has no keys
+            found[1] = torch.zeros_like(keys)
+        return (*found, None)
 
 
-def _forward(call: _Call) -> tuple[Tensor, Tensor, Finished | None]:
+def _forward(call: _Call) -> tuple[Tensor, Tensor, Any]:
+    """The losses, what they saw, and what backward needs; of no anchors nothing, nothing and None."""
     around, settings = call.around, call.settings
-    state: Contrasted | None = None
-    own: Job | None = None
-    for _, job in around.jobs(settings):
-        if job is None:
-            continue
-        own = own or job
-        more = partial.contrast(job, call.threshold, call.statistics)
-        state = more if state is None else state.with_block(more, settings, partial.inverse(job))
-    found = None if own is None or state is None else partial.negatives(own, state)
-    of_own = _own_sums(call, state, found) if row_loss.needs_own(settings) else None
-    if own is None or state is None or found is None:
-        anchors = around.own.anchors
-        dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
-        return anchors.new_zeros((0,), dtype=dtype), anchors.new_zeros((0,), dtype=dtype), None
-    finished = partial.finish(own, call.threshold, state, sum(around.counts), found, of_own)
-    losses = finished.rows.losses
-    seen = losses.new_empty(0)
-    if call.statistics:
-        seen = partial.batch_statistics(own, call.threshold, state, finished)
-    return losses, seen, finished
+
+    def blocks() -> Iterator[Problem | None]:
+        return (problem for _, problem in around.problems())
+
+    found = call.backend.forward(blocks, settings, call.threshold, call.statistics, sum(around.counts))
+    if found is None:
+        none = around.own.anchors.new_zeros((0,), dtype=computed_in(around.own.anchors.dtype))
+        return none, none.clone(), None  # of which the first has a gradient
+    return found
 
 
-def _own_sums(call: _Call, state: Contrasted | None, found: Any) -> tuple[Tensor, Tensor] | None:
-    """Another round: the sums that need those of all negatives."""
-    total: tuple[Tensor, Tensor] | None = None
-    for _, job in call.around.jobs(call.settings):
-        if job is None or state is None:
-            continue
-        more = partial.own(job, call.threshold, state, found)
-        total = more if total is None else (total[0] + more[0], total[1] + more[1])
-    return total
-
-
-def _backward(call: _Call, finished: Finished | None, weights: Tensor, wanted: Wanted) -> tuple[Job, Gradients]:
-    """This rank's own job, and the gradients by the rows of its anchors, keys and paired rows, and by tau."""
+def _backward(call: _Call, state: Any, weights: Tensor, wanted: Wanted) -> tuple[Tensor | None, ...]:
+    """The gradients by this rank's anchors, keys and paired rows, and by tau."""
     around, rank = call.around, call.around.group.rank
-    same = around.own.keys is None
-    of_keys = wanted.anchors if same else wanted.keys
+    of_keys = wanted.anchors if around.own.keys is None else wanted.keys
     following = passing.Following(around.group, around.counts)
-    elsewhere = wanted._replace(keys=of_keys, paired=False)
-    total: Gradients | None = None
-    own: Job | None = None
-    for owner, job in around.jobs(call.settings):
-        found = None
-        if job is not None and finished is not None:
-            own = own or job
-            found = partial.pull(job, call.threshold, finished, weights, wanted if owner == rank else elsewhere,
-                                 owner == rank)
-            total = found if total is None else _added(total, found)
+    backward = call.backend.Backward(call.settings, call.threshold, state, weights, wanted, of_keys)
+    for owner, problem in around.problems():
+        part = None if problem is None else backward.pull(problem, owner == rank)
         if of_keys and owner != rank:
-            part = None if found is None else found.keys
             following.add(owner, _nothing(around, owner) if part is None else part)
-    if own is None or total is None:
-        own, total = _empty(around, call.settings, wanted)
-    if not of_keys:
-        return own, total
-    return own, _with_keys(total, following.own(), same, around.keys().shape[0] > 0)
+    return backward.found(around.own, following.own() if of_keys else None)
 
 
 def _nothing(around: Round, owner: int) -> Tensor:
     """The gradient of a rank's keys by no anchors."""
     keys = around.keys()
-    return torch.zeros((around.counts[owner], keys.shape[1]), dtype=jobs.rows.computed_in(keys.dtype),
-                       device=keys.device)
-
-
-def _added(total: Gradients, more: Gradients) -> Gradients:
-    """Of the own block, with those of another one by the same anchors."""
-    anchors, temperature = total.anchors, total.temperature
-    if anchors is not None and more.anchors is not None:
-        anchors = anchors.add_(more.anchors)
-    if temperature is not None and more.temperature is not None:
-        temperature = temperature + more.temperature
-    return total._replace(anchors=anchors, temperature=temperature)
-
-
-def _with_keys(total: Gradients, others: Tensor, same: bool, some: bool) -> Gradients:
-    """With what other ranks have added for this rank's keys."""
-    if same:
-        assert total.anchors is not None
-        return total._replace(anchors=total.anchors.add_(others))
-    if not some:  # nor a gradient: what `Round.block` puts in their place has one
-        return total._replace(keys=None)
-    assert total.keys is not None
-    return total._replace(keys=total.keys.add_(others))
-
-
-def _empty(around: Round, settings: Settings, wanted: Wanted) -> tuple[Job, Gradients]:
-    """Of no anchors. The job has rows alone."""
-    own, dtype = around.own, jobs.rows.computed_in(around.own.anchors.dtype)
-    job = jobs.make(own._replace(relation=None, period=0, labels=None, key_labels=None), settings, block=True)
-    none = torch.zeros((0, own.anchors.shape[1]), dtype=dtype, device=own.anchors.device)
-    keys = None if own.keys is None or not wanted.keys else none.new_zeros(own.keys.shape)
-    tau = none.new_zeros((), dtype=widest_dtype(none.device)) if wanted.temperature else None
-    return job, Gradients(none if wanted.anchors else None, keys, none.clone() if wanted.paired else None, tau)
+    return torch.zeros((around.counts[owner], keys.shape[1]), dtype=computed_in(keys.dtype), device=keys.device)
 
 
 def row_statistics(around: Round, quantile: float, rows: str, settings: Settings) -> Tensor:
@@ -268,6 +204,6 @@ def evaluate(around: Round, settings: Settings, threshold: Any, statistics: bool
         decided = inf_if_undefined(mean) if decided.rows == "negatives" else mean
     temperature = settings.temperature if isinstance(settings.temperature, Tensor) else None
     losses, seen = _Loss.apply(problem.anchors, problem.keys, problem.paired, temperature,
-                               _Call(around, settings, decided, statistics))
+                               _Call(backends.by_blocks(problem, settings), around, settings, decided, statistics))
     loss = losses if settings.reduction == "none" else losses.sum(dtype=widest_dtype(losses.device)).to(losses.dtype)
     return loss, seen if statistics and problem.anchors.shape[0] > 0 else None

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hexssl import backends, passing, ring
-from hexssl.backends.torch_ops import function
 from hexssl.backends.torch_ops.accumulate import Wanted
 from hexssl.backends.torch_ops.rows import computed_in
 from hexssl.core import NO_TOKEN
@@ -116,26 +115,21 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor | None,
                 spans: list[slice], calls: list[Any]) -> tuple[Tensor, ...]:
         found = [ring._forward(call) for call in calls]
-        ctx.save_for_backward(anchors, keys, paired, temperature)
-        ctx.spans, ctx.calls, ctx.finished = spans, calls, [finished for *_, finished in found]
+        ctx.spans, ctx.calls, ctx.states = spans, calls, [state for *_, state in found]
         seen = [saw for _, saw, _ in found]
         ctx.mark_non_differentiable(*seen)
         return torch.cat([losses for losses, *_ in found]), *seen
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        inputs, wanted = ctx.saved_tensors, Wanted(*ctx.needs_input_grad[:4])
+        wanted = Wanted(*ctx.needs_input_grad[:4])
         added = ctx.calls[0].around.group.added
         for of_rank in added:
             of_rank.clear()
         for _ in range(2):  # the first time to learn what the other ranks add
             gradients = []
-            for call, finished, span in zip(ctx.calls, ctx.finished, ctx.spans, strict=True):
-                own, found = ring._backward(call, finished, grad[span], wanted)
-                who = call.around.own
-                given = (who.anchors, who.keys, who.paired, inputs[3])
-                gradients.append(function.like(function.given_gradients(own, found, 1.0, None), given,
-                                               function.shortened(own, given[:3]), None))
+            for call, state, span in zip(ctx.calls, ctx.states, ctx.spans, strict=True):
+                gradients.append(ring._backward(call, state, grad[span], wanted))
         together: list[Tensor | None] = []
         for number, parts in enumerate(zip(*gradients, strict=True)):
             some = [part for part in parts if part is not None]
@@ -153,7 +147,7 @@ def loss(problem: Problem, settings: Settings, decided: Any, token: Tensor, scal
     calls = []
     for span, around in zip(spans, rounds, strict=True):
         own = decided[span] if isinstance(decided, Tensor) and decided.dim() == 1 else decided
-        calls.append(ring._Call(around, settings, own, True))
+        calls.append(ring._Call(backends.by_blocks(problem, settings), around, settings, own, True))
     temperature = settings.temperature if isinstance(settings.temperature, Tensor) else None
     losses, *seen = _Losses.apply(problem.anchors, problem.keys, problem.paired, temperature, spans, calls)
     totals = []

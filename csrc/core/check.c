@@ -86,6 +86,23 @@ const char *hex_check(const hex_problem *problem, const hex_settings *settings) 
     return wrong;
 }
 
+const char *hex_check_part(const hex_problem *problem, const hex_settings *settings) {
+    const char *wrong = hex_check(problem, settings);
+    if (!wrong && problem->both_ways)
+        return "both ways needs all keys at once";
+    if (!wrong && settings->adaptive)
+        return "an adaptive threshold needs all keys at once";
+    if (!wrong && settings->formulation == HEX_WEIGHTED && settings->denominator == HEX_DENOMINATOR_OWN)
+        return "denominator own needs all keys at once";
+    return wrong;
+}
+
+const char *hex_check_finish(int64_t anchors, const hex_settings *settings) {
+    if (anchors < 1)
+        return "anchors are missing";
+    return check_settings(&(hex_problem){.dtype = HEX_F64, .anchors = {.rows = anchors}}, settings);
+}
+
 const char *hex_check_pairs(const hex_problem *problem, const hex_pairs *pairs) {
     if (problem->keys.data || problem->paired.data || problem->relation || problem->labels || problem->period != 0)
         return "pairs are those of the anchors alone: no keys, paired, relation, labels or period";

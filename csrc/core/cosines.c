@@ -20,11 +20,8 @@ bool core_may_overflow(const core_run *run, double length, double other) {
            0.9 * most; /* no part of the sum is more than the product of the lengths, but for rounding */
 }
 
-double core_threshold_in_t(const core_run *run, double threshold) {
-    const bool unit = core_cosine_bound(run, &run->kept.keys, true) == 1;
-    if (unit && (threshold >= 1 || threshold < -1))
-        return threshold > 0 ? INFINITY : -INFINITY;
-    if (run->k->size == 8)
+double core_rounded_down(int64_t size, double threshold) {
+    if (size == 8)
         return threshold;
     const float near = (float)threshold; /* the largest float not above it is exceeded by the same cosines in T */
     return (double)near > threshold ? (double)nextafterf(near, -INFINITY) : (double)near;

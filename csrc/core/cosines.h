@@ -25,9 +25,26 @@ static inline double core_bounded(double c, double bound) {
  * anything. */
 bool core_may_overflow(const core_run *run, double length, double other);
 
+/* True if no cosine of these rows with the keys is beyond +-1, but for rounding to the dtype that they were given in.
+ */
+static inline bool core_unit_cosines(const core_run *run) {
+    return core_cosine_bound(run, &run->kept.keys, true) == 1;
+}
+
+/* The threshold, or, where all cosines between -1 and 1 exceed it or none does, the infinity that says so. unit: there
+ * are no others. */
+static inline double core_threshold_among(bool unit, double threshold) {
+    return unit && (threshold >= 1 || threshold < -1) ? (threshold > 0 ? INFINITY : -INFINITY) : threshold;
+}
+
+/* The number in T that is exceeded by the same numbers in T; size: bytes of T. */
+double core_rounded_down(int64_t size, double threshold);
+
 /* The number in T that cosines exceed where they exceed this threshold, given that those beyond +-1 stand for +-1:
  * infinite where all of them do, or none. */
-double core_threshold_in_t(const core_run *run, double threshold);
+static inline double core_threshold_in_t(const core_run *run, double threshold) {
+    return core_rounded_down(run->k->size, core_threshold_among(core_unit_cosines(run), threshold));
+}
 
 /* Anchor i's threshold on the cosine, as it was given. With both_ways there is one at most. */
 static inline double core_given_threshold(const hex_settings *s, int64_t i) {

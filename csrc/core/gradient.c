@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "cosines.h"
 #include "profile.h"
 #include "row_loss.h"
 #include "tiles.h"
@@ -28,13 +29,15 @@ void core_gradient_params(const core_run *run, const core_gradient *gradient, co
     double value[HEX_TILE_ROWS];
     const core_anchor_block anchors = core_anchor_block_of(&run->g, block);
     const bool steep = gradient->strategy->beta > HEX_STEEP,
-               after = core_weighs_after(gradient->strategy, gradient->sums);
+               after = core_weighs_after(gradient->strategy, gradient->sums), unit = core_unit_cosines(run);
     for (int q = 0; q < HEX_PARAMS; q++) {
         const bool mean = q == HEX_P_H2 && steep; /* then it is no weight */
         const bool weight = q >= HEX_P_GG && q <= HEX_P_PO && !mean;
         state_of(anchors, row_state, from[q], weight ? scale : NULL, value);
         for (int64_t i = 0; after && q == HEX_P_GG && i < anchors.rows; i++)
             value[i] = 1;
+        for (int64_t i = 0; q == HEX_P_EPS && i < anchors.rows; i++) /* keys of other blocks may be longer than these */
+            value[i] = core_threshold_among(unit, value[i]);
         for (int64_t i = anchors.rows; i < run->g.block_m; i++)
             value[i] = q == HEX_P_EPS ? INFINITY : 0;
         run->k->narrow(value, run->g.block_m, core_param(run, gradient->params, q, anchors.at));

@@ -7,6 +7,7 @@
 
 #include "cosines.h"
 #include "measure.h"
+#include "part.h"
 #include "plan.h"
 #include "profile.h"
 #include "row_loss.h"
@@ -216,6 +217,24 @@ static void make_losses(core_worker *worker, int64_t b, void *context) {
     core_profile_stop(CORE_PHASE_ROWS, start, 0);
 }
 
+/* In place of losses, where there are keys in other blocks. */
+static void make_parts(core_worker *worker, int64_t b, void *context) {
+    core_contrast *c = context;
+    const core_run *run = worker->run;
+    const core_anchor_block anchors = core_anchor_block_of(&run->g, b);
+    const int64_t start = core_profile_start();
+    for (int64_t r = 0; r < anchors.rows; r++) {
+        const int64_t number = anchors.first + r, i = anchors.at + r;
+        core_row row;
+        describe_row(run, c, i, number, &row);
+        core_near near = {-INFINITY, -INFINITY};
+        if (c->strategy->nearest_too)
+            near = core_nearest(run, c->nearest, c->paired, i);
+        core_part_row(c->settings, &row, near, is_poisoned(run, c, number), number, c->before, c->part);
+    }
+    core_profile_stop(CORE_PHASE_ROWS, start, 0);
+}
+
 /* --- all passes --- */
 
 static void run_passes(const scope *where, core_contrast *c) {
@@ -226,7 +245,7 @@ static void run_passes(const scope *where, core_contrast *c) {
         pass_over(where, c, MAXIMA, set_shifts);
     if (strategy->moments_pass)
         pass_over(where, c, MOMENTS, NULL);
-    pass_over(where, c, SUMS, strategy->own_pass ? find_negatives : make_losses);
+    pass_over(where, c, SUMS, c->part ? make_parts : strategy->own_pass ? find_negatives : make_losses);
     if (strategy->own_pass)
         pass_over(where, c, OWN, make_losses);
 }

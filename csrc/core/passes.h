@@ -20,13 +20,15 @@ typedef struct {
     double *losses;         /* (hex_loss_count) */
     double *moment;         /* (HEX_MOMENTS, ap) of the negatives; used with moments_pass */
     double *row_state;      /* (hex_loss_count, HEX_ROW_STATE) */
+    const hex_part *part;   /* where the keys are one block of several: in place of losses and row_state; else NULL */
+    const hex_part *before; /* of earlier blocks, or NULL */
 } core_contrast;
 
 /* Takes the memory from an arena; row_state is the caller's where that is not NULL. */
 void core_contrast_place(const core_geometry *g, double *row_state, core_arena *arena, core_contrast *c);
 
-/* Fills in losses, sums, moment, row_state and paired, from an open run; settings and strategy are set. Where the run
- * keeps sums, these are formed, too. */
+/* Fills in losses, sums, moment, row_state and paired, from an open run; settings, strategy and part are set. Where the
+ * run keeps sums, these are formed, too. With a part its rows are filled in, in place of losses and row_state. */
 void core_contrast_run(core_run *run, core_contrast *c);
 
 #endif

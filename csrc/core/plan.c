@@ -118,13 +118,11 @@ void core_plan_guess(core_measurement *what, const core_run *run) {
 
 /* --- how losses and gradients are computed --- */
 
-/* 1 / temperature in T, as the kernels use it, so that all terms agree. NaN for what is no temperature, and for one
- * whose inverse T does not hold with room to spare: below T's smallest normal number, or infinite. */
-static double inverse_of(const hex_kernels *k, double temperature) {
-    const double least = k->size == 4 ? (double)FLT_MIN : DBL_MIN, inverse = 1 / temperature;
+double core_inverse_of(int64_t size, double temperature) {
+    const double least = size == 4 ? (double)FLT_MIN : DBL_MIN, inverse = 1 / temperature;
     if (!(temperature >= least && temperature <= DBL_MAX))
         return NAN;
-    return k->size == 4 ? (double)(float)inverse : inverse;
+    return size == 4 ? (double)(float)inverse : inverse;
 }
 
 static double lowest_threshold(const core_run *run, const hex_settings *s) {
@@ -138,9 +136,9 @@ static double lowest_threshold(const core_run *run, const hex_settings *s) {
 
 /* One exponential e^(s - shift) serves every class of both sides of a tile when nothing it is used in can leave the
  * number format: e^s itself, and e^(beta s) of the hierarchical negatives, which are divided by its own sum, with
- * weights that are not steep (HEX_STEEP). lowest: of the thresholds, in T. The power is no less than the largest
- * logit's. */
-static void choose_shift(core_strategy *strategy, const core_run *run, double lowest) {
+ * weights that are not steep (HEX_STEEP). lowest: of the thresholds, in T. allowed: it may. The power is no less than
+ * the largest logit's. */
+static void choose_shift(core_strategy *strategy, const core_run *run, double lowest, bool allowed) {
     const double inv_tau = strategy->inv_tau, beta = strategy->beta, key = run->kept.keys.longest;
     const double paired = run->problem->paired.data ? run->paired.longest : 0;
     const double bound = run->kept.anchors.longest * (key > paired ? key : paired);
@@ -148,8 +146,8 @@ static void choose_shift(core_strategy *strategy, const core_run *run, double lo
     hard = hard > 0 ? hard : 0;
     const double whole = ceil(bound * inv_tau * HEX_LOG2_E);
     const double more = whole / HEX_LOG2_E - bound * inv_tau; /* what the shift is above the largest logit */
-    strategy->one_shift =
-        (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit && beta <= HEX_STEEP;
+    strategy->one_shift = allowed && (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit &&
+                          beta <= HEX_STEEP;
     strategy->power = strategy->one_shift ? whole : 0;
     strategy->shift = strategy->power / HEX_LOG2_E;
     strategy->least = exp(-inv_tau - strategy->shift);
@@ -191,10 +189,10 @@ static bool are_negatives_sparse(const core_run *run) {
 }
 
 static void plan_rows(core_strategy *strategy, const core_run *run, const hex_settings *s) {
-    strategy->inv_tau = inverse_of(run->k, s->temperature);
+    strategy->inv_tau = core_inverse_of(run->k->size, s->temperature);
     strategy->beta = s->beta;
     strategy->bound = core_cosine_bound(run, &run->kept.keys, false);
-    strategy->unit_cosines = core_cosine_bound(run, &run->kept.keys, true) == 1;
+    strategy->unit_cosines = core_unit_cosines(run);
 }
 
 void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_settings *s, core_wanted wanted) {
@@ -202,7 +200,7 @@ void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_s
     const bool one_threshold = s->threshold_count <= 1, whole_beta = s->beta == 0 || s->beta == 1;
     const bool tiles_stay = core_any_sums(run->keep.sums) || (run->kept.tiles && wanted.tiles_are_found);
     plan_rows(strategy, run, s);
-    choose_shift(strategy, run, lowest);
+    choose_shift(strategy, run, lowest, !wanted.in_blocks || (run->problem->normalize && run->problem->normalize_keys));
     strategy->all_global = lowest == INFINITY;
     strategy->one_factor = has_one_factor(strategy, run);
     strategy->own_pass = any_row_needs_own(run, s);

@@ -29,7 +29,13 @@ typedef struct {
     bool statistics;      /* of the batch */
     bool gradients;       /* now or in a backward */
     bool tiles_are_found; /* these gradients will find the tiles that this call leaves */
+    bool in_blocks; /* the keys are one block of several: all must go one way, whatever the lengths of their rows */
 } core_wanted;
+
+/* 1 / temperature in T, as the kernels use it, so that all terms agree; size: bytes of T. NaN for what is no
+ * temperature, and for one whose inverse T does not hold with room to spare: below T's smallest normal number, or
+ * infinite. */
+double core_inverse_of(int64_t size, double temperature);
 
 /* Decides the rest, for an open run whose threshold is in the settings. */
 void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_settings *settings, core_wanted wanted);

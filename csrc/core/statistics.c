@@ -1,7 +1,6 @@
 /* statistics.c: what the loss saw in a batch. */
 #include "statistics.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "cosines.h"
@@ -45,52 +44,70 @@ static double sum_of_cosines(const core_run *run, double *column) {
     return sum;
 }
 
-/* The share of `count` anchors, of those that have a positive, whose nearest key is one. at: the first, in padded
- * arrays.
- */
-static double accuracy(const core_run *run, const core_seen *seen, int64_t at, int64_t count, bool paired) {
-    double accurate = 0, all = 0;
-    for (int64_t i = at; i < at + count; i++) {
-        const double negative = run->k->widen(seen->nearest, HEX_NEAR_NEGATIVE * run->g.ap + i);
-        double positive = run->k->widen(seen->nearest, HEX_NEAR_POSITIVE * run->g.ap + i);
-        if (paired && seen->paired[i] > positive)
-            positive = seen->paired[i];
-        all += positive > -INFINITY;
-        accurate += positive > negative;
-    }
-    return accurate / all;
+core_near core_nearest(const core_run *run, const void *nearest, const double *paired, int64_t i) {
+    core_near near = {run->k->widen(nearest, HEX_NEAR_POSITIVE * run->g.ap + i),
+                      run->k->widen(nearest, HEX_NEAR_NEGATIVE * run->g.ap + i)};
+    if (run->problem->paired.data && paired[i] > near.positive)
+        near.positive = paired[i];
+    return near;
+}
+
+double core_mean_threshold(const hex_settings *s) {
+    double sum = 0;
+    for (int64_t i = 0; i < s->threshold_count; i++)
+        sum += s->threshold[i];
+    return s->threshold_count > 0 ? sum / (double)s->threshold_count : INFINITY;
+}
+
+/* The sum of the cosines of `count` anchors with their negatives. at: the first, in padded arrays; cosines: the sum of
+ * all cosines. */
+static double negatives_sum(const core_run *run, const core_seen *seen, int64_t at, int64_t count, double cosines) {
+    double sum = 0;
+    for (int64_t i = at; i < at + count; i++)
+        sum += seen->moment ? core_moment_sum(seen->moment + i, run->g.ap) : seen->sums[HEX_S_OTHER_C * run->g.ap + i];
+    return seen->moment ? sum : cosines - sum;
+}
+
+double core_negatives_sum(const core_run *run, const core_seen *seen, double *column) {
+    return negatives_sum(run, seen, 0, run->g.m, seen->moment ? 0 : sum_of_cosines(run, column));
+}
+
+void core_statistics_of(const core_totals *t, double *out) {
+    const double finite = t->finite ? 1 : NAN;
+    out[HEX_BATCH_THRESHOLD] = t->threshold;
+    out[HEX_BATCH_HIERARCHICAL_FRACTION] = t->hierarchical / t->negatives * finite;
+    out[HEX_BATCH_POSITIVE_SIMILARITY] = core_bounded(t->positive_c / t->positives, t->positive_bound) * finite;
+    out[HEX_BATCH_NEGATIVE_SIMILARITY] =
+        t->negatives > 0 ? core_bounded(t->negative_c / t->negatives, t->bound) * finite : NAN;
+    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] = core_bounded(t->hierarchical_c / t->hierarchical, t->bound) * finite;
+    out[HEX_BATCH_ACCURACY] = t->accurate / t->with_positive * finite;
+    out[HEX_BATCH_SKIPPED_ANCHORS] = t->skipped;
 }
 
 /* The statistics of the anchors, or with `of_keys` of the keys as anchors. cosines: the sum of all. */
 static void batch_statistics(const core_run *run, const core_seen *seen, bool of_keys, double cosines, double *out) {
-    int64_t first = of_keys ? run->g.m : 0, at = of_keys ? run->g.mp : 0, count = of_keys ? run->g.n : run->g.m,
-            ap = run->g.ap;
-    bool paired = run->problem->paired.data;
-    double positive_bound = paired && seen->paired_bound > seen->bound ? seen->paired_bound : seen->bound;
-    double total[HEX_SUMS] = {0}, positives = 0, negatives = 0, skipped = 0, eps = 0, others = 0;
-    double finite = run->kept.anchors.finite && run->kept.keys.finite && (!paired || run->paired.finite) ? 1 : NAN;
-    for (int64_t i = at; i < at + count; i++) /* the sums are side by side, so that none waits for its last addition */
-        for (int q = HEX_S_HARD_N; q < HEX_SUMS; q++)
-            total[q] += seen->sums[q * ap + i];
-    for (int64_t i = 0; i < count; i++) {
-        positives += run->classes.positives[first + i] + (paired ? 1 : 0);
-        negatives += run->classes.negatives[first + i];
-        skipped += seen->row_state[(first + i) * HEX_ROW_STATE + CORE_R_VALID] == 0;
-        total[HEX_S_POS_C] += paired ? seen->paired[i] : 0;
-        eps += i == 0 || seen->settings->threshold_count > 1 ? core_given_threshold(seen->settings, i) : 0;
+    const int64_t first = of_keys ? run->g.m : 0, at = of_keys ? run->g.mp : 0, count = of_keys ? run->g.n : run->g.m,
+                  ap = run->g.ap;
+    const bool paired = run->problem->paired.data;
+    core_totals t = {.negative_c = negatives_sum(run, seen, at, count, cosines),
+                     .positive_bound = paired && seen->paired_bound > seen->bound ? seen->paired_bound : seen->bound,
+                     .bound = seen->bound,
+                     .finite = run->kept.anchors.finite && run->kept.keys.finite && (!paired || run->paired.finite)};
+    for (int64_t i = at; i < at + count; i++) { /* side by side, so that no sum waits for its last addition */
+        t.hierarchical += seen->sums[HEX_S_HARD_N * ap + i];
+        t.hierarchical_c += seen->sums[HEX_S_HARD_C * ap + i];
+        t.positive_c += seen->sums[HEX_S_POS_C * ap + i];
     }
-    for (int64_t i = at; seen->moment && i < at + count; i++)
-        others += core_moment_sum(seen->moment + i, ap);
-    if (!seen->moment)
-        others = cosines - total[HEX_S_OTHER_C];
-    out[HEX_BATCH_THRESHOLD] = seen->settings->threshold_count > 1 ? eps / (double)count : eps;
-    out[HEX_BATCH_HIERARCHICAL_FRACTION] = total[HEX_S_HARD_N] / negatives * finite;
-    out[HEX_BATCH_POSITIVE_SIMILARITY] = core_bounded(total[HEX_S_POS_C] / positives, positive_bound) * finite;
-    out[HEX_BATCH_NEGATIVE_SIMILARITY] = negatives > 0 ? core_bounded(others / negatives, seen->bound) * finite : NAN;
-    out[HEX_BATCH_HIERARCHICAL_SIMILARITY] =
-        core_bounded(total[HEX_S_HARD_C] / total[HEX_S_HARD_N], seen->bound) * finite;
-    out[HEX_BATCH_ACCURACY] = accuracy(run, seen, at, count, paired) * finite;
-    out[HEX_BATCH_SKIPPED_ANCHORS] = skipped;
+    for (int64_t i = 0; i < count; i++) {
+        t.positives += run->classes.positives[first + i] + (paired ? 1 : 0);
+        t.negatives += run->classes.negatives[first + i];
+        t.skipped += seen->row_state[(first + i) * HEX_ROW_STATE + CORE_R_VALID] == 0;
+        t.positive_c += paired ? seen->paired[i] : 0;
+    }
+    t.threshold = core_mean_threshold(seen->settings);
+    for (int64_t i = at; i < at + count; i++)
+        core_count_accurate(core_nearest(run, seen->nearest, seen->paired, i), &t);
+    core_statistics_of(&t, out);
 }
 
 void core_batch_statistics(const core_run *run, const core_seen *seen, double *column, double *out) {

@@ -17,7 +17,7 @@
  *     measure.guess     Are all tiles kept, and are all keys members?
  *                       yes: bounds of lists start at a guess; rows whose guess was too high are measured again.
  *                       no:  0; bounds start at -inf.
- *     one_shift         Can one shift serve all anchors and classes?
+ *     one_shift         Can one shift serve all anchors and classes, and all blocks where keys come in several?
  *                       yes: no MAXIMA pass; the shift is a whole power of 2, subtracted without rounding.
  *                       no:  MAXIMA pass; every class of every anchor is shifted by its largest cosine.
  *     all_global        Is no threshold below infinity?

@@ -149,7 +149,8 @@ static int add_numbers(PyObject *module) {
                    {"ROW_STATE", HEX_ROW_STATE},       {"WANT_QUANTILE", HEX_WANT_QUANTILE},
                    {"WANT_MOMENTS", HEX_WANT_MOMENTS}, {"DEFAULT_BUDGET", HEX_DEFAULT_BUDGET},
                    {"REST_SECONDS", HEX_REST_SECONDS}, {"MOST_LEVELS", HEX_MOST_LEVELS},
-                   {"MOST_BINS", HEX_MOST_BINS}};
+                   {"MOST_BINS", HEX_MOST_BINS},       {"PART_ROW", HEX_PART_ROW},
+                   {"PART_BATCH", HEX_PART_BATCH}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0)
             return -1;

@@ -216,11 +216,8 @@ bool call_settings(call *c, int temperature, int scalars, hex_settings *settings
            call_doubles(c, &view, "temperature", 1, &settings->temperature);
 }
 
-bool call_threshold(call *c, int tensor, int scalars, int64_t rows, hex_settings *settings) {
+bool call_threshold(call *c, int tensor, int64_t rows, hex_settings *settings) {
     tensor_view threshold;
-    settings->adaptive = call_boolean(c, scalars);
-    settings->quantile = call_number(c, scalars + 1);
-    settings->negatives_only = call_boolean(c, scalars + 2);
     if (!call_tensor(c, tensor, "threshold", &threshold))
         return false;
     if (threshold.numel == 0)
@@ -229,6 +226,27 @@ bool call_threshold(call *c, int tensor, int scalars, int64_t rows, hex_settings
     double *values = call_buffer(c, settings->threshold_count);
     settings->threshold = values;
     return values && call_doubles(c, &threshold, "threshold", settings->threshold_count, values);
+}
+
+void call_adaptive(const call *c, int scalars, hex_settings *settings) {
+    settings->adaptive = call_boolean(c, scalars);
+    settings->quantile = call_number(c, scalars + 1);
+    settings->negatives_only = call_boolean(c, scalars + 2);
+}
+
+bool call_part(call *c, int rows, int64_t anchors, bool may_lack, hex_part *part) {
+    const int32_t float64 = hex_torch.aoti_torch_dtype_float64();
+    tensor_view of_rows, of_batch;
+    *part = (hex_part){NULL, NULL};
+    if (!call_tensor(c, rows, "rows", &of_rows) || !call_tensor(c, rows + 1, "batch", &of_batch))
+        return false;
+    if (may_lack && of_rows.numel == 0 && of_batch.numel == 0)
+        return true;
+    if (!call_exact_tensor(c, rows, "rows", float64, "float64", anchors, HEX_PART_ROW, &of_rows) ||
+        !call_exact_tensor(c, rows + 1, "batch", float64, "float64", HEX_PART_BATCH, -1, &of_batch))
+        return false;
+    *part = (hex_part){(double *)of_rows.data, (double *)of_batch.data};
+    return true;
 }
 
 bool call_token(call *c, int slot, int64_t *token) {

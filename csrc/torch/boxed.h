@@ -69,8 +69,15 @@ bool call_problem(call *c, int first, bool has_paired, int scalars, hex_problem 
 /* temperature from slot `temperature`, beta ... reduction from slot `scalars`; no threshold. */
 bool call_settings(call *c, int temperature, int scalars, hex_settings *settings);
 
-/* threshold from slot `tensor`; adaptive, quantile and negatives_only from slot `scalars`. */
-bool call_threshold(call *c, int tensor, int scalars, int64_t rows, hex_settings *settings);
+/* threshold from slot `tensor`, for so many anchors. */
+bool call_threshold(call *c, int tensor, int64_t rows, hex_settings *settings);
+
+/* adaptive, quantile and negatives_only from slot `scalars`. */
+void call_adaptive(const call *c, int scalars, hex_settings *settings);
+
+/* A part's rows from slot `rows`, of so many anchors, and its batch from the next one; may_lack: both may be absent,
+ * and the part's pointers NULL. It is only read. */
+bool call_part(call *c, int rows, int64_t anchors, bool may_lack, hex_part *part);
 
 bool call_token(call *c, int slot, int64_t *token);
 

@@ -14,6 +14,17 @@ loss(problem, settings, decided, token, scale, statistics)
     none, or a `Measurement`, from which the backend takes it on its way. Of a problem that is `both_ways` the
     statistics are (2, ...).
 
+Keys that come block by block (`hexssl.ring`) are computed by one of two modules, `cpu_blocks` and `torch_ops.blocks`:
+
+forward(blocks, settings, threshold, statistics, keys)
+    Losses (M,), the vector of batch statistics as above, and a state for backward; None of no anchors. ``blocks()``
+    visits all blocks: problems of the same anchors, the own block, which has the paired rows, first; None for a block
+    in which there is nothing to compute. `keys`: of all blocks.
+Backward(settings, threshold, state, weights, wanted, of_keys)
+    The gradients of the weighted losses. ``pull(problem, own)``, for every block in the same order, gives the gradient
+    of its keys if these are `of_keys`; ``found(own, others)`` gives those of the own anchors, keys, paired rows and of
+    the temperature, with the sum of what others have pulled of the own keys, or None.
+
 ``HEXSSL_BACKEND`` forces one of them for all losses, and is an error for what it cannot compute.
 """
 
@@ -24,12 +35,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
+
 from hexssl import core
 from hexssl.backends import differentiable, torch_ops
+from hexssl.backends.row_loss import needs_own
+from hexssl.backends.torch_ops import blocks
 from hexssl.problem import Problem, Settings
 
 if core.available():
-    from hexssl.backends import cpu, registered, triton
+    from hexssl.backends import cpu, cpu_blocks, registered, triton
 
     registered.register()
 
@@ -92,6 +107,21 @@ def elsewhere(problem: Problem, settings: Settings | None) -> ModuleType:
     if _forced == "torch_ops" or not core.available() or not problem.anchors.is_cuda:
         return torch_ops
     return torch_ops if triton.refuses(problem, settings) else triton
+
+
+def by_blocks(problem: Problem, settings: Settings) -> ModuleType:
+    """Who computes a loss whose keys come block by block: the core, but for what it has not learned.
+
+    A positive's own denominator needs a second visit of all blocks. Whether rows of half precision that are not
+    normalised are of length 1 all the same can no longer be told when they are widened.
+
+    All ranks must choose alike: what they send each other depends on it.
+    """
+    half = problem.anchors.dtype in (torch.float16, torch.bfloat16)
+    if (_forced in ("", "cpu") and core.computes(problem.anchors) and not needs_own(settings)
+            and not (half and not (settings.normalize and settings.normalize_keys))):
+        return cpu_blocks
+    return blocks
 
 
 def why(device: str) -> str:

@@ -39,6 +39,15 @@ def _constant(value: float, anchors: Tensor, watched: bool) -> Tensor:
     return anchors.new_full((), value, dtype=torch.float64)
 
 
+def coded(problem: Problem, settings: Settings) -> operators.ContrastSettings:
+    """In the numbers of the operators."""
+    return operators.ContrastSettings(
+        problem.period, problem.self_offset, settings.normalize, settings.normalize_keys, problem.both_ways,
+        settings.beta, settings.tau_plus, settings.local_weight, validation.FORMULATIONS[settings.formulation],
+        validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
+        validation.REDUCTIONS[settings.reduction])
+
+
 def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measurement | None, token: Tensor,
          scale: float, statistics: bool) -> tuple[Tensor, Tensor]:
     """As `hexssl.backends` says; `decided` is the threshold, None for none, or from what the core takes it."""
@@ -55,11 +64,6 @@ def loss(problem: Problem, settings: Settings, decided: float | Tensor | Measure
         adaptive, decided = operators.Adaptive(True, decided.quantile, validation.ROWS[decided.rows]), None
     elif decided is not None:
         decided = _constant(decided, problem.anchors, watched)
-    coded = operators.ContrastSettings(
-        problem.period, problem.self_offset, settings.normalize, settings.normalize_keys, problem.both_ways,
-        settings.beta, settings.tau_plus, settings.local_weight, validation.FORMULATIONS[settings.formulation],
-        validation.POSITIVES[settings.positives], validation.DENOMINATORS[settings.denominator],
-        validation.REDUCTIONS[settings.reduction])
     return autograd.run_contrast(problem.anchors, problem.keys, problem.paired, problem.labels, problem.key_labels,
-                                 problem.relation, decided, temperature, token, coded, adaptive, scale, statistics,
-                                 watched)
+                                 problem.relation, decided, temperature, token, coded(problem, settings), adaptive,
+                                 scale, statistics, watched)
