@@ -13,7 +13,7 @@ from peers import rows as rows_of
 from problems import FORMS, PROBLEMS, THRESHOLDS, form_name, general_hex_loss, problem, threshold
 from torch import Tensor
 
-from hexssl import reference
+from hexssl import backends, reference
 from hexssl.backends.torch_ops import elements
 from hexssl.backends.torch_ops.merge import merge
 from hexssl.problem import make_problem, make_settings
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = 1e-11  # float64 sums of some twenty numbers of order one to ten
 
 
-@pytest.fixture(autouse=True)
-def _dealt() -> Iterator[None]:
-    with in_blocks.in_place():
+@pytest.fixture(autouse=True, params=["cpu", "torch_ops"])
+def _dealt(request: pytest.FixtureRequest) -> Iterator[None]:
+    with backends.forced(request.param), in_blocks.in_place():
         yield
 
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from hexssl import (
     HEXLoss,
     InfoNCELoss,
     LogTemperature,
+    backends,
     cross_hex_loss,
     cross_info_nce,
     hex_loss,
@@ -37,6 +39,7 @@ from hexssl.joining import JoinableLoss
 from hexssl.thresholds import AdaptiveThreshold, MeanStdThreshold, RowRangeThreshold
 
 LAYOUTS = {2: {"even": [3, 3]}, 3: {"uneven": [4, 1, 3], "empty": [0, 5, 0]}}
+BACKENDS = ("", "torch_ops")  # forced
 SAMPLES = [4, 0, 3]  # of each rank, where there are three
 MORE = ("drawn", "function", "regularized")  # of what the others have
 
@@ -51,18 +54,19 @@ def everything() -> dict[str, Any]:
     return in_turn(outcomes, statistics)
 
 
-def outcomes() -> dict[tuple[str, str], Any]:
+def outcomes() -> dict[tuple[str, str, str], Any]:
     found = {}
-    for layout, sizes in LAYOUTS[world()].items():
-        for name in chosen(layout):
-            found[layout, name] = outcome(CASES[name], part(sizes, rank()), "ring")
-            assert in_step(), (layout, name)
+    for backend, layout in product(BACKENDS, LAYOUTS[world()]):
+        for name in chosen(layout, backend):
+            with backends.forced(backend):
+                found[backend, layout, name] = outcome(CASES[name], part(LAYOUTS[world()][layout], rank()), "ring")
+            assert in_step(), (backend, layout, name)
     return found
 
 
-def chosen(layout: str) -> list[str]:
+def chosen(layout: str, backend: str = "") -> list[str]:
     names = [name for name in CASES if not any(word in name for word in MORE)]
-    return names if layout == "uneven" else names[::4]
+    return names if layout == "uneven" and not backend else names[::4]
 
 
 two, three = (fixture_of(everything, ranks) for ranks in LAYOUTS)
@@ -73,11 +77,12 @@ two, three = (fixture_of(everything, ranks) for ranks in LAYOUTS)
 @pytest.mark.parametrize("ranks", LAYOUTS)
 def test_ranks_have_the_loss_of_one_process(ranks, request):
     results = request.getfixturevalue({2: "two", 3: "three"}[ranks])
-    for layout, sizes in LAYOUTS[ranks].items():
+    for backend, (layout, sizes) in product(BACKENDS, LAYOUTS[ranks].items()):
         total = sum(sizes)
-        for name in chosen(layout):
-            expected, what = outcome(CASES[name], Batch(0, total, total), False), f"{name}, {layout}, {ranks} ranks"
-            found = [result["outcomes"][layout, name] for result in results]
+        for name in chosen(layout, backend):
+            expected = outcome(CASES[name], Batch(0, total, total), False)
+            what = f"{name}, {layout}, {ranks} ranks, {backend or 'the backend of the CPU'}"
+            found = [result["outcomes"][backend, layout, name] for result in results]
             if SCALED[name]:
                 for of_rank in found:
                     assert_close(of_rank["loss"], expected["loss"], EXACT, what)
@@ -257,12 +262,18 @@ def message(call: Any) -> str:
     return "no error"
 
 
+def with_backend(name: str, *views: Tensor) -> Tensor:
+    with backends.forced(name):
+        return hex_loss(*views, threshold=0.1, gather="ring")
+
+
 def refused() -> dict[str, str]:
     views = [rows(number, 3, 4).requires_grad_() for number in range(2)]
     again = hex_loss(*views, threshold=0.1, gather="ring")
     gradient, = torch.autograd.grad(again, views[0], create_graph=True)
     return {
         "not all in a ring": message(lambda: hex_loss(*views, gather=True if rank() == 1 else "ring")),
+        "other backends": message(lambda: with_backend("torch_ops" if rank() == 1 else "", *views)),
         "one rank's views": message(lambda: hex_loss(views[0], views[1][: 3 - (rank() == 2)], gather="ring")),
         "a relation of one rank": message(lambda: cross_hex_loss(*views, relation=torch.ones(3, 3, dtype=torch.int8),
                                                                  gather="ring")),
@@ -278,6 +289,7 @@ def refused() -> dict[str, str]:
 def test_errors_are_those_of_all_ranks(three):
     expected = {
         "not all in a ring": "ValueError: gather: got other settings on some ranks: rank 1 differs",
+        "other backends": "ValueError: gather: got other settings on some ranks: rank 1 differs",
         "one rank's views": "ValueError: views[1]: got", "a relation of one rank": "ValueError: relation: got",
         "second derivatives": "RuntimeError", "a queue": "TypeError: gather: got", "rows by hand": "TypeError: group:",
         "sync": "TypeError: sync: got", "a word": "TypeError: gather: got", "no ranks": "ValueError: group: got False",
