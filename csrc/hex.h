@@ -274,6 +274,16 @@ typedef struct {
     double *batch; /* (HEX_PART_BATCH,) */
 } hex_part;
 
+/* Row statistics of a block of the keys, as hex_measure has them, but for the quantile, which is of all keys: it is one
+ * of the `count` largest members of each row, or, with `largest` false, of the smallest. Nothing is kept.
+ *
+ * - want: HEX_WANT_MOMENTS or 0. The column of the quantile is of no use.
+ * - count: 0 to N.
+ * - nearest: (M, count) float, or double with HEX_F64, in no order. A row with fewer members is filled up with -inf, or
+ * inf; one that is not finite, or whose keys are not, is NaN. */
+hex_status hex_measure_part(const hex_problem *problem, bool negatives_only, int want, int64_t count, bool largest,
+                            double *row_stats, void *nearest);
+
 /* NULL, or what is wrong, as hex_check: for hex_contrast_part, and for hex_contrast_finish of so many anchors. */
 const char *hex_check_part(const hex_problem *problem, const hex_settings *settings);
 const char *hex_check_finish(int64_t anchors, const hex_settings *settings);

@@ -43,7 +43,7 @@ class ContrastSettings(NamedTuple):
     reduction: int
 
 
-FORM = 5  # the first of `ContrastSettings` that says how a loss is made of sums
+BOTH_WAYS, FORM = 4, 5  # places in `ContrastSettings`: from the second on they say how a loss is made of sums
 NO_REDUCTION = 0  # of `ContrastSettings.reduction`
 
 
@@ -97,6 +97,7 @@ op_contrast_backward = interruptible(torch.ops.hexssl.contrast_backward.default)
 op_contrast_plain = torch.ops.hexssl.contrast.default
 op_contrast_no_grad = torch.ops.hexssl.contrast_no_grad.default  # as the one above, its caller asks for signals
 op_contrast_backward_no_grad = interruptible(torch.ops.hexssl.contrast_backward_no_grad.default)
+op_measure_part = interruptible(torch.ops.hexssl.measure_part.default)
 op_contrast_part = interruptible(torch.ops.hexssl.contrast_part.default)
 op_contrast_finish = torch.ops.hexssl.contrast_finish.default  # too short to be interrupted
 
@@ -171,6 +172,16 @@ def _contrast_backward_fake(grad_loss: Tensor, anchors: Tensor, keys: Tensor, pa
                             need_paired: bool, need_temperature: bool) -> tuple[Tensor, ...]:
     _check(anchors, keys, paired, labels, key_labels, relation)
     return _gradients((anchors, keys, paired, temperature), (need_anchors, need_keys, need_paired, need_temperature))
+
+
+@torch.library.register_fake("hexssl::measure_part")
+def _measure_part_fake(anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, relation: Tensor, period: int,
+                       self_offset: int, normalize: bool, normalize_keys: bool, negatives_only: bool, want: int,
+                       count: int, largest: bool) -> tuple[Tensor, Tensor]:
+    _check(anchors, keys, None, labels, key_labels, relation)
+    dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+    return (anchors.new_empty((anchors.shape[0], ROW_STATS), dtype=torch.float64),
+            anchors.new_empty((anchors.shape[0], count), dtype=dtype))
 
 
 @torch.library.register_fake("hexssl::contrast_part")
@@ -257,7 +268,8 @@ class _OfTheRest(Function):
 
 
 _NO_DERIVATIVE = {
-    "hexssl::measure": "hexssl::measure: by definition its statistics carry no gradient; give it detached tensors",
+    **{name: f"{name}: by definition its statistics carry no gradient; give it detached tensors"
+       for name in ("hexssl::measure", "hexssl::measure_part")},
     "hexssl::contrast_backward": derivatives.SECOND,
     **dict.fromkeys(("hexssl::contrast_part", "hexssl::contrast_finish"),
                     "the gradients of a loss whose keys come in blocks are those that hexssl::contrast_backward has of "
@@ -285,7 +297,7 @@ def _register_derivative(operator: Any) -> None:
 
 
 _derivatives = torch.library.Library("hexssl", "FRAGMENT")  # what it registered ends with it
-for _name in ("measure", "contrast", "contrast_backward", "contrast_part", "contrast_finish"):
+for _name in ("measure", "measure_part", "contrast", "contrast_backward", "contrast_part", "contrast_finish"):
     _register_derivative(getattr(torch.ops.hexssl, _name).default)
 
 

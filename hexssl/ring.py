@@ -6,8 +6,7 @@ A rank computes with a block of keys, that of one rank, while the next one comes
     once    for the sums of which losses are made, and, where every positive has a denominator of its own, once more
     once    in backward, and what the ranks add to their gradient follows them home
 
-A block's losses are computed by a backend (`hexssl.backends.by_blocks`), a measured threshold by torch's operations
-(`hexssl.backends.torch_ops.partial`); `hexssl.passing` sends.
+A block is computed by a backend (`hexssl.backends.by_blocks`); `hexssl.passing` sends.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hexssl import backends, passing, validation
-from hexssl.backends.torch_ops import blocks, partial
 from hexssl.backends.torch_ops.accumulate import Wanted
-from hexssl.backends.torch_ops.job import Job
 from hexssl.backends.torch_ops.measure import mean_quantile
 from hexssl.backends.torch_ops.rows import computed_in
 from hexssl.core import NO_TOKEN
@@ -89,17 +86,12 @@ class _Backend:
                        normalize_keys: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         around, anchors = self.around, problem.anchors
         settings = Settings(1.0, 1.0, 0.0, 1.0, "released", "sum", "all", normalize, normalize_keys, "none")
-        found = partial.Measured(quantile, sum(around.counts))
+        found = backends.by_blocks(problem, settings).Measured(quantile, sum(around.counts))
         without = around._replace(own=around.own._replace(paired=None))
         with torch.no_grad(), full_precision(anchors.device):
-            first: Job | None = None
             for owner, block in without.problems():
-                if block is None:
-                    continue
-                job = blocks.ready(block, settings, first)
-                first = first or job
-                if around.counts[owner] > 0:
-                    found.add(job, rows == "negatives", moments)
+                if block is not None and around.counts[owner] > 0:
+                    found.visit(block, settings, rows == "negatives", moments)
             if anchors.shape[0] == 0:
                 none = anchors.new_zeros((0, 6), dtype=widest_dtype(anchors.device))
                 return none, none.new_full((), torch.nan), NO_TOKEN

@@ -11,7 +11,7 @@ from test_bindings import assert_threads_agree
 from torch import Tensor
 
 from hexssl import _C, validation
-from hexssl.operators import FORM, ContrastSettings, op_contrast_finish, op_contrast_part
+from hexssl.operators import FORM, ContrastSettings, op_contrast_finish, op_contrast_part, op_measure_part
 
 M, N, D = 7, 23, 5
 ABSENT, NO_TOKEN = torch.empty(0), torch.zeros((), dtype=torch.int64)
@@ -189,6 +189,71 @@ def test_thread_counts_agree_bitwise(tau: float) -> None:
     assert_threads_agree(lambda: in_blocks(given, blocks, threshold, torch.tensor(tau), settings, weights))
 
 
+NEAREST = {"labels": who("labels"), "relation": who("relation"), "self": who("self"), "lengths": who("lengths"),
+           "symmetric": who("labels")._replace(keys=ABSENT, key_labels=ABSENT, self_offset=0),
+           "equal": who("labels")._replace(keys=torch.ones(N, D).double()),
+           "float": who("labels", torch.float32), "many": who("negatives", m=3000, n=640)}
+
+
+def measure_part(given: Who, negatives: bool, want: int, count: int, largest: bool) -> tuple[Tensor, Tensor]:
+    return op_measure_part(given.anchors, given.keys, *given.tensors()[3:], 0, given.self_offset, given.normalize,
+                           given.normalize, negatives, want, count, largest)
+
+
+def members_of(given: Who) -> tuple[Tensor, Tensor]:
+    """Cosines, and which of them are with negatives."""
+    keys, key_labels = (given.keys, given.key_labels) if len(given.keys) else (given.anchors, given.labels)
+    a, k = (torch.nn.functional.normalize(x) if given.normalize else x for x in (given.anchors, keys))
+    if len(given.relation):
+        return a @ k.T, given.relation < 0
+    if not len(given.labels):
+        return a @ k.T, torch.ones(len(a), len(k), dtype=torch.bool)
+    members = given.labels[:, None] != key_labels
+    if given.self_offset >= 0:
+        members.diagonal(given.self_offset).fill_(False)
+    return a @ k.T, members
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+@pytest.mark.parametrize("kind", NEAREST)
+def test_nearest_members_of_a_block(kind: str, negatives: bool) -> None:
+    """Of 3000 anchors and 600 of 640 keys the lists of all anchors are too large: workers take block after block."""
+    given = NEAREST[kind]
+    c, members = members_of(given)
+    members = members if negatives else torch.ones_like(members)
+    for count in (1, 4, c.shape[1]) if kind != "many" else (600,):
+        for largest in (True, False):
+            none = -torch.inf if largest else torch.inf
+            expected = torch.where(members, c, none).sort(1, descending=largest).values[:, :count]
+            stats, found = measure_part(given, negatives, 2, count, largest)
+            assert found.dtype == given.anchors.dtype
+            torch.testing.assert_close(found.sort(1, descending=largest).values, expected, rtol=0,
+                                       atol=16 * torch.finfo(found.dtype).eps)
+            whole = torch.ops.hexssl.measure(given.anchors, given.keys, *given.tensors()[3:], 0, given.self_offset,
+                                             given.normalize, given.normalize, 0.5, negatives, 2, False)[0]
+            assert torch.equal(stats[:, :5].nan_to_num(9), whole[:, :5].nan_to_num(9))
+
+
+def test_nearest_members_of_rows_that_are_not_finite() -> None:
+    given = who("labels")
+    given.anchors[2, 0] = torch.nan
+    assert measure_part(given, True, 0, 3, True)[1].isnan().any(1).equal(torch.arange(M) == 2)
+    given.keys[2, 0] = torch.inf
+    assert measure_part(given, True, 0, 3, True)[1].isnan().all()
+
+
+def test_thread_counts_agree_bitwise_on_the_nearest() -> None:
+    given = who("labels", torch.float32, 270, 530)
+    assert_threads_agree(lambda: [x.sort(1).values for x in measure_part(given, True, 2, 40, True)])
+
+
+@pytest.mark.parametrize(("want", "count", "words"), [(1, 3, "want must be"), (4, 3, "want must be"),
+                                                      (0, -1, "count must be"), (0, N + 1, "count must be")])
+def test_wrong_measure_part(want: int, count: int, words: str) -> None:
+    with pytest.raises(RuntimeError, match=f"hexssl::measure_part: {words}"):
+        measure_part(who("negatives"), False, want, count, True)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])  # a NaN in the statistics, of no positives, passes for a difference
 def test_opcheck(kind: str) -> None:
     given = who(kind, torch.float32)
@@ -199,6 +264,8 @@ def test_opcheck(kind: str) -> None:
         arguments = (*of.tensors(), limit("number"), tau, *part, *settings._replace(self_offset=of.self_offset), True)
         torch.library.opcheck(torch.ops.hexssl.contrast_part.default, arguments)
         part = op_contrast_part(*arguments)
+        measured = (of.anchors, of.keys, *of.tensors()[3:], 0, of.self_offset, True, True, False, 2, 3, True)
+        torch.library.opcheck(torch.ops.hexssl.measure_part.default, measured)
     for statistics in (True, False):
         torch.library.opcheck(torch.ops.hexssl.contrast_finish.default,
                               (*part, limit("number"), tau, 22, *settings[FORM:], statistics))

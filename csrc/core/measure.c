@@ -38,8 +38,9 @@ static void choose_k(const core_run *run, measuring *me) {
     const double quantile = me->what->quantile;
     me->sign = quantile >= 0.5 ? 1 : -1;
     for (int64_t i = 0; i < run->g.m; i++) {
-        const int64_t n = members_of(run, me, i), index = n > 0 ? core_nearest_index(quantile, n) : 0;
-        me->at.k[i] = (int32_t)(n < 1 ? 0 : me->sign > 0 ? n - index : index + 1);
+        const int64_t n = members_of(run, me, i), index = n > 0 ? core_nearest_index(quantile, n) : 0,
+                      all = me->what->nearest < n ? me->what->nearest : n;
+        me->at.k[i] = (int32_t)(n < 1 ? 0 : me->at.nearest ? all : me->sign > 0 ? n - index : index + 1);
     }
 }
 
@@ -58,10 +59,31 @@ static void reset_selection(const core_run *run, const measuring *me) {
     }
 }
 
+/* Writes the members of anchor `number` that are wanted, from its list and the k-th of them. */
+static void write_nearest(const core_run *run, const measuring *me, int64_t number, const hex_selection *s, int64_t i,
+                          double kth) {
+    const hex_kernels *k = run->k;
+    const int64_t count = me->what->nearest, from = i * s->capacity;
+    const double bound = core_cosine_bound(run, &run->kept.keys, true);
+    char *out = me->at.nearest + number * count * k->size;
+    int64_t written = 0;
+    for (int64_t j = 0; j < s->count[i]; j++) {
+        const double value = k->widen(s->values, from + j);
+        if (value > kth)
+            k->fill(out + written++ * k->size, 1, me->sign * core_bounded(value, bound));
+    }
+    k->fill(out + written * k->size, s->k[i] - written, me->sign * core_bounded(kth, bound));
+    k->fill(out + s->k[i] * k->size, count - s->k[i], -me->sign * INFINITY);
+}
+
 static void finish_rows(const core_run *run, const measuring *me, int64_t first, int64_t rows, const hex_selection *s) {
     const int64_t start = core_profile_start();
-    for (int64_t i = 0; i < rows; i++)
-        me->row_stats[(first + i) * HEX_ROW_STATS + HEX_STAT_QUANTILE] = me->sign * run->k->select_finish(s, i);
+    for (int64_t i = 0; i < rows; i++) {
+        const double kth = run->k->select_finish(s, i);
+        me->row_stats[(first + i) * HEX_ROW_STATS + HEX_STAT_QUANTILE] = me->sign * kth;
+        if (me->at.nearest)
+            write_nearest(run, me, first + i, s, i, kth);
+    }
     core_profile_stop(CORE_PHASE_SELECT, start, 0);
 }
 
@@ -193,6 +215,8 @@ static double finish(const core_run *run, const measuring *me) {
         for (int q = 0; q < HEX_ROW_STATS; q++)
             if (q != HEX_STAT_COUNT)
                 out[q] = broken ? NAN : q == HEX_STAT_VARIANCE ? out[q] : core_bounded(out[q], bound);
+        if (broken && me->at.nearest)
+            run->k->fill(me->at.nearest + i * me->what->nearest * run->k->size, me->what->nearest, NAN);
         if (members_of(run, me, i) == 0)
             continue;
         sum += out[HEX_STAT_QUANTILE];
@@ -209,6 +233,7 @@ void core_measure_place(const core_geometry *g, const core_measurement *what, co
     memory->bound = core_piece(arena, g->mp * g->k->size);
     memory->values = core_piece(arena, what->lists * what->capacity * g->k->size);
     memory->moment = what->want & HEX_WANT_MOMENTS ? core_doubles(arena, HEX_MOMENTS * g->mp) : NULL;
+    memory->nearest = NULL;
 }
 
 double core_measure_rows(core_run *run, const core_measurement *what, const core_measure_memory *memory,
@@ -237,6 +262,7 @@ typedef struct {
     bool keep;
     double *row_stats, *mean_quantile;
     int64_t *token;
+    void *nearest; /* hex_measure_part's, or NULL */
 } measure_job;
 
 static hex_status open_for(core_run *run, measure_job *job, core_keep keep, core_measure_memory *memory) {
@@ -262,6 +288,7 @@ static hex_status measure_on_team(core_team *team, void *context) {
     }
     if (status != HEX_OK)
         return status;
+    memory.nearest = job->nearest;
     core_plan_guess(&job->what, &run);
     *job->mean_quantile = core_measure_rows(&run, &job->what, &memory, job->row_stats);
     *job->token = core_close(&run, job->keep);
@@ -272,7 +299,20 @@ hex_status hex_measure(const hex_problem *problem, double quantile, bool negativ
                        double *row_stats, double *mean_quantile, int64_t *token) {
     measure_job job = {problem,       {.quantile = quantile, .negatives_only = negatives_only, .want = want},
                        keep,          row_stats,
-                       mean_quantile, token};
+                       mean_quantile, token,
+                       NULL};
     *token = 0;
+    return core_call(problem, measure_on_team, &job);
+}
+
+hex_status hex_measure_part(const hex_problem *problem, bool negatives_only, int want, int64_t count, bool largest,
+                            double *row_stats, void *nearest) {
+    double mean;
+    int64_t token = 0;
+    const core_measurement what = {.quantile = largest,
+                                   .negatives_only = negatives_only,
+                                   .want = want | (count > 0 ? HEX_WANT_QUANTILE : 0),
+                                   .nearest = count};
+    measure_job job = {problem, what, false, row_stats, &mean, &token, count > 0 ? nearest : NULL};
     return core_call(problem, measure_on_team, &job);
 }

@@ -13,6 +13,7 @@ typedef struct {
     char *bound;    /* T (mp): only values above it are candidates */
     char *values;   /* T (lists, capacity): the lists */
     double *moment; /* (HEX_MOMENTS, mp); NULL where they are not wanted */
+    char *nearest;  /* T (m, nearest) of hex_measure_part, the caller's; NULL where they are not wanted */
 } core_measure_memory;
 
 /* Takes the memory from an arena, for lists that core_plan_lists has planned. */

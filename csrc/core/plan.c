@@ -84,14 +84,15 @@ void hex_plan_of(const hex_problem *problem, bool adaptive, hex_plan *plan) {
 static const int64_t LISTS_BYTES = 32 << 20, LISTS_SHARE = 4;
 
 /* Room for the k-th of all keys; + 1, since a row with fewer members may round the other way. */
-static int64_t capacity_of(double quantile, const core_geometry *g) {
-    const int64_t index = core_nearest_index(quantile, g->n), k = quantile >= 0.5 ? g->n - index : index + 1;
+static int64_t capacity_of(const core_measurement *what, const core_geometry *g) {
+    const int64_t index = core_nearest_index(what->quantile, g->n),
+                  rank = what->quantile >= 0.5 ? g->n - index : index + 1, k = what->nearest ? what->nearest : rank;
     return hex_list_capacity(k + 1, g->block_m > g->block_n ? g->block_m : g->block_n);
 }
 
 void core_plan_lists(core_measurement *what, const core_geometry *g, int workers) {
     const int64_t share = hex_workspace_budget() / LISTS_SHARE, most = share > LISTS_BYTES ? share : LISTS_BYTES;
-    what->capacity = what->want & HEX_WANT_QUANTILE ? capacity_of(what->quantile, g) : 0;
+    what->capacity = what->want & HEX_WANT_QUANTILE ? capacity_of(what, g) : 0;
     /* in double, as the product may be more than an int64 holds */
     what->by_block |= (double)g->mp * (double)what->capacity * (double)g->k->size > (double)most;
     what->lists = what->by_block ? workers * g->block_m : g->mp;
@@ -112,7 +113,7 @@ static double guess_of(double quantile, int64_t n, int64_t sample) {
 
 void core_plan_guess(core_measurement *what, const core_run *run) {
     /* A second pass is cheap only over tiles that are kept. */
-    const bool cheap = run->keep.tiles == run->g.tasks && !what->negatives_only;
+    const bool cheap = run->keep.tiles == run->g.tasks && !what->negatives_only && !what->nearest;
     what->guess = cheap ? guess_of(what->quantile, run->g.n, run->g.block_n) : 0;
 }
 

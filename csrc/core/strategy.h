@@ -54,6 +54,7 @@ typedef struct {
     double quantile;
     bool negatives_only;
     int want;         /* HEX_WANT_... together */
+    int64_t nearest;  /* not 0: so many of the largest members, with quantile 1, or of the smallest, with quantile 0 */
     bool by_block;    /* set before core_plan_lists: lists are by block even where they are not too large */
     int64_t capacity; /* candidates that a list has room for; 0: no quantile is wanted */
     int64_t lists;    /* how many lists there are, decided once, since budget and threads may change meanwhile */

@@ -1,5 +1,5 @@
-/* operators.c: the operators hexssl::measure, contrast, contrast_backward, contrast_part and contrast_finish for CPU
- * tensors, run without the GIL.
+/* operators.c: the operators hexssl::measure, contrast, contrast_backward, and those of
+ * parts.c, for CPU tensors, run without the GIL.
  *
  * Python gives them a kernel for autograd (hexssl/operators.py). The twins of contrast and contrast_backward,
  * ..._no_grad, have none, are cheaper by that, and work only where gradients are off, so that nobody's can be missing.
@@ -8,82 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "boxed.h"
+#include "schemas.h"
 
-/* Arguments and results of an operator are listed once: schema, slots and their numbers are made of the list. FIRST and
- * NEXT take a type of torch's schemas and a name. */
 #define WORD(type, name) #type " " #name
 #define COMMA_WORD(type, name) ", " #type " " #name
-#define IS_TENSOR(type, name) +IS_##type
-#define IS_Tensor 1
-#define IS_SymInt 0
-#define IS_int 0
-#define IS_float 0
-#define IS_bool 0
-
-/* clang-format off */
-/* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
-#define MEASURE_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation) \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
-    NEXT(float, quantile) NEXT(bool, negatives_only) NEXT(int, want) NEXT(bool, keep)
-#define MEASURE_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, mean_quantile) NEXT(Tensor, token)
-
-#define CONTRAST_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
-    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token) \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) NEXT(bool, both_ways) \
-    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
-    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, adaptive) NEXT(float, quantile) NEXT(bool, negatives_only) \
-    NEXT(int, needed) NEXT(bool, at_once) NEXT(float, scale) NEXT(bool, statistics)
-#define CONTRAST_RESULTS(FIRST, NEXT) \
-    FIRST(Tensor, loss) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state) NEXT(Tensor, token) \
-    NEXT(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
-
-#define BACKWARD_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) \
-    NEXT(Tensor, key_labels) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state) \
-    NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
-    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) \
-    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys) \
-    NEXT(bool, need_paired) NEXT(bool, need_temperature)
-#define BACKWARD_RESULTS(FIRST, NEXT) \
-    FIRST(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
-
-#define PART_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
-    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, rows_before) \
-    NEXT(Tensor, batch_before) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) \
-    NEXT(bool, normalize_keys) NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) \
-    NEXT(int, formulation) NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, statistics)
-#define PART_RESULTS(FIRST, NEXT) FIRST(Tensor, rows) NEXT(Tensor, batch)
-
-#define FINISH_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(SymInt, keys) \
-    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
-    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, statistics)
-#define FINISH_RESULTS(FIRST, NEXT) \
-    FIRST(Tensor, losses) NEXT(Tensor, direct) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state)
-/* clang-format on */
-
-#define MEASURE_SLOT(type, name) M_##name,
-#define CONTRAST_SLOT(type, name) C_##name,
-#define BACKWARD_SLOT(type, name) B_##name,
-#define PART_SLOT(type, name) P_##name,
-#define FINISH_SLOT(type, name) F_##name,
-enum { MEASURE_ARGUMENTS(MEASURE_SLOT, MEASURE_SLOT) MEASURE_INPUTS };
-enum { CONTRAST_ARGUMENTS(CONTRAST_SLOT, CONTRAST_SLOT) CONTRAST_INPUTS };
-enum { BACKWARD_ARGUMENTS(BACKWARD_SLOT, BACKWARD_SLOT) BACKWARD_INPUTS };
-enum { PART_ARGUMENTS(PART_SLOT, PART_SLOT) PART_INPUTS };
-enum { FINISH_ARGUMENTS(FINISH_SLOT, FINISH_SLOT) FINISH_INPUTS };
-enum {
-    MEASURE_OUTPUTS = MEASURE_RESULTS(IS_TENSOR, IS_TENSOR),
-    CONTRAST_OUTPUTS = CONTRAST_RESULTS(IS_TENSOR, IS_TENSOR),
-    BACKWARD_OUTPUTS = BACKWARD_RESULTS(IS_TENSOR, IS_TENSOR),
-    PART_OUTPUTS = PART_RESULTS(IS_TENSOR, IS_TENSOR),
-    FINISH_OUTPUTS = FINISH_RESULTS(IS_TENSOR, IS_TENSOR)
-};
-
 static const char measure_schema[] =
     "measure(" MEASURE_ARGUMENTS(WORD, COMMA_WORD) ") -> (" MEASURE_RESULTS(WORD, COMMA_WORD) ")";
 static const char contrast_schema[] =
@@ -94,40 +22,8 @@ static const char part_schema[] =
     "contrast_part(" PART_ARGUMENTS(WORD, COMMA_WORD) ") -> (" PART_RESULTS(WORD, COMMA_WORD) ")";
 static const char finish_schema[] =
     "contrast_finish(" FINISH_ARGUMENTS(WORD, COMMA_WORD) ") -> (" FINISH_RESULTS(WORD, COMMA_WORD) ")";
-
-/* What boxed.h takes for granted. P: the prefix of an operator's slots. */
-#define ROWS_IN_ORDER(P, has_paired)                                                                                   \
-    _Static_assert(P##keys == P##anchors + 1 && P##labels == P##anchors + 2 + (has_paired) &&                          \
-                       P##key_labels == P##labels + 1 && P##relation == P##labels + 2 &&                               \
-                       P##self_offset == P##period + 1 && P##normalize == P##period + 2 &&                             \
-                       P##normalize_keys == P##period + 3,                                                             \
-                   "the order of call_problem")
-#define PROBLEM_IN_ORDER(P)                                                                                            \
-    ROWS_IN_ORDER(P, 1);                                                                                               \
-    _Static_assert(P##paired == P##anchors + 2 && P##both_ways == P##period + 4, "the order of call_problem")
-#define SETTINGS_IN_ORDER(P)                                                                                           \
-    _Static_assert(P##tau_plus == P##beta + 1 && P##local_weight == P##beta + 2 && P##formulation == P##beta + 3 &&    \
-                       P##positives == P##beta + 4 && P##denominator == P##beta + 5 && P##reduction == P##beta + 6,    \
-                   "the order of call_settings")
-ROWS_IN_ORDER(M_, 0);
-PROBLEM_IN_ORDER(C_);
-PROBLEM_IN_ORDER(B_);
-PROBLEM_IN_ORDER(P_);
-SETTINGS_IN_ORDER(C_);
-SETTINGS_IN_ORDER(B_);
-SETTINGS_IN_ORDER(P_);
-SETTINGS_IN_ORDER(F_);
-_Static_assert(C_quantile == C_adaptive + 1 && C_negatives_only == C_adaptive + 2, "the order of call_adaptive");
-_Static_assert(P_batch_before == P_rows_before + 1 && F_batch == F_rows + 1, "the order of call_part");
-_Static_assert(MEASURE_ARGUMENTS(IS_TENSOR, IS_TENSOR) == M_period &&
-                   CONTRAST_ARGUMENTS(IS_TENSOR, IS_TENSOR) == C_period &&
-                   BACKWARD_ARGUMENTS(IS_TENSOR, IS_TENSOR) == B_period &&
-                   PART_ARGUMENTS(IS_TENSOR, IS_TENSOR) == P_period && FINISH_ARGUMENTS(IS_TENSOR, IS_TENSOR) == F_keys,
-               "tensors come first, and period, or keys, is the first of the others");
-_Static_assert(MEASURE_OUTPUTS <= (int)MAX_OUTPUTS && CONTRAST_OUTPUTS <= (int)MAX_OUTPUTS &&
-                   BACKWARD_OUTPUTS <= (int)MAX_OUTPUTS && PART_OUTPUTS <= (int)MAX_OUTPUTS &&
-                   FINISH_OUTPUTS <= (int)MAX_OUTPUTS,
-               "a call has room for its outputs");
+static const char nearest_schema[] =
+    "measure_part(" NEAREST_ARGUMENTS(WORD, COMMA_WORD) ") -> (" NEAREST_RESULTS(WORD, COMMA_WORD) ")";
 
 static bool measure(call *c) {
     hex_problem problem;
@@ -270,50 +166,6 @@ static bool contrast_backward(call *c) {
            write_temperature(c, B_temperature, &gradients);
 }
 
-static bool contrast_part(call *c) {
-    hex_problem problem;
-    hex_settings settings;
-    hex_part before, part;
-    if (!call_problem(c, P_anchors, true, P_period, &problem) || !call_settings(c, P_temperature, P_beta, &settings) ||
-        !call_threshold(c, P_threshold, problem.anchors.rows, &settings) || !call_check(c, &problem, &settings) ||
-        !call_part(c, P_rows_before, problem.anchors.rows, true, &before))
-        return false;
-    const char *wrong = hex_check_part(&problem, &settings);
-    if (wrong)
-        return fail(c, "%s", wrong);
-    const int32_t float64 = hex_torch.aoti_torch_dtype_float64();
-    void *rows, *batch;
-    if (!call_output(c, float64, 2, (int64_t[]){problem.anchors.rows, HEX_PART_ROW}, &rows) ||
-        !call_output(c, float64, 1, (int64_t[]){HEX_PART_BATCH}, &batch))
-        return false;
-    part = (hex_part){rows, batch};
-    return call_status(
-        c, hex_contrast_part(&problem, &settings, call_boolean(c, P_statistics), before.rows ? &before : NULL, &part));
-}
-
-static bool contrast_finish(call *c) {
-    hex_settings settings;
-    hex_part part;
-    tensor_view view;
-    void *losses, *direct, *batch_stats, *row_state;
-    if (!call_tensor(c, F_rows, "rows", &view) || !call_settings(c, F_temperature, F_beta, &settings))
-        return false;
-    const int64_t anchors = view.dim == 2 ? view.sizes[0] : 0;
-    const char *wrong = hex_check_finish(anchors, &settings);
-    if (wrong)
-        return fail(c, "%s", wrong);
-    const int32_t float64 = hex_torch.aoti_torch_dtype_float64();
-    const bool statistics = call_boolean(c, F_statistics);
-    if (!call_threshold(c, F_threshold, anchors, &settings) || !call_part(c, F_rows, anchors, false, &part) ||
-        !call_output(c, float64, 1, &anchors, &losses) || !call_output(c, float64, 1, &anchors, &direct) ||
-        !call_output(c, float64, 1, (int64_t[]){statistics ? HEX_BATCH_STATS : 0}, &batch_stats) ||
-        !call_output(c, float64, 2, (int64_t[]){anchors, HEX_ROW_STATE}, &row_state))
-        return false;
-    hex_contrast_finish(&settings, anchors, call_integer(c, F_keys), &part, losses, direct,
-                        statistics ? batch_stats : NULL, row_state);
-    return true;
-}
-
 typedef struct {
     const char *name;
     bool (*body)(call *);
@@ -342,6 +194,7 @@ static const operator operators[] = {
     {"hexssl::contrast_backward_no_grad", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, true},
     {"hexssl::contrast_part", contrast_part, PART_INPUTS, P_period, PART_OUTPUTS, false},
     {"hexssl::contrast_finish", contrast_finish, FINISH_INPUTS, F_keys, FINISH_OUTPUTS, false},
+    {"hexssl::measure_part", measure_part, NEAREST_INPUTS, N_period, NEAREST_OUTPUTS, false},
 };
 
 static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
@@ -372,6 +225,10 @@ static void finish_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs
     run(operators + 6, stack, inputs, outputs);
 }
 
+static void nearest_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    run(operators + 7, stack, inputs, outputs);
+}
+
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
 static library_handle definitions, kernels;
 
@@ -397,7 +254,8 @@ static bool register_all(void) {
            register_both(backward_schema, "contrast_backward", backward_kernel, "contrast_backward_no_grad",
                          backward_no_grad_kernel) &&
            register_one(part_schema, "contrast_part", part_kernel) &&
-           register_one(finish_schema, "contrast_finish", finish_kernel);
+           register_one(finish_schema, "contrast_finish", finish_kernel) &&
+           register_one(nearest_schema, "measure_part", nearest_kernel);
 }
 
 const char *hex_torch_register_operators(void) {

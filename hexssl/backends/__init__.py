@@ -16,6 +16,8 @@ loss(problem, settings, decided, token, scale, statistics)
 
 Keys that come block by block (`hexssl.ring`) are computed by one of two modules, `cpu_blocks` and `torch_ops.blocks`:
 
+Measured(quantile, keys)
+    Row statistics. ``visit(problem, settings, negatives, moments)`` adds a block, ``found()`` gives them, (M, 6).
 forward(blocks, settings, threshold, statistics, keys)
     Losses (M,), the vector of batch statistics as above, and a state for backward; None of no anchors. ``blocks()``
     visits all blocks: problems of the same anchors, the own block, which has the paired rows, first; None for a block

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hexssl import dtypes, operators
 from hexssl.backends.cpu import coded
-from hexssl.backends.torch_ops import function
+from hexssl.backends.torch_ops import function, partial
 from hexssl.backends.torch_ops.accumulate import Wanted
 from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
@@ -48,6 +48,21 @@ def _widened(problem: Problem, anchors: Tensor | None) -> list[Tensor]:
     keys, paired = (None if of is None else dtypes.single(of.detach()) for of in (problem.keys, problem.paired))
     relation = None if problem.relation is None else problem.relation.contiguous()
     return [anchors, *map(_present, (keys, paired, problem.labels, problem.key_labels, relation))]
+
+
+class Measured(partial.Measured):
+    """As `hexssl.backends` says."""
+
+    anchors: Tensor | None = None  # widened
+
+    def visit(self, problem: Problem, settings: Settings, negatives: bool, moments: bool) -> None:
+        self.anchors, keys, _, *others = _widened(problem._replace(paired=None), self.anchors)
+        rows = self.anchors.shape[0] if problem.keys is None else keys.shape[0]
+        count, largest = (0, True) if self.rank is None else (min(self.rank.k, rows), self.rank.largest)
+        stats, nearest = operators.op_measure_part(
+            self.anchors, keys, *others, *coded(problem, settings)[:operators.BOTH_WAYS], negatives,
+            operators.WANT_MOMENTS if moments else 0, count, largest)
+        self.join(stats[:, :5], nearest.isnan().any(1), nearest if count > 0 else None)
 
 
 def forward(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, threshold: float | Tensor | None,

@@ -23,6 +23,17 @@ def ready(problem: Problem, settings: Settings, first: Job | None) -> Job:
     return jobs.make(problem, settings, block=True) if first is None else jobs.beside(first, problem)
 
 
+class Measured(partial.Measured):
+    """As `hexssl.backends` says."""
+
+    job: Job | None = None  # of the first block
+
+    def visit(self, problem: Problem, settings: Settings, negatives: bool, moments: bool) -> None:
+        job = ready(problem, settings, self.job)
+        self.job = self.job or job
+        self.add(job, negatives, moments)
+
+
 def forward(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, threshold: float | Tensor | None,
             statistics: bool, keys: int) -> tuple[Tensor, Tensor, Finished] | None:
     """As `hexssl.backends` says."""

@@ -72,13 +72,16 @@ class Measured:
             if self.rank is not None:
                 nearest = self._nearest(torch.where(members, c, -inf if self.rank.largest else inf))
                 candidates.put(nearest, first, last)
-        broken = job.poison.isnan()
-        self.broken = broken if self.broken is None else self.broken | broken
         assert found.tensor is not None
-        self.moments = _joined(self.moments, found.tensor)
-        both = candidates.tensor
-        if both is not None:
-            self.candidates = both if self.candidates is None else self._nearest(torch.cat((self.candidates, both), 1))
+        self.join(found.tensor, job.poison.isnan(), candidates.tensor)
+
+    def join(self, moments: Tensor, broken: Tensor, candidates: Tensor | None) -> None:
+        """What a block has found."""
+        self.broken = broken if self.broken is None else self.broken | broken
+        self.moments = moments if self.moments is None else merge_statistics(self.moments, moments)
+        if candidates is not None:
+            self.candidates = candidates if self.candidates is None else torch.cat((self.candidates, candidates), 1)
+            self.candidates = self._nearest(self.candidates)
 
     def _nearest(self, c: Tensor) -> Tensor:
         assert self.rank is not None
@@ -96,10 +99,6 @@ class Measured:
         place = (last - index if self.rank.largest else index).long().clamp(max=self.candidates.shape[1] - 1)
         found = self.candidates.gather(1, place[:, None]).to(missing.dtype)
         return torch.cat((self.moments, torch.where(((number > 0) & ~self.broken)[:, None], found, nan)), 1)
-
-
-def _joined(before: Tensor | None, found: Tensor) -> Tensor:
-    return found if before is None else merge_statistics(before, found)
 
 
 class Contrasted(NamedTuple):
