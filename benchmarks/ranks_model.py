@@ -71,13 +71,13 @@ def here(way: str, rows: int, columns: int, ranks: int) -> float:
     """MiB of a rank on the CPU in float32, with a fixed threshold.
 
     Gathered: the keys, two packed copies of them, sums of their gradients and the gradients, and as much of the own
-    rows. In a ring: the four blocks of keys and of gradients, and the own rows, divided by their lengths, their
-    gradient and what it is added to.
+    rows. In a ring: two blocks of keys and three of gradients; two packed copies of a block and of the own rows, and
+    sums of the gradients of either; the gradient of the own rows, and what it is added to.
     """
     array = rows * columns * 4 / 2**20
     if ranks == 1:  # the keys are the anchors: views put together, two packed copies, sums and gradients
         return 5 * array + BUDGET
-    return (5 * array + 5 * array / ranks if way == "gathered" else 11 * array / ranks) + BUDGET
+    return (5 * array + 5 * array / ranks if way == "gathered" else 13 * array / ranks) + BUDGET
 
 
 def checked() -> list[list[str]]:
@@ -132,14 +132,15 @@ What follows from it:
 - Up to a million rows of this width the gathered keys take a few GiB. On devices of 80 GiB that is not what decides:
   gather, and take a ring for wider rows or smaller devices.
 
-The arithmetic takes it that both ways compute at the same rate. Today a ring is computed by torch's own operations, and
-not by the kernels, so that it takes longer than this.
+The arithmetic takes it that both ways compute at the same rate. On GPUs a ring is computed by torch's own operations
+today, and not by the kernels, so that it takes longer than this.
 
 ## Checked on one machine
 
 Ranks on the CPU, float32, a fixed threshold: what forward and backward add at the peak (`python benchmarks/ranks.py`),
-and the arrays of that size, counted, with {budget} MiB for tiles or chunks. The CPU's core takes two packed copies of
-the keys and sums of their gradients, which the table above, of a GPU, does not have.
+and the arrays of that size, counted, with {budget} MiB for tiles, or for memory that waits to be used again.
+The CPU's core takes two packed copies of rows and sums of their gradients, which the table above, of a GPU, does not
+have.
 
 {table}
 

@@ -2,7 +2,9 @@
  *
  *     views --> hex_measure --> (decide a threshold) --> hex_contrast --> hex_contrast_backward
  *
- * Where the loss is one number, hex_contrast can also return the gradients, up to the factor dObjective/dloss.
+ * Where the loss is one number, hex_contrast can also return the gradients, up to the factor dObjective/dloss. Where
+ * keys come in blocks, hex_measure_part and hex_contrast_part of each block, and hex_contrast_finish, take the places
+ * of hex_measure and hex_contrast.
  *
  * The symbols are those of the HEX paper (arXiv 2410.23200): M anchors and N keys of D columns, cosines
  * c_ij = a_i . k_j of the (normalised) rows, logits s_ij = c_ij / temperature.
@@ -258,7 +260,7 @@ hex_status hex_contrast(const hex_problem *problem, const hex_settings *settings
                         const hex_gradients *gradients, double *losses, double *batch_stats, double *row_state,
                         int64_t *token);
 
-/* The gradients, from the row state that hex_contrast wrote for the same problem and settings.
+/* The gradients, from the row state that hex_contrast wrote for the same problem and settings, or hex_contrast_finish.
  *
  * grad: dObjective/dloss, (M,) for HEX_REDUCTION_NONE, else one value. The settings' threshold, adaptive, quantile and
  * negatives_only are not looked at. */
@@ -288,7 +290,7 @@ hex_status hex_measure_part(const hex_problem *problem, bool negatives_only, int
 const char *hex_check_part(const hex_problem *problem, const hex_settings *settings);
 const char *hex_check_finish(int64_t anchors, const hex_settings *settings);
 
-/* A block of the keys, of any size. Nothing is kept.
+/* A block of the keys, of any size. hex_check_part has returned NULL. Nothing is kept.
  *
  * - problem: the anchors and the keys of this block. Paired positives belong to one of the blocks.
  * - settings: the same for all blocks. The reduction is not looked at.
@@ -300,6 +302,7 @@ hex_status hex_contrast_part(const hex_problem *problem, const hex_settings *set
 
 /* The losses after the last block. hex_contrast_backward of each block's problem, with token 0, then has the block's
  * keys' gradient, and a part of the others, which add up over the blocks. Its settings have HEX_REDUCTION_NONE.
+ * hex_check_finish has returned NULL.
  *
  * - keys: how many there are in all blocks.
  * - losses: (M,).

@@ -89,11 +89,35 @@ static void check_reference(void) {
     expect("float32, reference", hex_reference_check(&p, NULL), "float64");
 }
 
+/* What blocks of keys refuse beside that. */
+static void check_parts(void) {
+    hex_problem p = pairs;
+    hex_settings s = usual;
+    expect("a part", hex_check_part(&p, &s), NULL);
+    s.positives = HEX_POSITIVES_MEAN, s.denominator = HEX_DENOMINATOR_OWN;
+    expect("own, a part", hex_check_part(&p, &s), "own");
+    s.formulation = HEX_RELEASED;
+    expect("released, a part", hex_check_part(&p, &s), NULL);
+    s = usual;
+    s.adaptive = true;
+    expect("adaptive, a part", hex_check_part(&p, &s), "adaptive");
+    p.both_ways = true;
+    expect("both ways, a part", hex_check_part(&p, &usual), "both ways");
+    p.period = -1;
+    expect("period, a part", hex_check_part(&p, &usual), "period");
+    expect("the end", hex_check_finish(M, &usual), NULL);
+    expect("the end of none", hex_check_finish(0, &usual), "anchors");
+    s = usual;
+    s.threshold_count = M - 1;
+    expect("thresholds at the end", hex_check_finish(M, &s), "threshold");
+}
+
 int main(void) {
     check_sources();
     check_self();
     check_thresholds();
     check_reference();
+    check_parts();
     printf("%d answers checked, %d failures\n", checked, failures);
     return failures != 0;
 }

@@ -18,7 +18,8 @@ the gradients are formulas, made in the same visit of a chunk as the losses. Not
     both_ways.py  all chunks of both directions
     measure.py    statistics of rows
     function.py   the loss as an autograd Function
-    partial.py    the steps of a loss whose keys come block by block (hexssl/ring.py)
+    blocks.py     a loss whose keys come block by block (hexssl/ring.py)
+    partial.py    its steps
     merge.py      one state of an anchor from those of two blocks
 """
 
