@@ -300,17 +300,27 @@ const char *hex_check_finish(int64_t anchors, const hex_settings *settings);
 hex_status hex_contrast_part(const hex_problem *problem, const hex_settings *settings, bool statistics,
                              const hex_part *before, const hex_part *part);
 
+/* With HEX_DENOMINATOR_OWN, a second visit of every block, after the last: what needs the sums of all negatives.
+ *
+ * - problem, settings: as above; the threshold is not looked at.
+ * - part: of all blocks.
+ * - before: (M, 2) what the same call has written for earlier blocks; NULL: there are none.
+ * - own: (M, 2) that, and this block. It may be `before`. */
+hex_status hex_contrast_own(const hex_problem *problem, const hex_settings *settings, const hex_part *part,
+                            const double *before, double *own);
+
 /* The losses after the last block. hex_contrast_backward of each block's problem, with token 0, then has the block's
  * keys' gradient, and a part of the others, which add up over the blocks. Its settings have HEX_REDUCTION_NONE.
  * hex_check_finish has returned NULL.
  *
  * - keys: how many there are in all blocks.
+ * - own: (M, 2) of hex_contrast_own; NULL without HEX_DENOMINATOR_OWN.
  * - losses: (M,).
  * - direct: (M,) dLoss/dtemperature by what is of no key, which the blocks' gradients leave out.
  * - batch_stats: (HEX_BATCH_STATS,); NULL: not wanted.
  * - row_state: (M, HEX_ROW_STATE), the same for all blocks. */
 void hex_contrast_finish(const hex_settings *settings, int64_t anchors, int64_t keys, const hex_part *part,
-                         double *losses, double *direct, double *batch_stats, double *row_state);
+                         const double *own, double *losses, double *direct, double *batch_stats, double *row_state);
 
 /* --- the naive oracle --- */
 

@@ -99,6 +99,7 @@ op_contrast_no_grad = torch.ops.hexssl.contrast_no_grad.default  # as the one ab
 op_contrast_backward_no_grad = interruptible(torch.ops.hexssl.contrast_backward_no_grad.default)
 op_measure_part = interruptible(torch.ops.hexssl.measure_part.default)
 op_contrast_part = interruptible(torch.ops.hexssl.contrast_part.default)
+op_contrast_own = interruptible(torch.ops.hexssl.contrast_own.default)
 op_contrast_finish = torch.ops.hexssl.contrast_finish.default  # too short to be interrupted
 
 
@@ -192,10 +193,17 @@ def _contrast_part_fake(anchors: Tensor, keys: Tensor, paired: Tensor, labels: T
             anchors.new_empty((PART_BATCH,), dtype=torch.float64))
 
 
+@torch.library.register_fake("hexssl::contrast_own")
+def _contrast_own_fake(anchors: Tensor, keys: Tensor, paired: Tensor, labels: Tensor, key_labels: Tensor,
+                       relation: Tensor, *_: Any) -> Tensor:
+    _check(anchors, keys, paired, labels, key_labels, relation)
+    return anchors.new_empty((anchors.shape[0], 2), dtype=torch.float64)
+
+
 @torch.library.register_fake("hexssl::contrast_finish")
-def _contrast_finish_fake(rows: Tensor, batch: Tensor, threshold: Tensor, temperature: Tensor, keys: int, beta: float,
-                          tau_plus: float, local_weight: float, formulation: int, positives: int, denominator: int,
-                          reduction: int, statistics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _contrast_finish_fake(rows: Tensor, batch: Tensor, own: Tensor, threshold: Tensor, temperature: Tensor, keys: int,
+                          beta: float, tau_plus: float, local_weight: float, formulation: int, positives: int,
+                          denominator: int, reduction: int, statistics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch._check(rows.dim() == 2, lambda: "hexssl: rows must have two dimensions")
     anchors = rows.shape[0]
     return (rows.new_empty((anchors,)), rows.new_empty((anchors,)),
@@ -271,7 +279,7 @@ _NO_DERIVATIVE = {
     **{name: f"{name}: by definition its statistics carry no gradient; give it detached tensors"
        for name in ("hexssl::measure", "hexssl::measure_part")},
     "hexssl::contrast_backward": derivatives.SECOND,
-    **dict.fromkeys(("hexssl::contrast_part", "hexssl::contrast_finish"),
+    **dict.fromkeys(("hexssl::contrast_part", "hexssl::contrast_own", "hexssl::contrast_finish"),
                     "the gradients of a loss whose keys come in blocks are those that hexssl::contrast_backward has of "
                     "each block, with the state of rows of hexssl::contrast_finish"),
 }
@@ -297,7 +305,8 @@ def _register_derivative(operator: Any) -> None:
 
 
 _derivatives = torch.library.Library("hexssl", "FRAGMENT")  # what it registered ends with it
-for _name in ("measure", "measure_part", "contrast", "contrast_backward", "contrast_part", "contrast_finish"):
+for _name in ("measure", "measure_part", "contrast", "contrast_backward", "contrast_part", "contrast_own",
+              "contrast_finish"):
     _register_derivative(getattr(torch.ops.hexssl, _name).default)
 
 

@@ -11,7 +11,14 @@ from test_bindings import assert_threads_agree
 from torch import Tensor
 
 from hexssl import _C, validation
-from hexssl.operators import FORM, ContrastSettings, op_contrast_finish, op_contrast_part, op_measure_part
+from hexssl.operators import (
+    FORM,
+    ContrastSettings,
+    op_contrast_finish,
+    op_contrast_own,
+    op_contrast_part,
+    op_measure_part,
+)
 
 M, N, D = 7, 23, 5
 ABSENT, NO_TOKEN = torch.empty(0), torch.zeros((), dtype=torch.int64)
@@ -19,7 +26,7 @@ NOT_ADAPTIVE = (False, 0.0, False)
 SPLITS = ([slice(0, 23)], [slice(0, 1), slice(1, 16), slice(16, 23)], [slice(15, 23), slice(4, 15), slice(0, 4)])
 KINDS = ("negatives", "labels", "relation", "self", "paired", "paired labels", "lengths")
 THRESHOLDS = ("none", "number", "rows", "above", "below")
-WITHOUT_OWN = [form for form in FORMS if form.get("denominator") != "own"]
+OWN = validation.DENOMINATORS["own"]
 EXACT = 1e-12  # float64, of the largest
 
 
@@ -103,7 +110,12 @@ def forward(given: Who, blocks: list[slice], threshold: Tensor, tau: Tensor,
         block = given.block(of, place == 0)
         numbered = settings._replace(self_offset=block.self_offset)
         part = op_contrast_part(*block.tensors(), threshold, tau, *part, *numbered, True)
-    return op_contrast_finish(*part, threshold, tau, sum(of.stop - of.start for of in blocks), *settings[FORM:], True)
+    own = ABSENT
+    for place, of in enumerate(blocks if settings.denominator == OWN else ()):
+        block = given.block(of, place == 0)
+        own = op_contrast_own(*block.tensors(), tau, *part, own, *settings._replace(self_offset=block.self_offset))
+    keys = sum(of.stop - of.start for of in blocks)
+    return op_contrast_finish(*part, own, threshold, tau, keys, *settings[FORM:], True)
 
 
 def in_blocks(given: Who, blocks: list[slice], threshold: Tensor, tau: Tensor, settings: ContrastSettings,
@@ -131,7 +143,7 @@ def _no_grad() -> Any:
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-@pytest.mark.parametrize("form", WITHOUT_OWN, ids=form_name)
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_have_the_loss_of_all_keys(kind: str, form: dict[str, str], threshold: str) -> None:
     place = KINDS.index(kind) + FORMS.index(form) + 2 * THRESHOLDS.index(threshold)
@@ -181,9 +193,10 @@ def test_what_is_not_finite_is_not_lost_in_later_blocks(broken: str) -> None:
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.005])
-def test_thread_counts_agree_bitwise(tau: float) -> None:
+@pytest.mark.parametrize("form", [{}, {"positives": "mean", "denominator": "own"}], ids=form_name)
+def test_thread_counts_agree_bitwise(form: dict[str, str], tau: float) -> None:
     given = who("paired labels", torch.float32, 270, 530)
-    settings, weights = numbers(given, {}), torch.linspace(0.5, 1.5, 270)
+    settings, weights = numbers(given, form), torch.linspace(0.5, 1.5, 270)
     threshold = torch.linspace(0.1, 0.8, 270).double()
     blocks = [slice(0, 260), slice(260, 530)]
     assert_threads_agree(lambda: in_blocks(given, blocks, threshold, torch.tensor(tau), settings, weights))
@@ -266,9 +279,11 @@ def test_opcheck(kind: str) -> None:
         part = op_contrast_part(*arguments)
         measured = (of.anchors, of.keys, *of.tensors()[3:], 0, of.self_offset, True, True, False, 2, 3, True)
         torch.library.opcheck(torch.ops.hexssl.measure_part.default, measured)
+    own = settings._replace(positives=1, denominator=OWN, self_offset=block.self_offset)
+    torch.library.opcheck(torch.ops.hexssl.contrast_own.default, (*block.tensors(), tau, *part, ABSENT, *own))
     for statistics in (True, False):
         torch.library.opcheck(torch.ops.hexssl.contrast_finish.default,
-                              (*part, limit("number"), tau, 22, *settings[FORM:], statistics))
+                              (*part, ABSENT, limit("number"), tau, 22, *settings[FORM:], statistics))
 
 
 def test_gradients_are_refused() -> None:
@@ -277,7 +292,7 @@ def test_gradients_are_refused() -> None:
     with torch.enable_grad():
         given.anchors.requires_grad_()
         rows, batch = op_contrast_part(*given.tensors(), ABSENT, tau, ABSENT, ABSENT, *settings, False)
-        losses, *_ = op_contrast_finish(rows, batch, ABSENT, tau, N, *settings[FORM:], False)
+        losses, *_ = op_contrast_finish(rows, batch, ABSENT, ABSENT, tau, N, *settings[FORM:], False)
         for result in (rows, losses):
             with pytest.raises(RuntimeError, match="hexssl::contrast_backward has of each block"):
                 result.sum().backward(retain_graph=True)
@@ -285,7 +300,6 @@ def test_gradients_are_refused() -> None:
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"both_ways": True}, "both ways needs all keys at once"),
-    ({"positives": 1, "denominator": 1}, "denominator own needs all keys at once"),
     ({"beta": -1.0}, "beta must be"),
     ({"before": (torch.zeros(M - 1, _C.PART_ROW).double(), torch.zeros(_C.PART_BATCH).double())}, "rows must be"),
     ({"before": (torch.zeros(M, _C.PART_ROW), torch.zeros(_C.PART_BATCH).double())}, "rows must be"),
@@ -307,11 +321,13 @@ def test_wrong_part(changes: dict[str, Any], words: str) -> None:
     ({"batch": torch.zeros(_C.PART_BATCH + 1).double()}, "batch must be"),
     ({"threshold": torch.zeros(M - 1).double()}, "threshold must be"),
     ({"beta": -1.0}, "beta must be"),
+    ({"positives": 1, "denominator": 1}, "own is missing"),
+    ({"own": torch.zeros(M, 3).double()}, "own must be"),
 ])
 def test_wrong_finish(changes: dict[str, Any], words: str) -> None:
     rows, batch = torch.zeros(M, _C.PART_ROW).double(), torch.zeros(_C.PART_BATCH).double()
-    given = {"rows": rows, "batch": batch, "threshold": ABSENT, "temperature": torch.tensor(0.2), "keys": N,
-             **dict(zip(ContrastSettings._fields[FORM:], numbers(who("negatives"), {})[FORM:], strict=True)),
+    given = {"rows": rows, "batch": batch, "own": ABSENT, "threshold": ABSENT, "temperature": torch.tensor(0.2),
+             "keys": N, **dict(zip(ContrastSettings._fields[FORM:], numbers(who("negatives"), {})[FORM:], strict=True)),
              "statistics": True, **changes}
     with pytest.raises(RuntimeError, match=f"hexssl::contrast_finish: {words}"):
         op_contrast_finish(*given.values())
@@ -323,6 +339,7 @@ def test_a_part_that_no_block_has_written_is_harmless(number: float) -> None:
     settings, tau = numbers(given, {}), torch.tensor(0.2)
     part = tuple(torch.full(shape, number, dtype=torch.float64) for shape in ((M, _C.PART_ROW), (_C.PART_BATCH,)))
     part = op_contrast_part(*given.tensors(), ABSENT, tau, *part, *settings, True)
-    _, _, _, state = op_contrast_finish(*part, ABSENT, tau, N, *settings[FORM:], True)
+    _, _, _, state = op_contrast_finish(*part, ABSENT, ABSENT, tau, N, *settings[FORM:], True)
+    op_contrast_own(*given.tensors(), tau, *part, ABSENT, *settings)
     torch.ops.hexssl.contrast_backward_no_grad(torch.ones(M), *given.tensors(), tau, state, NO_TOKEN, *settings, True,
                                                True, True, True)

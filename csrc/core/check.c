@@ -92,8 +92,6 @@ const char *hex_check_part(const hex_problem *problem, const hex_settings *setti
         return "both ways needs all keys at once";
     if (!wrong && settings->adaptive)
         return "an adaptive threshold needs all keys at once";
-    if (!wrong && settings->formulation == HEX_WEIGHTED && settings->denominator == HEX_DENOMINATOR_OWN)
-        return "denominator own needs all keys at once";
     return wrong;
 }
 

@@ -1,4 +1,5 @@
-/* part.c: a contrast whose keys come in blocks: hex_contrast_part of each, and hex_contrast_finish after the last. */
+/* part.c: a contrast whose keys come in blocks: hex_contrast_part of each, hex_contrast_own where
+ * positives have a denominator each, and hex_contrast_finish after the last. */
 #include "part.h"
 
 #include <math.h>
@@ -80,6 +81,37 @@ void core_part_row(const hex_settings *s, const core_row *row, core_near near, b
     memcpy(part->rows + number * HEX_PART_ROW, before ? both : own, sizeof own);
 }
 
+/* --- reading a part --- */
+
+/* Bytes of T. A part comes from outside: a number that no block has written is none. */
+static int64_t size_in(const double *batch) {
+    return batch[CORE_T_SIZE] == sizeof(double) ? sizeof(double) : sizeof(float);
+}
+
+/* What of it losses are made of. */
+static core_strategy strategy_of(const hex_settings *s, const double *batch) {
+    core_strategy strategy = {.inv_tau = core_inverse_of(size_in(batch), s->temperature),
+                              .beta = s->beta,
+                              .one_shift = batch[CORE_T_ONE_SHIFT] != 0,
+                              .all_global = batch[CORE_T_ALL_GLOBAL] != 0,
+                              .unit_cosines = batch[CORE_T_BOUND] == 1};
+    strategy.power = strategy.one_shift ? batch[CORE_T_POWER] : 0;
+    strategy.shift = strategy.power / HEX_LOG2_E;
+    strategy.least = exp(-strategy.inv_tau - strategy.shift);
+    return strategy;
+}
+
+static void read_row(const core_strategy *strategy, const double *from, int64_t keys, core_row *row) {
+    *row = (core_row){.strategy = strategy,
+                      .key_count = (double)keys,
+                      .top_g = from[CORE_T_TOP_G],
+                      .top_h = from[CORE_T_TOP_H],
+                      .top_p = from[CORE_T_TOP_P],
+                      .positives = from[CORE_T_POSITIVES],
+                      .negatives = from[CORE_T_NEGATIVES]};
+    memcpy(row->sums, from + CORE_T_SUMS, HEX_S_OTHER_C * sizeof *from);
+}
+
 /* --- hex_contrast_part --- */
 
 typedef struct {
@@ -155,36 +187,68 @@ hex_status hex_contrast_part(const hex_problem *problem, const hex_settings *set
     return core_call(problem, part_on_team, &job);
 }
 
+/* --- hex_contrast_own --- */
+
+typedef struct {
+    const hex_problem *problem;
+    const hex_settings *settings;
+    const hex_part *part;
+    const double *before;
+    double *own;
+} own_job;
+
+/* Writes the sums of an anchor's positives that are in this block, and those of earlier ones. */
+static void write_own(const core_run *run, const core_contrast *c, const own_job *job, core_row *row, int64_t i) {
+    double log = c->own[i], share = c->own[run->g.ap + i];
+    if (run->problem->paired.data)
+        core_row_add_own(row, c->paired[i], &log, &share);
+    job->own[2 * i] = log + (job->before ? job->before[2 * i] : 0);
+    job->own[2 * i + 1] = share + (job->before ? job->before[2 * i + 1] : 0);
+}
+
+static void add_own(core_run *run, core_contrast *c, const own_job *job) {
+    core_strategy strategy = strategy_of(job->settings, job->part->batch);
+    strategy.bound = core_cosine_bound(run, &run->kept.keys, false);
+    c->settings = job->settings;
+    c->strategy = &strategy;
+    core_row row;
+    for (int64_t i = 0; i < run->g.m; i++) {
+        read_row(&strategy, job->part->rows + i * HEX_PART_ROW, 0, &row);
+        core_row_negatives(job->settings, &row);
+        c->negatives[i] = row.neg_log + strategy.shift;
+        c->negatives[run->g.ap + i] = row.neg_top;
+    }
+    core_contrast_own(run, c);
+    for (int64_t i = 0; i < run->g.m; i++) {
+        read_row(&strategy, job->part->rows + i * HEX_PART_ROW, 0, &row);
+        core_row_negatives(job->settings, &row);
+        write_own(run, c, job, &row, i);
+    }
+}
+
+static hex_status own_on_team(core_team *team, void *context) {
+    core_contrast contrast = {0};
+    core_run run;
+    core_arena sizes = {NULL, 0};
+    const own_job *job = context;
+    core_find(&run, team, job->problem, 0, false, NULL, NULL);
+    core_contrast_place(&run.g, NULL, &sizes, &contrast);
+    const hex_status status = core_open(&run, (core_keep){0}, sizes.used);
+    if (status != HEX_OK)
+        return status;
+    core_contrast_place(&run.g, NULL, &(core_arena){run.extra, 0}, &contrast);
+    add_own(&run, &contrast, job);
+    core_close(&run, false);
+    return HEX_OK;
+}
+
+hex_status hex_contrast_own(const hex_problem *problem, const hex_settings *settings, const hex_part *part,
+                            const double *before, double *own) {
+    own_job job = {problem, settings, part, before, own};
+    return core_call(problem, own_on_team, &job);
+}
+
 /* --- hex_contrast_finish --- */
-
-/* Bytes of T. A part comes from outside: a number that no block has written is none. */
-static int64_t size_in(const double *batch) {
-    return batch[CORE_T_SIZE] == sizeof(double) ? sizeof(double) : sizeof(float);
-}
-
-/* What of it losses are made of. */
-static core_strategy strategy_of(const hex_settings *s, const double *batch) {
-    core_strategy strategy = {.inv_tau = core_inverse_of(size_in(batch), s->temperature),
-                              .beta = s->beta,
-                              .one_shift = batch[CORE_T_ONE_SHIFT] != 0,
-                              .all_global = batch[CORE_T_ALL_GLOBAL] != 0,
-                              .unit_cosines = batch[CORE_T_BOUND] == 1};
-    strategy.power = strategy.one_shift ? batch[CORE_T_POWER] : 0;
-    strategy.shift = strategy.power / HEX_LOG2_E;
-    strategy.least = exp(-strategy.inv_tau - strategy.shift);
-    return strategy;
-}
-
-static void read_row(const core_strategy *strategy, const double *from, int64_t keys, core_row *row) {
-    *row = (core_row){.strategy = strategy,
-                      .key_count = (double)keys,
-                      .top_g = from[CORE_T_TOP_G],
-                      .top_h = from[CORE_T_TOP_H],
-                      .top_p = from[CORE_T_TOP_P],
-                      .positives = from[CORE_T_POSITIVES],
-                      .negatives = from[CORE_T_NEGATIVES]};
-    memcpy(row->sums, from + CORE_T_SUMS, HEX_S_OTHER_C * sizeof *from);
-}
 
 /* Adds an anchor to what statistics are made of. */
 static void count_row(const double *row, const double *state, core_totals *t) {
@@ -199,7 +263,7 @@ static void count_row(const double *row, const double *state, core_totals *t) {
 }
 
 void hex_contrast_finish(const hex_settings *settings, int64_t anchors, int64_t keys, const hex_part *part,
-                         double *losses, double *direct, double *batch_stats, double *row_state) {
+                         const double *own, double *losses, double *direct, double *batch_stats, double *row_state) {
     const double *batch = part->batch;
     const core_strategy strategy = strategy_of(settings, batch);
     core_totals totals = {.threshold = core_mean_threshold(settings),
@@ -212,6 +276,8 @@ void hex_contrast_finish(const hex_settings *settings, int64_t anchors, int64_t 
         double *state = row_state + i * HEX_ROW_STATE;
         core_row row;
         read_row(&strategy, from, keys, &row);
+        row.own_log = own ? own[2 * i] : 0;
+        row.own_share = own ? own[2 * i + 1] : 0;
         losses[i] = core_row_loss(settings, &row, state);
         direct[i] = state[CORE_R_DTAU] * strategy.inv_tau * strategy.inv_tau;
         state[CORE_R_DTAU] = 0;

@@ -333,3 +333,11 @@ void core_contrast_run(core_run *run, core_contrast *c) {
         core_each_anchor_block(run, core_weighs_after(c->strategy, run->keep.sums) ? weigh_after_block : fused_block,
                                c);
 }
+
+void core_contrast_own(core_run *run, core_contrast *c) {
+    const scope all = {run, NULL, 0};
+    start_all(run, c);
+    if (run->problem->paired.data)
+        each_block(&all, paired_cosines, c);
+    pass_over(&all, c, OWN, NULL);
+}

@@ -31,4 +31,7 @@ void core_contrast_place(const core_geometry *g, double *row_state, core_arena *
  * run keeps sums, these are formed, too. With a part its rows are filled in, in place of losses and row_state. */
 void core_contrast_run(core_run *run, core_contrast *c);
 
+/* Fills in `own` and paired instead, where negatives are given. */
+void core_contrast_own(core_run *run, core_contrast *c);
+
 #endif

@@ -20,6 +20,8 @@ static const char backward_schema[] =
     "contrast_backward(" BACKWARD_ARGUMENTS(WORD, COMMA_WORD) ") -> (" BACKWARD_RESULTS(WORD, COMMA_WORD) ")";
 static const char part_schema[] =
     "contrast_part(" PART_ARGUMENTS(WORD, COMMA_WORD) ") -> (" PART_RESULTS(WORD, COMMA_WORD) ")";
+static const char own_schema[] =
+    "contrast_own(" OWN_ARGUMENTS(WORD, COMMA_WORD) ") -> (" OWN_RESULTS(WORD, COMMA_WORD) ")";
 static const char finish_schema[] =
     "contrast_finish(" FINISH_ARGUMENTS(WORD, COMMA_WORD) ") -> (" FINISH_RESULTS(WORD, COMMA_WORD) ")";
 static const char nearest_schema[] =
@@ -195,6 +197,7 @@ static const operator operators[] = {
     {"hexssl::contrast_part", contrast_part, PART_INPUTS, P_period, PART_OUTPUTS, false},
     {"hexssl::contrast_finish", contrast_finish, FINISH_INPUTS, F_keys, FINISH_OUTPUTS, false},
     {"hexssl::measure_part", measure_part, NEAREST_INPUTS, N_period, NEAREST_OUTPUTS, false},
+    {"hexssl::contrast_own", contrast_own, OWN_INPUTS, O_period, OWN_OUTPUTS, false},
 };
 
 static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
@@ -229,6 +232,10 @@ static void nearest_kernel(stable_value *stack, uint64_t inputs, uint64_t output
     run(operators + 7, stack, inputs, outputs);
 }
 
+static void own_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
+    run(operators + 8, stack, inputs, outputs);
+}
+
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
 static library_handle definitions, kernels;
 
@@ -254,6 +261,7 @@ static bool register_all(void) {
            register_both(backward_schema, "contrast_backward", backward_kernel, "contrast_backward_no_grad",
                          backward_no_grad_kernel) &&
            register_one(part_schema, "contrast_part", part_kernel) &&
+           register_one(own_schema, "contrast_own", own_kernel) &&
            register_one(finish_schema, "contrast_finish", finish_kernel) &&
            register_one(nearest_schema, "measure_part", nearest_kernel);
 }

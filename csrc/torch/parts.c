@@ -22,7 +22,39 @@ bool contrast_part(call *c) {
         c, hex_contrast_part(&problem, &settings, call_boolean(c, P_statistics), before.rows ? &before : NULL, &part));
 }
 
+/* An (anchors, 2) tensor of hex_contrast_own's sums, or absent. */
+static bool read_own(call *c, int slot, int64_t anchors, const double **out) {
+    tensor_view view;
+    *out = NULL;
+    if (!call_tensor(c, slot, "own", &view))
+        return false;
+    if (view.numel == 0)
+        return true;
+    if (!call_exact_tensor(c, slot, "own", hex_torch.aoti_torch_dtype_float64(), "float64", anchors, 2, &view))
+        return false;
+    *out = view.data;
+    return true;
+}
+
+bool contrast_own(call *c) {
+    hex_problem problem;
+    hex_settings settings;
+    hex_part part;
+    const double *before;
+    void *own;
+    if (!call_problem(c, O_anchors, true, O_period, &problem) || !call_settings(c, O_temperature, O_beta, &settings) ||
+        !call_check(c, &problem, &settings) || !call_part(c, O_rows, problem.anchors.rows, false, &part) ||
+        !read_own(c, O_own_before, problem.anchors.rows, &before))
+        return false;
+    const char *wrong = hex_check_part(&problem, &settings);
+    if (wrong)
+        return fail(c, "%s", wrong);
+    return call_output(c, hex_torch.aoti_torch_dtype_float64(), 2, (int64_t[]){problem.anchors.rows, 2}, &own) &&
+           call_status(c, hex_contrast_own(&problem, &settings, &part, before, own));
+}
+
 bool contrast_finish(call *c) {
+    const double *own;
     hex_settings settings;
     hex_part part;
     tensor_view view;
@@ -33,6 +65,10 @@ bool contrast_finish(call *c) {
     const char *wrong = hex_check_finish(anchors, &settings);
     if (wrong)
         return fail(c, "%s", wrong);
+    if (!read_own(c, F_own, anchors, &own))
+        return false;
+    if (settings.formulation == HEX_WEIGHTED && settings.denominator == HEX_DENOMINATOR_OWN && !own)
+        return fail(c, "own is missing, the sums that denominator own needs");
     const int32_t float64 = hex_torch.aoti_torch_dtype_float64();
     const bool statistics = call_boolean(c, F_statistics);
     if (!call_threshold(c, F_threshold, anchors, &settings) || !call_part(c, F_rows, anchors, false, &part) ||
@@ -40,7 +76,7 @@ bool contrast_finish(call *c) {
         !call_output(c, float64, 1, (int64_t[]){statistics ? HEX_BATCH_STATS : 0}, &batch_stats) ||
         !call_output(c, float64, 2, (int64_t[]){anchors, HEX_ROW_STATE}, &row_state))
         return false;
-    hex_contrast_finish(&settings, anchors, call_integer(c, F_keys), &part, losses, direct,
+    hex_contrast_finish(&settings, anchors, call_integer(c, F_keys), &part, own, losses, direct,
                         statistics ? batch_stats : NULL, row_state);
     return true;
 }

@@ -50,8 +50,16 @@
     NEXT(int, formulation) NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, statistics)
 #define PART_RESULTS(FIRST, NEXT) FIRST(Tensor, rows) NEXT(Tensor, batch)
 
+#define OWN_ARGUMENTS(FIRST, NEXT) \
+    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
+    NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, own_before) \
+    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
+    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) \
+    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction)
+#define OWN_RESULTS(FIRST, NEXT) FIRST(Tensor, own)
+
 #define FINISH_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(SymInt, keys) \
+    FIRST(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, own) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(SymInt, keys) \
     NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
     NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, statistics)
 #define FINISH_RESULTS(FIRST, NEXT) \
@@ -68,12 +76,14 @@
 #define CONTRAST_SLOT(type, name) C_##name,
 #define BACKWARD_SLOT(type, name) B_##name,
 #define PART_SLOT(type, name) P_##name,
+#define OWN_SLOT(type, name) O_##name,
 #define FINISH_SLOT(type, name) F_##name,
 #define NEAREST_SLOT(type, name) N_##name,
 enum { MEASURE_ARGUMENTS(MEASURE_SLOT, MEASURE_SLOT) MEASURE_INPUTS };
 enum { CONTRAST_ARGUMENTS(CONTRAST_SLOT, CONTRAST_SLOT) CONTRAST_INPUTS };
 enum { BACKWARD_ARGUMENTS(BACKWARD_SLOT, BACKWARD_SLOT) BACKWARD_INPUTS };
 enum { PART_ARGUMENTS(PART_SLOT, PART_SLOT) PART_INPUTS };
+enum { OWN_ARGUMENTS(OWN_SLOT, OWN_SLOT) OWN_INPUTS };
 enum { FINISH_ARGUMENTS(FINISH_SLOT, FINISH_SLOT) FINISH_INPUTS };
 enum { NEAREST_ARGUMENTS(NEAREST_SLOT, NEAREST_SLOT) NEAREST_INPUTS };
 enum {
@@ -81,6 +91,7 @@ enum {
     CONTRAST_OUTPUTS = CONTRAST_RESULTS(IS_TENSOR, IS_TENSOR),
     BACKWARD_OUTPUTS = BACKWARD_RESULTS(IS_TENSOR, IS_TENSOR),
     PART_OUTPUTS = PART_RESULTS(IS_TENSOR, IS_TENSOR),
+    OWN_OUTPUTS = OWN_RESULTS(IS_TENSOR, IS_TENSOR),
     FINISH_OUTPUTS = FINISH_RESULTS(IS_TENSOR, IS_TENSOR),
     NEAREST_OUTPUTS = NEAREST_RESULTS(IS_TENSOR, IS_TENSOR)
 };
@@ -104,26 +115,32 @@ ROWS_IN_ORDER(N_, 0);
 PROBLEM_IN_ORDER(C_);
 PROBLEM_IN_ORDER(B_);
 PROBLEM_IN_ORDER(P_);
+PROBLEM_IN_ORDER(O_);
 SETTINGS_IN_ORDER(C_);
 SETTINGS_IN_ORDER(B_);
 SETTINGS_IN_ORDER(P_);
+SETTINGS_IN_ORDER(O_);
 SETTINGS_IN_ORDER(F_);
 _Static_assert(C_quantile == C_adaptive + 1 && C_negatives_only == C_adaptive + 2, "the order of call_adaptive");
-_Static_assert(P_batch_before == P_rows_before + 1 && F_batch == F_rows + 1, "the order of call_part");
+_Static_assert(P_batch_before == P_rows_before + 1 && O_batch == O_rows + 1 && F_batch == F_rows + 1,
+               "the order of call_part");
 _Static_assert(MEASURE_ARGUMENTS(IS_TENSOR, IS_TENSOR) == M_period &&
                    CONTRAST_ARGUMENTS(IS_TENSOR, IS_TENSOR) == C_period &&
                    BACKWARD_ARGUMENTS(IS_TENSOR, IS_TENSOR) == B_period &&
                    PART_ARGUMENTS(IS_TENSOR, IS_TENSOR) == P_period &&
+                   OWN_ARGUMENTS(IS_TENSOR, IS_TENSOR) == O_period &&
                    FINISH_ARGUMENTS(IS_TENSOR, IS_TENSOR) == F_keys &&
                    NEAREST_ARGUMENTS(IS_TENSOR, IS_TENSOR) == N_period,
                "tensors come first, and period, or keys, is the first of the others");
 _Static_assert(MEASURE_OUTPUTS <= (int)MAX_OUTPUTS && CONTRAST_OUTPUTS <= (int)MAX_OUTPUTS &&
                    BACKWARD_OUTPUTS <= (int)MAX_OUTPUTS && PART_OUTPUTS <= (int)MAX_OUTPUTS &&
-                   FINISH_OUTPUTS <= (int)MAX_OUTPUTS && NEAREST_OUTPUTS <= (int)MAX_OUTPUTS,
+                   FINISH_OUTPUTS <= (int)MAX_OUTPUTS && NEAREST_OUTPUTS <= (int)MAX_OUTPUTS &&
+                   OWN_OUTPUTS <= (int)MAX_OUTPUTS,
                "a call has room for its outputs");
 
 /* The operators of keys that come in blocks (parts.c). */
 bool contrast_part(call *c);
+bool contrast_own(call *c);
 bool contrast_finish(call *c);
 bool measure_part(call *c);
 

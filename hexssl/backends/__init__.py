@@ -41,7 +41,6 @@ import torch
 
 from hexssl import core
 from hexssl.backends import differentiable, torch_ops
-from hexssl.backends.row_loss import needs_own
 from hexssl.backends.torch_ops import blocks
 from hexssl.problem import Problem, Settings
 
@@ -112,18 +111,16 @@ def elsewhere(problem: Problem, settings: Settings | None) -> ModuleType:
 
 
 def by_blocks(problem: Problem, settings: Settings) -> ModuleType:
-    """Who computes a loss whose keys come block by block: the core, but for what it has not learned.
+    """Who computes a loss whose keys come block by block: on the CPU the core, but for one case.
 
-    A positive's own denominator needs a second visit of all blocks. Whether rows of half precision that are not
-    normalised are of length 1 all the same can no longer be told when they are widened.
+    Whether rows of half precision that are not normalised are of length 1 all the same can no longer be told when they
+    are widened.
 
     All ranks must choose alike: what they send each other depends on it.
     """
     half = problem.anchors.dtype in (torch.float16, torch.bfloat16)
-    if (_forced in ("", "cpu") and core.computes(problem.anchors) and not needs_own(settings)
-            and not (half and not (settings.normalize and settings.normalize_keys))):
-        return cpu_blocks
-    return blocks
+    lost = half and not (settings.normalize and settings.normalize_keys)
+    return cpu_blocks if _forced in ("", "cpu") and core.computes(problem.anchors) and not lost else blocks
 
 
 def why(device: str) -> str:

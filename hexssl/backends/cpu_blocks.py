@@ -6,7 +6,7 @@ rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hexssl import dtypes, operators
 from hexssl.backends.cpu import coded
+from hexssl.backends.row_loss import needs_own
 from hexssl.backends.torch_ops import function, partial
 from hexssl.backends.torch_ops.accumulate import Wanted
 from hexssl.core import NO_TOKEN
@@ -77,10 +78,24 @@ def forward(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, 
         numbers = coded(problem, settings)
         part = operators.op_contrast_part(anchors, *others, limit, temperature, *part, *numbers, statistics)
     if anchors is None:
+        for _ in blocks() if needs_own(settings) else ():  # they pass by all the same
+            pass
         return None
+    own = _own_sums(blocks, settings, anchors, temperature, part) if needs_own(settings) else _ABSENT
     form = numbers[operators.FORM:]
-    losses, direct, seen, rows = operators.op_contrast_finish(*part, limit, temperature, keys, *form, statistics)
+    losses, direct, seen, rows = operators.op_contrast_finish(*part, own, limit, temperature, keys, *form, statistics)
     return losses.to(anchors.dtype), seen, State(rows, direct)
+
+
+def _own_sums(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, anchors: Tensor, temperature: Tensor,
+              part: Sequence[Tensor]) -> Tensor:
+    """Another visit, of what needs the sums of all negatives."""
+    own = _ABSENT
+    for problem in blocks():
+        if problem is not None:
+            own = operators.op_contrast_own(*_widened(problem, anchors), temperature, *part, own,
+                                            *coded(problem, settings))
+    return own
 
 
 class Backward:
