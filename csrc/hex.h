@@ -282,11 +282,12 @@ typedef struct {
  * - want: HEX_WANT_MOMENTS or 0. The column of the quantile is of no use.
  * - count: 0 to N.
  * - nearest: (M, count) float, or double with HEX_F64, in no order. A row with fewer members is filled up with -inf, or
- * inf; one that is not finite, or whose keys are not, is NaN. */
+ * inf. One that is not finite, or whose keys are not, or whose products may overflow, is NaN. */
 hex_status hex_measure_part(const hex_problem *problem, bool negatives_only, int want, int64_t count, bool largest,
                             double *row_stats, void *nearest);
 
-/* NULL, or what is wrong, as hex_check: for hex_contrast_part, and for hex_contrast_finish of so many anchors. */
+/* NULL, or what is wrong, as hex_check. The first is for hex_contrast_part and hex_contrast_own, the other for
+ * hex_contrast_finish. */
 const char *hex_check_part(const hex_problem *problem, const hex_settings *settings);
 const char *hex_check_finish(int64_t anchors, const hex_settings *settings);
 

@@ -208,7 +208,7 @@ _IN_WORDS = {
     "gradient of keys": "keys: got some that want a gradient and some that do not on the ranks",
     "who": "gather: got other arguments or another number of views on some ranks, of those that say who is compared "
            "with whom",
-    "settings": "gather: got other settings on some ranks",
+    "settings": "gather: got other settings on some ranks, or for a ring another backend (HEXSSL_BACKEND, or no core)",
     "threshold": "threshold: got another threshold on some ranks, or another time (set_epoch, set_step)",
 }
 

@@ -19,6 +19,7 @@ from hexssl.operators import (
     op_contrast_part,
     op_measure_part,
 )
+from hexssl.profiling import Profile
 
 M, N, D = 7, 23, 5
 ABSENT, NO_TOKEN = torch.empty(0), torch.zeros((), dtype=torch.int64)
@@ -323,6 +324,7 @@ def test_wrong_part(changes: dict[str, Any], words: str) -> None:
     ({"beta": -1.0}, "beta must be"),
     ({"positives": 1, "denominator": 1}, "own is missing"),
     ({"own": torch.zeros(M, 3).double()}, "own must be"),
+    ({"rows": torch.empty(2**61, 0).double(), "threshold": torch.zeros(1).double().expand(2**61)}, "rows must be"),
 ])
 def test_wrong_finish(changes: dict[str, Any], words: str) -> None:
     rows, batch = torch.zeros(M, _C.PART_ROW).double(), torch.zeros(_C.PART_BATCH).double()
@@ -331,6 +333,20 @@ def test_wrong_finish(changes: dict[str, Any], words: str) -> None:
              "statistics": True, **changes}
     with pytest.raises(RuntimeError, match=f"hexssl::contrast_finish: {words}"):
         op_contrast_finish(*given.values())
+
+
+def test_a_part_visits_every_tile_once_or_twice() -> None:
+    """Twice where every class has a shift of its own, which is looked for first; denominators are of another visit."""
+    given = who("labels", torch.float32, 300, 700)
+
+    def visited(tau: float, form: dict[str, str]) -> int:
+        with Profile() as profile:
+            op_contrast_part(*given.tensors(), ABSENT, torch.tensor(tau), ABSENT, ABSENT, *numbers(given, form), False)
+        return profile.phases["scores"].calls
+
+    once = visited(0.5, {})
+    assert visited(0.5, {"positives": "mean", "denominator": "own"}) == once > 0
+    assert visited(0.001, {}) == 2 * once
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -1e300, 1e300])

@@ -20,7 +20,7 @@ typedef struct {
     double *losses;         /* (hex_loss_count) */
     double *moment;         /* (HEX_MOMENTS, ap) of the negatives; used with moments_pass */
     double *row_state;      /* (hex_loss_count, HEX_ROW_STATE) */
-    const hex_part *part;   /* where the keys are one block of several: in place of losses and row_state; else NULL */
+    const hex_part *part;   /* of one block of several: written in place of losses and row_state; else NULL */
     const hex_part *before; /* of earlier blocks, or NULL */
 } core_contrast;
 
@@ -31,7 +31,8 @@ void core_contrast_place(const core_geometry *g, double *row_state, core_arena *
  * run keeps sums, these are formed, too. With a part its rows are filled in, in place of losses and row_state. */
 void core_contrast_run(core_run *run, core_contrast *c);
 
-/* Fills in `own` and paired instead, where negatives are given. */
+/* Fills in `own` and paired alone. The caller has filled in `negatives`. Shifts are not set: the kernel `own` reads
+ * none. */
 void core_contrast_own(core_run *run, core_contrast *c);
 
 #endif

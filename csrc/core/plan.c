@@ -204,7 +204,7 @@ void core_plan_numbers(core_strategy *strategy, const core_run *run, const hex_s
     choose_shift(strategy, run, lowest, !wanted.in_blocks || (run->problem->normalize && run->problem->normalize_keys));
     strategy->all_global = lowest == INFINITY;
     strategy->one_factor = has_one_factor(strategy, run);
-    strategy->own_pass = any_row_needs_own(run, s);
+    strategy->own_pass = !wanted.in_blocks && any_row_needs_own(run, s); /* of blocks hex_contrast_own makes it */
     strategy->moments_pass = wanted.statistics && are_negatives_sparse(run);
     strategy->nearest_too = wanted.statistics;
     strategy->exponentials = strategy->one_shift && one_threshold && whole_beta && !strategy->own_pass;

@@ -71,7 +71,8 @@ bool contrast_finish(call *c) {
         return fail(c, "own is missing, the sums that denominator own needs");
     const int32_t float64 = hex_torch.aoti_torch_dtype_float64();
     const bool statistics = call_boolean(c, F_statistics);
-    if (!call_threshold(c, F_threshold, anchors, &settings) || !call_part(c, F_rows, anchors, false, &part) ||
+    /* The part comes first: before its shape is known, nothing is sized by `anchors`. */
+    if (!call_part(c, F_rows, anchors, false, &part) || !call_threshold(c, F_threshold, anchors, &settings) ||
         !call_output(c, float64, 1, &anchors, &losses) || !call_output(c, float64, 1, &anchors, &direct) ||
         !call_output(c, float64, 1, (int64_t[]){statistics ? HEX_BATCH_STATS : 0}, &batch_stats) ||
         !call_output(c, float64, 2, (int64_t[]){anchors, HEX_ROW_STATE}, &row_state))
