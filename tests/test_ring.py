@@ -15,7 +15,7 @@ from peers import EXACT, assert_close, rows
 from ranks import fixture_of, in_step, in_turn, rank
 from test_gather import CASES, SCALED, Batch, Model, close_statistics, compare_single, outcome, part
 from test_gather_calls import sent
-from test_gather_training import Encoder, criteria, optimized, plain, plain_hex, turn
+from test_gather_training import Encoder, criteria, optimized, plain, plain_hex, queue_of, turn
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
@@ -288,8 +288,8 @@ def refused() -> dict[str, str]:
 
 def test_errors_are_those_of_all_ranks(three):
     expected = {
-        "not all in a ring": "ValueError: gather: got other settings on some ranks: rank 1 differs",
-        "other backends": "ValueError: gather: got other settings on some ranks: rank 1 differs",
+        "not all in a ring": "ValueError: gather: got other settings on some ranks, or for a ring another backend",
+        "other backends": "ValueError: gather: got other settings on some ranks, or for a ring another backend",
         "one rank's views": "ValueError: views[1]: got", "a relation of one rank": "ValueError: relation: got",
         "second derivatives": "RuntimeError", "a queue": "TypeError: gather: got", "rows by hand": "TypeError: group:",
         "sync": "TypeError: sync: got", "a word": "TypeError: gather: got", "no ranks": "ValueError: group: got False",
@@ -355,15 +355,16 @@ def batches_of_all() -> list[Tensor]:
 def joined() -> dict[str, Any]:
     """Ranks whose data end go along."""
     model = DistributedDataParallel(Encoder(), broadcast_buffers=False)
-    losses = criteria(Ring(distributed.new_group()))
-    with Join([JoinableLoss(model, *losses), model]):
-        optimized(model, losses, [turn(number, rank()) for number in range(TURNS[rank()])])
+    group = distributed.new_group()
+    losses, queue = criteria(Ring(group)), queue_of(group, slice(rank(), rank() + 1))
+    with Join([JoinableLoss(model, *losses, queues=[queue]), model]):
+        optimized(model, losses, queue, [turn(number, rank()) for number in range(TURNS[rank()])])
     return {"weight": model.module.weight.detach(), "average": losses[0].threshold.average}
 
 
 def test_join_goes_on_until_all_data_have_ended(three):
     model, losses = Encoder(), criteria(False)
-    optimized(model, losses, batches_of_all())
+    optimized(model, losses, queue_of(False, slice(3)), batches_of_all())
     for found in (results["joined"] for results in three):
         assert_close(found["weight"], model.weight.detach(), EXACT)
         assert_close(found["average"], losses[0].threshold.average, EXACT)

@@ -89,10 +89,10 @@ def build(program: Path, sources: Sequence[Path], architecture: str, compiler: s
         isa[tier] = [*isa_flags(other), "-DHEX_LOWERED", "-Wno-psabi"]
     flags = {KERNELS / f"{tier}_{element}.c": isa[tier] for tier in isa for element in setup_table("TYPES")}
 
-    kept = _objects_of_these_sources()
+    kept, common = _objects_of_these_sources(), setup_table("FLAGS")
 
     def compiled(source: Path) -> Path:
-        return _compile_once([compiler, *setup_table("FLAGS"), "-Werror", *flags.get(source, []), *extra], source, kept)
+        return _compile_once([compiler, *common, "-Werror", *flags.get(source, []), *extra], source, kept)
 
     units = [*flags, KERNELS / "dispatch.c", *sources]  # what takes longest comes first
     with ThreadPoolExecutor(os.cpu_count()) as pool:
