@@ -24,8 +24,8 @@ from hexssl.gathered_problem import _IN_GRAPH
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
 RANKS = 2
-COMPILED = ("low quantile", "moments", "rows", "own", "single losses", "info_nce function", "regularized", "labels",
-            "paired", "labelled queue", "relation", "both ways, pairs", "both ways, single losses")
+COMPILED = ("moments", "rows", "own", "single losses", "regularized", "labels", "labelled queue", "relation",
+            "both ways, pairs")
 TRAINED = ("warm-up, average", "schedule")
 
 
@@ -59,13 +59,11 @@ def cases() -> dict[str, Any]:
 def elsewhere() -> dict[str, Any]:
     """Computed by torch's operations; compiled to code; of a group or a mesh."""
     found = {}
-    for name in ("low quantile", "both ways, pairs"):
-        with backends.forced("torch_ops"):
-            found[f"{name}, torch_ops"] = both(name, compiled)
+    with backends.forced("torch_ops"):
+        found["torch_ops"] = both("low quantile", compiled)
     found["inductor"] = both("low quantile", lambda loss: compiled(loss, "inductor"))
-    for name in ("low quantile", "info_nce function"):
-        found[f"{name}, group"] = both(name, compiled, distributed.new_group())
-        found[f"{name}, mesh"] = both(name, compiled, init_device_mesh("cpu", (RANKS,)))
+    found["group"] = both("low quantile", compiled, distributed.new_group())
+    found["mesh"] = both("info_nce function", compiled, init_device_mesh("cpu", (RANKS,)))
     return found
 
 
