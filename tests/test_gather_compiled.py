@@ -24,9 +24,8 @@ from hexssl.gathered_problem import _IN_GRAPH
 from hexssl.thresholds import AdaptiveThreshold, FixedThreshold, MeanStdThreshold
 
 RANKS = 2
-COMPILED = ("moments", "rows", "own", "single losses", "regularized", "labels", "labelled queue", "relation",
-            "both ways, pairs")
-TRAINED = ("warm-up, average", "schedule")
+COMPILED = ("rows", "own", "single losses", "labels", "labelled queue", "relation", "both ways, pairs")
+TRAINED = ("warm-up, average",)
 
 
 def everything() -> dict[str, Any]:
