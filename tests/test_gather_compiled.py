@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +11,9 @@ import test_gather
 import torch
 from peers import EXACT, assert_close, rows
 from ranks import fixture_of, in_step, in_turn, rank
-from test_compiled_training import EPOCHS, SIZES, THRESHOLDS
+from test_compiled_training import THRESHOLDS, trained
 from test_gather import CASES, outcome, part
 from torch import Tensor, distributed, nn
-from torch._dynamo.backends.debugging import aot_eager
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import normalize
 
@@ -30,7 +28,7 @@ TRAINED = ("warm-up, average",)
 
 def everything() -> dict[str, Any]:
     warnings.simplefilter("ignore")  # of thresholds that find no hierarchical negative, in every fourth case
-    return in_turn(cases, elsewhere, trained, differing, ring, changing, statistics)
+    return in_turn(cases, elsewhere, compiled_training, differing, ring, changing, statistics)
 
 
 two = fixture_of(everything, RANKS)
@@ -74,51 +72,31 @@ class Training(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5))
-        self.views = HEXLoss(temperature=LogTemperature(0.2), threshold=threshold, gather=True)
+        self.loss = HEXLoss(temperature=LogTemperature(0.2), threshold=threshold, gather=True)
         self.crossed = CrossHEXLoss(threshold=0.3, gather=True)
         self.queue = FeatureQueue(size=64, dim=5, labels=True)
         self.queue.push(normalize(torch.randn(64, 5)), torch.arange(64))
 
     def forward(self, x1: Tensor, x2: Tensor, numbers: Tensor) -> Tensor:
         z1, z2 = self.encoder(x1), self.encoder(x2)
-        loss: Tensor = self.views(z1, z2) + self.crossed(z1, z2.detach(), self.queue.rows)
+        loss: Tensor = self.loss(z1, z2) + self.crossed(z1, z2.detach(), self.queue.rows)
         self.queue.push(normalize(z2.detach()), numbers)
         return loss
 
 
-def trained() -> dict[str, Any]:
+def averaged(model: nn.Module) -> None:
+    """What DDP does to gradients."""
+    for parameter in model.parameters():
+        distributed.all_reduce(parameter.grad)
+        parameter.grad /= RANKS
+
+
+def compiled_training() -> dict[str, Any]:
     found = {}
     for name in TRAINED:
-        graphs = []
-
-        def counted(graph: Any, inputs: Any, graphs: list[Any] = graphs) -> Any:
-            graphs.append(graph)
-            return aot_eager(graph, inputs)
-
-        torch._dynamo.reset()
         eager = Training(THRESHOLDS[name]())
-        model = copy.deepcopy(eager)
-        run = torch.compile(model, fullgraph=True, backend=counted)
-        optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (eager, model)]
-        generator = torch.Generator().manual_seed(1 + rank())
-        losses: list[list[Tensor]] = []
-        for epoch in range(EPOCHS):
-            for each in (eager, model):
-                each.views.set_epoch(epoch)
-            for size in SIZES:
-                x1, x2 = torch.randn(2, size, 6, generator=generator)
-                numbers = torch.randint(1000, (size,), generator=generator)
-                losses.append([])
-                for step, optimizer in zip((eager, run), optimizers, strict=True):
-                    optimizer.zero_grad()
-                    loss = step(x1, x2, numbers)
-                    loss.backward()
-                    for parameter in step.parameters():  # what DDP does
-                        distributed.all_reduce(parameter.grad)
-                        parameter.grad /= RANKS
-                    optimizer.step()
-                    losses[-1].append(loss.detach())
-        found[name] = torch.tensor(losses), len(graphs), torch.equal(model.queue.labels, eager.queue.labels)
+        losses, graphs, copy = trained(eager, 1 + rank(), averaged)
+        found[name] = losses, graphs, torch.equal(copy.queue.labels, eager.queue.labels)
     return found
 
 
@@ -213,7 +191,7 @@ def test_other_backends_are_compiled_too(two):
 @pytest.mark.parametrize("name", TRAINED)
 def test_twenty_epochs_with_batches_of_several_sizes(two, name):
     for results in two:
-        losses, graphs, queues = results["trained"][name]
+        losses, graphs, queues = results["compiled_training"][name]
         torch.testing.assert_close(losses[:, 1], losses[:, 0], rtol=1e-4, atol=1e-5)
         assert queues and graphs <= 3, graphs
 
