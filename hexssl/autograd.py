@@ -22,7 +22,7 @@ from hexssl.operators import NO_REDUCTION, Adaptive, ContrastSettings, Rest
 from hexssl.problem import Problem
 from hexssl.thresholds import Measurement
 
-_ABSENT = torch.empty(0, device="cpu")
+ABSENT = torch.empty(0, device="cpu")
 
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
 _traced_by_jit, _has_key = torch._C._is_tracing, torch._C._dispatch_tls_is_dispatch_key_included
@@ -37,12 +37,13 @@ def watched(anchors: Tensor) -> bool:
             or _has_key(_PRE_DISPATCH) or not (type(anchors) is Tensor or type(anchors) is nn.Parameter))
 
 
-def _present(tensor: Tensor | None) -> Tensor:
-    return _ABSENT if tensor is None else tensor
+def present(tensor: Tensor | None) -> Tensor:
+    """As the operators take it."""
+    return ABSENT if tensor is None else tensor
 
 
 def _of_one_kind(anchors: Tensor, partners: Sequence[Tensor | None]) -> list[Tensor]:
-    absent = _ABSENT if torch.compiler.is_compiling() else anchors.new_empty(0)  # a compiler lifts constants itself
+    absent = ABSENT if torch.compiler.is_compiling() else anchors.new_empty(0)  # a compiler lifts constants itself
     return [absent if tensor is None else tensor for tensor in partners]
 
 
@@ -53,8 +54,8 @@ def run_measure(anchors: Tensor, keys: Tensor | None, labels: Tensor | None, key
         partners = _of_one_kind(anchors, (None if keys is None else keys.detach(), labels, key_labels, relation))
         return operators.op_measure(anchors.detach(), *partners, *settings)
     with below_autograd():
-        return operators.op_measure(anchors, _present(keys), _present(labels), _present(key_labels),
-                                    _present(relation), *settings)
+        return operators.op_measure(anchors, present(keys), present(labels), present(key_labels),
+                                    present(relation), *settings)
 
 
 def _call(operator: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | None, temperature: Tensor, rest: Rest,
@@ -63,9 +64,9 @@ def _call(operator: Any, anchors: Tensor, keys: Tensor | None, paired: Tensor | 
     labels, key_labels, relation, threshold, token, settings, adaptive, needed, scale, statistics = rest
     try:  # as `operators.interruptible`, whose call of another function costs more
         return operator(
-            anchors, _ABSENT if keys is None else keys, _ABSENT if paired is None else paired,
-            _ABSENT if labels is None else labels, _ABSENT if key_labels is None else key_labels,
-            _ABSENT if relation is None else relation, _ABSENT if threshold is None else threshold,
+            anchors, ABSENT if keys is None else keys, ABSENT if paired is None else paired,
+            ABSENT if labels is None else labels, ABSENT if key_labels is None else key_labels,
+            ABSENT if relation is None else relation, ABSENT if threshold is None else threshold,
             temperature, token, *settings, *adaptive, needed, at_once, scale, statistics)
     except RuntimeError:
         _C.raise_interrupt()
@@ -105,7 +106,7 @@ def _contrast_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | No
     needed = ctx.needs_input_grad[:4]
     backward = (operators.op_contrast_backward if watched(grad_loss)
                 else operators.op_contrast_backward_no_grad)
-    return backward(grad_loss * ctx.scale, anchors, *map(_present, saved), *ctx.settings, *needed)
+    return backward(grad_loss * ctx.scale, anchors, *map(present, saved), *ctx.settings, *needed)
 
 
 def _contrast_again(ctx: Any, saved: Sequence[Tensor | None]) -> Again:
@@ -160,7 +161,7 @@ def _scaled_gradients(ctx: Any, grad_loss: Tensor, saved: Sequence[Tensor | None
     if gradients is None:
         anchors, *saved = ctx.saved_tensors if saved is None else saved
         settings, adaptive, needed, scale, _ = ctx.made
-        gradients = operators.op_contrast(anchors, *map(_present, saved), NO_TOKEN, *settings, *adaptive, needed, True,
+        gradients = operators.op_contrast(anchors, *map(present, saved), NO_TOKEN, *settings, *adaptive, needed, True,
                                           scale, False)[4:]
     if recorded or not grad_loss.is_cpu:  # reading it would wait for the device, and end a capture of its work
         return [gradient * grad_loss.to(gradient.device) if gradient.numel() else gradient for gradient in gradients]

@@ -85,7 +85,7 @@ def _prepared_in_graph(group: Group, make: Callable[[], tuple[Problem, Settings]
         problem, settings = make()
     local = Local(problem, views, queue)
     _check(local, settings, threshold, both_ways, group)
-    keys = problem.anchors if problem.keys is None else problem.keys
+    keys = problem.keys_or_anchors
     anchors, number = problem.anchors.shape[0], keys.shape[0]
     told = _alike_in_graph(local, settings, threshold, statistics, both_ways, group)
     exchange.assert_alike(group, [min(anchors, number), anchors, number, *told], _IN_GRAPH, problem.anchors.device)
@@ -97,7 +97,7 @@ def _prepared_in_graph(group: Group, make: Callable[[], tuple[Problem, Settings]
 def _check(local: Local, settings: Settings, threshold: Any, both_ways: bool, group: Group) -> None:
     """What is wrong on this rank, whatever the others have."""
     problem = local.problem
-    keys = problem.anchors if problem.keys is None else problem.keys
+    keys = problem.keys_or_anchors
     validation.arithmetic(settings.temperature, settings.beta, problem.anchors.dtype)
     if isinstance(threshold, Threshold):
         threshold.check_device(problem.anchors.device)
@@ -115,7 +115,7 @@ def _check(local: Local, settings: Settings, threshold: Any, both_ways: bool, gr
 def _describe(local: Local, settings: Settings, threshold: Any, statistics: bool, both_ways: bool,
               group: Group) -> Told:
     problem = local.problem
-    keys = problem.anchors if problem.keys is None else problem.keys
+    keys = problem.keys_or_anchors
     alike = {
         "dtype": _DTYPES[problem.anchors.dtype], "device": _code(problem.anchors.device.type),
         "columns": problem.anchors.shape[1],
@@ -136,7 +136,7 @@ def _alike_in_graph(local: Local, settings: Settings, threshold: Any, statistics
     """As `Told.alike`, but for what changes with the epoch: the graph would be of one epoch alone. Words stand for
     numbers, which the compiler can make of them."""
     problem = local.problem
-    keys = problem.anchors if problem.keys is None else problem.keys
+    keys = problem.keys_or_anchors
     plain = _plain(settings)
     numbers = [_DTYPES[problem.anchors.dtype], problem.anchors.shape[1], problem.anchors.requires_grad,
                keys.requires_grad, _who(problem, local, both_ways), plain.temperature, plain.beta, plain.tau_plus,
@@ -242,7 +242,7 @@ def among(group: Group, local: Local, heard: list[Told], both_ways: bool) -> tup
     if local.queue:
         return (problem,)
     of_anchors, of_keys = [told.anchors for told in heard], [told.keys for told in heard]
-    keys = problem.anchors if problem.keys is None else problem.keys
+    keys = problem.keys_or_anchors
     key_labels = problem.labels if problem.key_labels is None else problem.key_labels
     blocks = [] if group.ring else [Block(keys, of_keys, keys.requires_grad)]
     if both_ways and not group.ring:

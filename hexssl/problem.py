@@ -47,6 +47,11 @@ class Problem(NamedTuple):
     self_offset: int
     both_ways: bool = False
 
+    @property
+    def keys_or_anchors(self) -> Tensor:
+        """(N, D), where it does not matter that they may be the anchors."""
+        return self.anchors if self.keys is None else self.keys
+
 
 def other_way(problem: Problem) -> Problem:
     """The keys as anchors, and the anchors as their keys."""

@@ -49,7 +49,7 @@ class Round(NamedTuple):
 
     def keys(self) -> Tensor:
         """This rank's own."""
-        return self.own.anchors if self.own.keys is None else self.own.keys
+        return self.own.keys_or_anchors
 
     def block(self, owner: int, keys: Tensor) -> Problem:
         """The anchors against the keys of a rank. What row numbers say, they say of its own keys."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hexssl import dtypes, operators
+from hexssl.autograd import ABSENT, present
 from hexssl.backends.cpu import coded
 from hexssl.backends.row_loss import needs_own
 from hexssl.backends.torch_ops import function, partial
@@ -20,8 +21,7 @@ from hexssl.backends.torch_ops.accumulate import Wanted
 from hexssl.core import NO_TOKEN
 from hexssl.problem import Problem, Settings
 
-_ABSENT = torch.empty(0, device="cpu")
-_NO_PART = (_ABSENT, _ABSENT)
+_NO_PART = (ABSENT, ABSENT)
 
 
 class State(NamedTuple):
@@ -35,12 +35,8 @@ class State(NamedTuple):
     direct: Tensor
 
 
-def _temperature(settings: Settings) -> Tensor:
-    return torch.as_tensor(settings.temperature, dtype=torch.float64, device="cpu").detach()
-
-
-def _present(tensor: Tensor | None) -> Tensor:
-    return _ABSENT if tensor is None else tensor
+def _wide(number: float | Tensor) -> Tensor:
+    return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
 
 
 def _widened(problem: Problem, anchors: Tensor | None) -> list[Tensor]:
@@ -48,7 +44,7 @@ def _widened(problem: Problem, anchors: Tensor | None) -> list[Tensor]:
     anchors = dtypes.single(problem.anchors.detach()) if anchors is None else anchors
     keys, paired = (None if of is None else dtypes.single(of.detach()) for of in (problem.keys, problem.paired))
     relation = None if problem.relation is None else problem.relation.contiguous()
-    return [anchors, *map(_present, (keys, paired, problem.labels, problem.key_labels, relation))]
+    return [anchors, *map(present, (keys, paired, problem.labels, problem.key_labels, relation))]
 
 
 class Measured(partial.Measured):
@@ -69,8 +65,8 @@ class Measured(partial.Measured):
 def forward(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, threshold: float | Tensor | None,
             statistics: bool, keys: int) -> tuple[Tensor, Tensor, State] | None:
     """As `hexssl.backends` says."""
-    temperature, anchors, part = _temperature(settings), None, _NO_PART
-    limit = _ABSENT if threshold is None else torch.as_tensor(threshold, dtype=torch.float64, device="cpu").detach()
+    temperature, anchors, part = _wide(settings.temperature), None, _NO_PART
+    limit = ABSENT if threshold is None else _wide(threshold)
     for problem in blocks():
         if problem is None:
             continue
@@ -81,7 +77,7 @@ def forward(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, 
         for _ in blocks() if needs_own(settings) else ():  # they pass by all the same
             pass
         return None
-    own = _own_sums(blocks, settings, anchors, temperature, part) if needs_own(settings) else _ABSENT
+    own = _own_sums(blocks, settings, anchors, temperature, part) if needs_own(settings) else ABSENT
     form = numbers[operators.FORM:]
     losses, direct, seen, rows = operators.op_contrast_finish(*part, own, limit, temperature, keys, *form, statistics)
     return losses.to(anchors.dtype), seen, State(rows, direct)
@@ -90,7 +86,7 @@ def forward(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, 
 def _own_sums(blocks: Callable[[], Iterable[Problem | None]], settings: Settings, anchors: Tensor, temperature: Tensor,
               part: Sequence[Tensor]) -> Tensor:
     """Another visit, of what needs the sums of all negatives."""
-    own = _ABSENT
+    own = ABSENT
     for problem in blocks():
         if problem is not None:
             own = operators.op_contrast_own(*_widened(problem, anchors), temperature, *part, own,
@@ -103,7 +99,7 @@ class Backward:
 
     def __init__(self, settings: Settings, threshold: float | Tensor | None, state: State | None, weights: Tensor,
                  wanted: Wanted, of_keys: bool) -> None:
-        self.settings, self.temperature = settings._replace(reduction="none"), _temperature(settings)
+        self.settings, self.temperature = settings._replace(reduction="none"), _wide(settings.temperature)
         self.state, self.weights, self.wanted = state, weights, wanted
         self.elsewhere = wanted._replace(keys=of_keys, paired=False)
         self.anchors: Tensor | None = None  # widened

@@ -170,7 +170,7 @@ def of(problem: Problem) -> Members:
             return Pairs()
     labels, key_labels, relation = problem.labels, problem.key_labels, problem.relation
     if problem.period > 0:
-        device, keys = problem.anchors.device, (problem.anchors if problem.keys is None else problem.keys).shape[0]
+        device, keys = problem.anchors.device, problem.keys_or_anchors.shape[0]
         labels = torch.arange(rows, device=device) % problem.period
         key_labels = torch.arange(keys, device=device) % problem.period
     elif labels is None and relation is None and offset < 0 and problem.keys is not None:

@@ -80,7 +80,7 @@ def _ids(labels: Tensor, key_labels: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def who_of(problem: Problem) -> Who:
-    anchors, keys = problem.anchors, problem.anchors if problem.keys is None else problem.keys
+    anchors, keys = problem.anchors, problem.keys_or_anchors
     none = anchors.new_empty(0, dtype=torch.int32)
     signs = anchors.new_empty(0, dtype=torch.int8)
     offset = problem.self_offset
