@@ -188,53 +188,45 @@ static void run(const operator *of, stable_value *stack, uint64_t inputs, uint64
     call_finish(&c, ok);
 }
 
-static const operator operators[] = {
-    {"hexssl::measure", measure, MEASURE_INPUTS, M_period, MEASURE_OUTPUTS, false},
-    {"hexssl::contrast", contrast, CONTRAST_INPUTS, C_period, CONTRAST_OUTPUTS, false},
-    {"hexssl::contrast_no_grad", contrast, CONTRAST_INPUTS, C_period, CONTRAST_OUTPUTS, true},
-    {"hexssl::contrast_backward", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, false},
-    {"hexssl::contrast_backward_no_grad", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, true},
-    {"hexssl::contrast_part", contrast_part, PART_INPUTS, P_period, PART_OUTPUTS, false},
-    {"hexssl::contrast_finish", contrast_finish, FINISH_INPUTS, F_keys, FINISH_OUTPUTS, false},
-    {"hexssl::measure_part", measure_part, NEAREST_INPUTS, N_period, NEAREST_OUTPUTS, false},
-    {"hexssl::contrast_own", contrast_own, OWN_INPUTS, O_period, OWN_OUTPUTS, false},
+/* A row of the table below, and the function that torch calls for it. */
+enum {
+    MEASURE,
+    CONTRAST,
+    CONTRAST_NO_GRAD,
+    BACKWARD,
+    BACKWARD_NO_GRAD,
+    PART,
+    OWN,
+    FINISH,
+    NEAREST,
 };
 
-static void measure_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators, stack, inputs, outputs);
-}
+static const operator operators[] = {
+    [MEASURE] = {"hexssl::measure", measure, MEASURE_INPUTS, M_period, MEASURE_OUTPUTS, false},
+    [CONTRAST] = {"hexssl::contrast", contrast, CONTRAST_INPUTS, C_period, CONTRAST_OUTPUTS, false},
+    [CONTRAST_NO_GRAD] = {"hexssl::contrast_no_grad", contrast, CONTRAST_INPUTS, C_period, CONTRAST_OUTPUTS, true},
+    [BACKWARD] = {"hexssl::contrast_backward", contrast_backward, BACKWARD_INPUTS, B_period, BACKWARD_OUTPUTS, false},
+    [BACKWARD_NO_GRAD] = {"hexssl::contrast_backward_no_grad", contrast_backward, BACKWARD_INPUTS, B_period,
+                          BACKWARD_OUTPUTS, true},
+    [PART] = {"hexssl::contrast_part", contrast_part, PART_INPUTS, P_period, PART_OUTPUTS, false},
+    [OWN] = {"hexssl::contrast_own", contrast_own, OWN_INPUTS, O_period, OWN_OUTPUTS, false},
+    [FINISH] = {"hexssl::contrast_finish", contrast_finish, FINISH_INPUTS, F_keys, FINISH_OUTPUTS, false},
+    [NEAREST] = {"hexssl::measure_part", measure_part, NEAREST_INPUTS, N_period, NEAREST_OUTPUTS, false},
+};
 
-static void contrast_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 1, stack, inputs, outputs);
-}
-
-static void contrast_no_grad_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 2, stack, inputs, outputs);
-}
-
-static void backward_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 3, stack, inputs, outputs);
-}
-
-static void backward_no_grad_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 4, stack, inputs, outputs);
-}
-
-static void part_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 5, stack, inputs, outputs);
-}
-
-static void finish_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 6, stack, inputs, outputs);
-}
-
-static void nearest_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 7, stack, inputs, outputs);
-}
-
-static void own_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {
-    run(operators + 8, stack, inputs, outputs);
-}
+#define KERNEL(name, row)                                                                                              \
+    static void name##_kernel(stable_value *stack, uint64_t inputs, uint64_t outputs) {                                \
+        run(operators + (row), stack, inputs, outputs);                                                                \
+    }
+KERNEL(measure, MEASURE)
+KERNEL(contrast, CONTRAST)
+KERNEL(contrast_no_grad, CONTRAST_NO_GRAD)
+KERNEL(backward, BACKWARD)
+KERNEL(backward_no_grad, BACKWARD_NO_GRAD)
+KERNEL(part, PART)
+KERNEL(own, OWN)
+KERNEL(finish, FINISH)
+KERNEL(nearest, NEAREST)
 
 /* Handles of the registrations: they end when a handle is deleted, so the handles are never let go. */
 static library_handle definitions, kernels;

@@ -15,59 +15,54 @@
 
 /* clang-format off */
 /* What depends on the batch size is SymInt: an int would make torch.compile build anew for every size. */
+#define ROW_NUMBERS(NEXT) \
+    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys)
+#define FORM_NUMBERS(NEXT) \
+    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
+    NEXT(int, denominator) NEXT(int, reduction)
+#define SETTINGS_NUMBERS(NEXT) ROW_NUMBERS(NEXT) NEXT(bool, both_ways) FORM_NUMBERS(NEXT)
+#define PARTNERS(NEXT) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation)
+#define MEASURED_ROWS(FIRST, NEXT) FIRST(Tensor, anchors) NEXT(Tensor, keys) PARTNERS(NEXT)
+#define CONTRASTED_ROWS(FIRST, NEXT) FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) PARTNERS(NEXT)
+
 #define MEASURE_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation) \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
+    MEASURED_ROWS(FIRST, NEXT) ROW_NUMBERS(NEXT) \
     NEXT(float, quantile) NEXT(bool, negatives_only) NEXT(int, want) NEXT(bool, keep)
 #define MEASURE_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, mean_quantile) NEXT(Tensor, token)
 
 #define CONTRAST_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
-    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token) \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) NEXT(bool, both_ways) \
-    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
-    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, adaptive) NEXT(float, quantile) NEXT(bool, negatives_only) \
+    CONTRASTED_ROWS(FIRST, NEXT) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, token) \
+    SETTINGS_NUMBERS(NEXT) NEXT(bool, adaptive) NEXT(float, quantile) NEXT(bool, negatives_only) \
     NEXT(int, needed) NEXT(bool, at_once) NEXT(float, scale) NEXT(bool, statistics)
 #define CONTRAST_RESULTS(FIRST, NEXT) \
     FIRST(Tensor, loss) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state) NEXT(Tensor, token) \
     NEXT(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
 
 #define BACKWARD_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, grad_loss) NEXT(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) \
-    NEXT(Tensor, key_labels) NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, row_state) \
-    NEXT(Tensor, token) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
-    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) \
-    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, need_anchors) NEXT(bool, need_keys) \
-    NEXT(bool, need_paired) NEXT(bool, need_temperature)
+    FIRST(Tensor, grad_loss) CONTRASTED_ROWS(NEXT, NEXT) NEXT(Tensor, temperature) NEXT(Tensor, row_state) \
+    NEXT(Tensor, token) SETTINGS_NUMBERS(NEXT) \
+    NEXT(bool, need_anchors) NEXT(bool, need_keys) NEXT(bool, need_paired) NEXT(bool, need_temperature)
 #define BACKWARD_RESULTS(FIRST, NEXT) \
     FIRST(Tensor, grad_anchors) NEXT(Tensor, grad_keys) NEXT(Tensor, grad_paired) NEXT(Tensor, grad_temperature)
 
 #define PART_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
-    NEXT(Tensor, relation) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, rows_before) \
-    NEXT(Tensor, batch_before) NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) \
-    NEXT(bool, normalize_keys) NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) \
-    NEXT(int, formulation) NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, statistics)
+    CONTRASTED_ROWS(FIRST, NEXT) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(Tensor, rows_before) \
+    NEXT(Tensor, batch_before) SETTINGS_NUMBERS(NEXT) NEXT(bool, statistics)
 #define PART_RESULTS(FIRST, NEXT) FIRST(Tensor, rows) NEXT(Tensor, batch)
 
 #define OWN_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, paired) NEXT(Tensor, labels) NEXT(Tensor, key_labels) \
-    NEXT(Tensor, relation) NEXT(Tensor, temperature) NEXT(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, own_before) \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
-    NEXT(bool, both_ways) NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) \
-    NEXT(int, positives) NEXT(int, denominator) NEXT(int, reduction)
+    CONTRASTED_ROWS(FIRST, NEXT) NEXT(Tensor, temperature) NEXT(Tensor, rows) NEXT(Tensor, batch) \
+    NEXT(Tensor, own_before) SETTINGS_NUMBERS(NEXT)
 #define OWN_RESULTS(FIRST, NEXT) FIRST(Tensor, own)
 
 #define FINISH_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, own) NEXT(Tensor, threshold) NEXT(Tensor, temperature) NEXT(SymInt, keys) \
-    NEXT(float, beta) NEXT(float, tau_plus) NEXT(float, local_weight) NEXT(int, formulation) NEXT(int, positives) \
-    NEXT(int, denominator) NEXT(int, reduction) NEXT(bool, statistics)
+    FIRST(Tensor, rows) NEXT(Tensor, batch) NEXT(Tensor, own) NEXT(Tensor, threshold) NEXT(Tensor, temperature) \
+    NEXT(SymInt, keys) FORM_NUMBERS(NEXT) NEXT(bool, statistics)
 #define FINISH_RESULTS(FIRST, NEXT) \
     FIRST(Tensor, losses) NEXT(Tensor, direct) NEXT(Tensor, batch_stats) NEXT(Tensor, row_state)
 
 #define NEAREST_ARGUMENTS(FIRST, NEXT) \
-    FIRST(Tensor, anchors) NEXT(Tensor, keys) NEXT(Tensor, labels) NEXT(Tensor, key_labels) NEXT(Tensor, relation) \
-    NEXT(SymInt, period) NEXT(SymInt, self_offset) NEXT(bool, normalize) NEXT(bool, normalize_keys) \
+    MEASURED_ROWS(FIRST, NEXT) ROW_NUMBERS(NEXT) \
     NEXT(bool, negatives_only) NEXT(int, want) NEXT(SymInt, count) NEXT(bool, largest)
 #define NEAREST_RESULTS(FIRST, NEXT) FIRST(Tensor, row_stats) NEXT(Tensor, nearest)
 /* clang-format on */
