@@ -31,6 +31,11 @@ static inline bool core_unit_cosines(const core_run *run) {
     return core_cosine_bound(run, &run->kept.keys, true) == 1;
 }
 
+/* True if all rows are finite. */
+static inline bool core_finite(const core_run *run) {
+    return run->kept.anchors.finite && run->kept.keys.finite && (!run->problem->paired.data || run->paired.finite);
+}
+
 /* The threshold, or, where all cosines between -1 and 1 exceed it or none does, the infinity that says so. unit: there
  * are no others. */
 static inline double core_threshold_among(bool unit, double threshold) {

@@ -95,9 +95,7 @@ static core_strategy strategy_of(const hex_settings *s, const double *batch) {
                               .one_shift = batch[CORE_T_ONE_SHIFT] != 0,
                               .all_global = batch[CORE_T_ALL_GLOBAL] != 0,
                               .unit_cosines = batch[CORE_T_BOUND] == 1};
-    strategy.power = strategy.one_shift ? batch[CORE_T_POWER] : 0;
-    strategy.shift = strategy.power / HEX_LOG2_E;
-    strategy.least = exp(-strategy.inv_tau - strategy.shift);
+    core_set_power(&strategy, strategy.one_shift ? batch[CORE_T_POWER] : 0);
     return strategy;
 }
 
@@ -134,9 +132,7 @@ static void place(const core_geometry *g, core_arena *arena, part_job *job) {
 static double negatives_sum(const core_run *run, const part_job *job) {
     const core_contrast *c = &job->contrast;
     const core_seen seen = {.sums = c->sums, .moment = job->strategy.moments_pass ? c->moment : NULL};
-    const bool finite =
-        run->kept.anchors.finite && run->kept.keys.finite && (!run->problem->paired.data || run->paired.finite);
-    return finite ? core_negatives_sum(run, &seen, job->column) : NAN;
+    return core_finite(run) ? core_negatives_sum(run, &seen, job->column) : NAN;
 }
 
 static void describe_batch(const core_run *run, const part_job *job) {
@@ -197,11 +193,21 @@ typedef struct {
     double *own;
 } own_job;
 
+/* What of an anchor the sums over its positives are made of. */
+static core_row negatives_of(const core_strategy *strategy, const own_job *job, int64_t i) {
+    core_row row;
+    read_row(strategy, job->part->rows + i * HEX_PART_ROW, 0, &row);
+    core_row_negatives(job->settings, &row);
+    return row;
+}
+
 /* Writes the sums of an anchor's positives that are in this block, and those of earlier ones. */
-static void write_own(const core_run *run, const core_contrast *c, const own_job *job, core_row *row, int64_t i) {
+static void write_own(const core_run *run, const core_contrast *c, const own_job *job, int64_t i) {
     double log = c->own[i], share = c->own[run->g.ap + i];
-    if (run->problem->paired.data)
-        core_row_add_own(row, c->paired[i], &log, &share);
+    if (run->problem->paired.data) {
+        const core_row row = negatives_of(c->strategy, job, i);
+        core_row_add_own(&row, c->paired[i], &log, &share);
+    }
     job->own[2 * i] = log + (job->before ? job->before[2 * i] : 0);
     job->own[2 * i + 1] = share + (job->before ? job->before[2 * i + 1] : 0);
 }
@@ -211,19 +217,14 @@ static void add_own(core_run *run, core_contrast *c, const own_job *job) {
     strategy.bound = core_cosine_bound(run, &run->kept.keys, false);
     c->settings = job->settings;
     c->strategy = &strategy;
-    core_row row;
     for (int64_t i = 0; i < run->g.m; i++) {
-        read_row(&strategy, job->part->rows + i * HEX_PART_ROW, 0, &row);
-        core_row_negatives(job->settings, &row);
+        const core_row row = negatives_of(&strategy, job, i);
         c->negatives[i] = row.neg_log + strategy.shift;
         c->negatives[run->g.ap + i] = row.neg_top;
     }
     core_contrast_own(run, c);
-    for (int64_t i = 0; i < run->g.m; i++) {
-        read_row(&strategy, job->part->rows + i * HEX_PART_ROW, 0, &row);
-        core_row_negatives(job->settings, &row);
-        write_own(run, c, job, &row, i);
-    }
+    for (int64_t i = 0; i < run->g.m; i++)
+        write_own(run, c, job, i);
 }
 
 static hex_status own_on_team(core_team *team, void *context) {

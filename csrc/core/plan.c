@@ -149,9 +149,7 @@ static void choose_shift(core_strategy *strategy, const core_run *run, double lo
     const double more = whole / HEX_LOG2_E - bound * inv_tau; /* what the shift is above the largest logit */
     strategy->one_shift = allowed && (2 * bound + beta * hard) * inv_tau + (1 + beta) * more <= (double)run->k->limit &&
                           beta <= HEX_STEEP;
-    strategy->power = strategy->one_shift ? whole : 0;
-    strategy->shift = strategy->power / HEX_LOG2_E;
-    strategy->least = exp(-inv_tau - strategy->shift);
+    core_set_power(strategy, strategy->one_shift ? whole : 0);
 }
 
 /* Sums of exponentials times keys, before their weights, which are about the inverse: true if they cannot leave T. */
@@ -235,6 +233,5 @@ void core_recall_strategy(core_strategy *strategy, const core_run *run, const he
                                 .one_factor = way & ONE_FACTOR,
                                 .exponentials = way & EXPONENTIALS};
     plan_rows(strategy, run, s);
-    strategy->power = strategy->one_shift ? row_state[CORE_R_POWER] : 0;
-    strategy->shift = strategy->power / HEX_LOG2_E;
+    core_set_power(strategy, strategy->one_shift ? row_state[CORE_R_POWER] : 0);
 }

@@ -92,7 +92,7 @@ static void batch_statistics(const core_run *run, const core_seen *seen, bool of
     core_totals t = {.negative_c = negatives_sum(run, seen, at, count, cosines),
                      .positive_bound = paired && seen->paired_bound > seen->bound ? seen->paired_bound : seen->bound,
                      .bound = seen->bound,
-                     .finite = run->kept.anchors.finite && run->kept.keys.finite && (!paired || run->paired.finite)};
+                     .finite = core_finite(run)};
     for (int64_t i = at; i < at + count; i++) { /* side by side, so that no sum waits for its last addition */
         t.hierarchical += seen->sums[HEX_S_HARD_N * ap + i];
         t.hierarchical_c += seen->sums[HEX_S_HARD_C * ap + i];

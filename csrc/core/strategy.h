@@ -82,6 +82,13 @@ typedef struct {
     bool one_shift, all_global, one_factor, exponentials, leave, own_pass, moments_pass, nearest_too;
 } core_strategy;
 
+/* power: 0 without one_shift. inv_tau is set. */
+static inline void core_set_power(core_strategy *strategy, double power) {
+    strategy->power = power;
+    strategy->shift = power / HEX_LOG2_E;
+    strategy->least = exp(-strategy->inv_tau - strategy->shift);
+}
+
 /* The gradient's sums are formed of exponentials, and weighed when they are complete. */
 static inline bool core_weighs_after(const core_strategy *strategy, core_sums sums) {
     return strategy->one_factor && sums.rows && !sums.cols;
